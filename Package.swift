@@ -1,0 +1,64 @@
+// swift-tools-version: 6.0
+import Foundation
+import PackageDescription
+
+/// The instruction set that the kernels are compiled for; a binary for other machines wants e.g. `x86-64-v3`.
+let cpu = ProcessInfo.processInfo.environment["JETTRAIN_CPU"] ?? "native"
+
+/// Without these flags `squareRoot()` and `addingProduct` become library calls and reductions stay scalar;
+/// `-O` also in debug builds, so that the tests run at speed.
+let kernelFlags: [SwiftSetting] = [
+  .unsafeFlags(["-O", "-Xcc", "-march=\(cpu)", "-Xcc", "-fno-math-errno"])
+]
+
+let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
+let yams = Target.Dependency.product(name: "Yams", package: "Yams")
+
+// A room imports only rooms listed above it (docs/design.md, section 3).
+let package = Package(
+  name: "jettrain",
+  products: [.executable(name: "jettrain", targets: ["jettrain"])],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
+  ],
+  targets: [
+    .systemLibrary(name: "CMPI", pkgConfig: "ompi-c", providers: [.apt(["libopenmpi-dev"])]),
+    .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
+    .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+    .target(name: "MPI", dependencies: ["CMPI"]),
+    .target(name: "Parallel", swiftSettings: kernelFlags),
+    .target(name: "Tensors"),
+    .target(
+      name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
+    .target(name: "Ops", dependencies: ["Tensors"]),
+    .target(name: "NN", dependencies: ["Ops", "Tensors"]),
+    .target(name: "Safetensors", dependencies: ["Tensors"], swiftSettings: kernelFlags),
+    .target(name: "Models", dependencies: ["NN", "Ops", "Safetensors", "Tensors"]),
+    .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
+    .target(name: "Tokenizers", dependencies: [crypto]),
+    .target(
+      name: "TokenStreams", dependencies: ["CZstd", "Parallel", "Tokenizers", crypto, yams],
+      swiftSettings: kernelFlags),
+    .target(
+      name: "Checkpointing",
+      dependencies: ["CZstd", "MPI", "NN", "Parallel", "Safetensors", "TokenStreams", crypto]),
+    .target(name: "Reporting", dependencies: ["Tensors"]),
+    .target(
+      name: "Training",
+      dependencies: [
+        "Checkpointing", "CPUBackend", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel", "Reporting",
+        "Tokenizers", "TokenStreams", yams, crypto,
+      ]),
+    .target(name: "Evaluation", dependencies: ["Models", "Ops", "Tokenizers", "TokenStreams"]),
+    .executableTarget(
+      name: "jettrain",
+      dependencies: ["Evaluation", "Training", "CPUBackend", argumentParser]),
+    .target(name: "TestSupport", dependencies: ["Tensors"], path: "Tests/TestSupport"),
+    .testTarget(
+      name: "ModelsTests", dependencies: ["CPUBackend", "Models", "NN", "Ops", "Safetensors", "TestSupport"]),
+  ],
+  swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,158 @@
+import Tensors
+
+/// Softmax attention in blocks of queries; the backward pass recomputes the probabilities from the saved
+/// log-sum-exp (Dao, 2022, equations of section 3.1 and appendix B).
+extension CPUBackend {
+  private static let queryBlock = 64
+
+  /// Keys that a block of queries may see, and where each query stands among them.
+  private struct Block {
+    let firstQuery: Int
+    let queryCount: Int
+    let firstKey: Int
+    let keyCount: Int
+    /// Position of the first query relative to `firstKey`.
+    let diagonal: Int
+
+    init(_ span: AttentionSpan, block: Int, window: Int?) {
+      let offset = block * CPUBackend.queryBlock
+      firstQuery = span.queries.lowerBound + offset
+      queryCount = min(CPUBackend.queryBlock, span.queries.count - offset)
+      let position = span.keys.count - span.queries.count + offset
+      let oldest = max(0, position - (window ?? span.keys.count) + 1)
+      firstKey = span.keys.lowerBound + oldest
+      keyCount = position + queryCount - oldest
+      diagonal = position - oldest
+    }
+
+    /// Keys that query `i` of the block sees.
+    func visible(_ i: Int, window: Int?) -> Range<Int> {
+      let last = diagonal + i + 1
+      return max(0, last - (window ?? last))..<last
+    }
+  }
+
+  private static func blockCount(_ span: AttentionSpan) -> Int {
+    (span.queries.count + queryBlock - 1) / queryBlock
+  }
+
+  package func attend(
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], window: Int?, into o: Tensor,
+    logSums: Tensor
+  ) {
+    let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
+    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
+    let scale = 1 / Float(size).squareRoot()
+    let (qStride, kStride) = (heads * size, groups * size)
+    let blocks = spans.flatMap { span in
+      (0..<Self.blockCount(span)).map { Block(span, block: $0, window: window) }
+    }
+    pool.run(blocks.count * heads) { slice in
+      let (block, h) = (blocks[slice / heads], slice % heads)
+      let g = h * groups / heads
+      let (rows, keys) = (block.queryCount, block.keyCount)
+      var scratch = Scratch(Scratch.rounded(rows * keys))
+      let scores = scratch.take(rows * keys)
+      let keyMatrix = Matrix(pk + block.firstKey * kStride + g * size, stride: kStride)
+      gemm(
+        rows, keys, size, scale, Matrix(pq + block.firstQuery * qStride + h * size, stride: qStride),
+        keyMatrix.transposed, 0, Matrix(scores, stride: keys))
+      for i in 0..<rows {
+        let row = scores + i * keys
+        let visible = block.visible(i, window: window)
+        let (maximum, sum) = Self.softmax(row, visible, count: keys)
+        scaled(1 / sum, row + visible.lowerBound, into: row + visible.lowerBound, visible.count)
+        lse[(block.firstQuery + i) * heads + h] = maximum + Self.logarithm(sum)
+      }
+      gemm(
+        rows, size, keys, 1, Matrix(scores, stride: keys),
+        Matrix(pv + block.firstKey * kStride + g * size, stride: kStride), 0,
+        Matrix(po + block.firstQuery * qStride + h * size, stride: qStride))
+    }
+  }
+
+  /// Replaces the visible scores by e^(score − maximum) and the others by zero.
+  private static func softmax(
+    _ row: FloatPointer, _ visible: Range<Int>, count: Int
+  ) -> (maximum: Float, sum: Float) {
+    let first = row + visible.lowerBound
+    var most = Lanes(repeating: -.infinity)
+    sweep(visible.count) { i, n in
+      let x = first.lanes(i, n, fill: -.infinity)
+      most = most.replacing(with: x, where: x .> most)
+    }
+    let maximum = most.max()
+    var sum = Lanes.zero
+    sweep(visible.count) { i, n in
+      let e = (first.lanes(i, n, fill: -.infinity) - maximum).exponential
+      sum += e
+      first.store(e, i, n)
+    }
+    clear(row, outside: visible, count: count)
+    return (maximum, sum.total)
+  }
+
+  private static func clear(_ row: FloatPointer, outside visible: Range<Int>, count: Int) {
+    row.update(repeating: 0, count: visible.lowerBound)
+    (row + visible.upperBound).update(repeating: 0, count: count - visible.upperBound)
+  }
+
+  package func attendBackward(
+    _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
+    spans: [AttentionSpan], window: Int?, dQ: Tensor, dK: Tensor, dV: Tensor
+  ) {
+    let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
+    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
+    let (pdo, pdq, pdk, pdv) = (dO.floats, dQ.floats, dK.floats, dV.floats)
+    let scale = 1 / Float(size).squareRoot()
+    let (qStride, kStride) = (heads * size, groups * size)
+    let perGroup = heads / groups
+    // One slice owns the keys of one group of heads, so that their gradients add up in a fixed order.
+    pool.run(spans.count * groups) { slice in
+      let (span, g) = (spans[slice / groups], slice % groups)
+      for key in span.keys {
+        (pdk + key * kStride + g * size).update(repeating: 0, count: size)
+        (pdv + key * kStride + g * size).update(repeating: 0, count: size)
+      }
+      let capacity = Scratch.rounded(Self.queryBlock * span.keys.count)
+      var scratch = Scratch(2 * capacity)
+      let (p, dS) = (scratch.take(capacity), scratch.take(capacity))
+      for h in g * perGroup..<(g + 1) * perGroup {
+        for index in 0..<Self.blockCount(span) {
+          let block = Block(span, block: index, window: window)
+          let (rows, keys) = (block.queryCount, block.keyCount)
+          let queryOffset = block.firstQuery * qStride + h * size
+          let keyOffset = block.firstKey * kStride + g * size
+          let queryMatrix = Matrix(pq + queryOffset, stride: qStride)
+          let keyMatrix = Matrix(pk + keyOffset, stride: kStride)
+          let gradient = Matrix(pdo + queryOffset, stride: qStride)
+          gemm(rows, keys, size, scale, queryMatrix, keyMatrix.transposed, 0, Matrix(p, stride: keys))
+          gemm(
+            rows, keys, size, 1, gradient, Matrix(pv + keyOffset, stride: kStride).transposed, 0,
+            Matrix(dS, stride: keys))
+          for i in 0..<rows {
+            let visible = block.visible(i, window: window)
+            let row = p + i * keys + visible.lowerBound
+            let dRow = dS + i * keys + visible.lowerBound
+            let logSum = lse[(block.firstQuery + i) * heads + h]
+            let delta = dot(pdo + queryOffset + i * qStride, po + queryOffset + i * qStride, size)
+            sweep(visible.count) { j, n in
+              let probability = (row.lanes(j, n) - logSum).exponential
+              row.store(probability, j, n)
+              dRow.store(probability * (dRow.lanes(j, n) - delta) * scale, j, n)
+            }
+            Self.clear(p + i * keys, outside: visible, count: keys)
+            Self.clear(dS + i * keys, outside: visible, count: keys)
+          }
+          gemm(rows, size, keys, 1, Matrix(dS, stride: keys), keyMatrix, 0, Matrix(pdq + queryOffset, stride: qStride))
+          gemm(
+            keys, size, rows, 1, Matrix(dS, stride: keys).transposed, queryMatrix, 1,
+            Matrix(pdk + keyOffset, stride: kStride))
+          gemm(
+            keys, size, rows, 1, Matrix(p, stride: keys).transposed, gradient, 1,
+            Matrix(pdv + keyOffset, stride: kStride))
+        }
+      }
+    }
+  }
+}

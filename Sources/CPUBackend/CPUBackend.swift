@@ -1,0 +1,74 @@
+import COpenBLAS
+import Foundation
+import Parallel
+import Tensors
+
+/// The default backend: Swift SIMD kernels and OpenBLAS on the cores that this process may use.
+///
+/// OpenBLAS runs single-threaded; the pool splits matrices into tiles whose size depends on the shape alone, so
+/// that the bits of a result do not depend on the number of threads.
+package final class CPUBackend: Backend {
+  package var tape: Tape?
+  package let pool: ThreadPool
+  package private(set) var liveBytes = 0
+  package private(set) var peakBytes = 0
+  package internal(set) var operations = 0.0
+
+  /// Freed blocks by size, kept because fresh pages cost more than most kernels.
+  private var spare: [Int: [UnsafeMutableRawPointer]] = [:]
+
+  /// - Parameter threads: Threads that kernels run on, the calling one included.
+  package init(threads: Int) {
+    openblas_set_num_threads(1)
+    pool = ThreadPool(threads: threads)
+  }
+
+  deinit {
+    for block in spare.values.joined() { free(block) }
+  }
+
+  /// Blocks come in steps of an eighth of their power of two, so that nearly equal sizes share one.
+  private static func blockSize(_ byteCount: Int) -> Int {
+    let least = max(byteCount, 4096)
+    let step = max(4096, (1 << (Int.bitWidth - 1 - least.leadingZeroBitCount)) / 8)
+    return (least + step - 1) / step * step
+  }
+
+  package func allocate(byteCount: Int) -> Storage {
+    let size = Self.blockSize(byteCount)
+    liveBytes += size
+    peakBytes = max(peakBytes, liveBytes)
+    if let block = spare[size]?.popLast() {
+      return Storage(backend: self, address: block, byteCount: byteCount)
+    }
+    var block: UnsafeMutableRawPointer?
+    guard posix_memalign(&block, 64, size) == 0, let block else {
+      preconditionFailure("out of memory: \(size) bytes, \(liveBytes) lent out")
+    }
+    return Storage(backend: self, address: block, byteCount: byteCount)
+  }
+
+  package func release(_ address: UnsafeMutableRawPointer?, byteCount: Int) {
+    guard let address else { return }
+    let size = Self.blockSize(byteCount)
+    liveBytes -= size
+    // Large blocks go back to the system: they are arenas, which live as long as a phase.
+    if size > 256 << 20 { free(address) } else { spare[size, default: []].append(address) }
+  }
+
+  /// Rows that one slice of an element-wise loop takes: about 16,384 elements.
+  func sliceRows(columns: Int) -> Int { max(1, 16_384 / max(1, columns)) }
+
+  /// Calls `body` with fixed ranges of `rows`.
+  func forEachSlice(rows: Int, columns: Int, _ body: (Range<Int>) -> Void) {
+    let step = sliceRows(columns: columns)
+    pool.run((rows + step - 1) / step) { slice in
+      body(slice * step..<min(rows, (slice + 1) * step))
+    }
+  }
+
+  /// Calls `body(offset, count)` with fixed slices of a flat array.
+  func forEachSlice(count: Int, _ body: (_ offset: Int, _ count: Int) -> Void) {
+    forEachSlice(rows: count, columns: 1) { body($0.lowerBound, $0.count) }
+  }
+}

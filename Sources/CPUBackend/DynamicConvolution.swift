@@ -1,0 +1,148 @@
+import Tensors
+
+/// A causal convolution whose taps are computed per token and channel (JetBlock's, RECIPE section 3.2). Kernels
+/// lie `[token, channel, tap]`, the last tap for the current token.
+extension CPUBackend {
+  /// Start of the segment that each token belongs to.
+  private static func starts(_ segments: Segments) -> [Int] {
+    segments.ranges.flatMap { range in repeatElement(range.lowerBound, count: range.count) }
+  }
+
+  /// The four taps of sixteen channels, one vector a tap.
+  @inline(__always)
+  private static func taps(_ kernels: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
+    let all = UnsafeRawPointer(kernels).loadUnaligned(as: SIMD64<Float>.self)
+    let (even, odd) = (all.evenHalf, all.oddHalf)
+    return (even.evenHalf, odd.evenHalf, even.oddHalf, odd.oddHalf)
+  }
+
+  /// Pointers to the inputs of the four taps of token `t`; a shared row of zeros before the segment begins.
+  private struct Inputs {
+    let rows: (FloatPointer, FloatPointer, FloatPointer, FloatPointer)
+
+    init(
+      _ x: FloatPointer, channels: Int, token t: Int, start: Int, zeros: FloatPointer,
+      history: FloatPointer?
+    ) {
+      func row(_ back: Int) -> FloatPointer {
+        if t - back >= start { return x + (t - back) * channels }
+        guard let history, start == 0 else { return zeros }
+        return history + (t - back + 4) * channels
+      }
+      rows = (row(3), row(2), row(1), row(0))
+    }
+  }
+
+  package func dynamicConvolve(
+    _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor?, into y: Tensor
+  ) {
+    precondition(kernels.shape.last == 4, "dynamic convolution has 4 taps, not \(kernels.shape)")
+    let channels = x.columns
+    let (px, pk, py, past) = (x.floats, kernels.floats, y.floats, history?.floats)
+    let starts = Self.starts(segments)
+    let blank = zeros([channels])
+    let zeros = blank.floats
+    forEachSlice(rows: x.rows, columns: channels) { rows in
+      for t in rows {
+        let inputs = Inputs(
+          px, channels: channels, token: t, start: starts[t], zeros: zeros, history: past)
+        let out = py + t * channels
+        Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
+          out.store(u * u.sigmoid, c, n)
+        }
+      }
+    }
+  }
+
+  /// Calls `body(channel, lanes, u)` for all channels of one token, u before the activation.
+  @inline(__always)
+  private static func convolve(
+    _ inputs: Inputs, kernels: FloatPointer, channels: Int, _ body: (Int, Int, Lanes) -> Void
+  ) {
+    let (x0, x1, x2, x3) = inputs.rows
+    sweep(channels) { c, n in
+      let (k0, k1, k2, k3) = n == laneCount ? taps(kernels + c * 4) : partialTaps(kernels + c * 4, n)
+      var u = x0.lanes(c, n) * k0
+      u = u.addingProduct(x1.lanes(c, n), k1)
+      u = u.addingProduct(x2.lanes(c, n), k2)
+      u = u.addingProduct(x3.lanes(c, n), k3)
+      body(c, n, u)
+    }
+  }
+
+  private static func partialTaps(_ kernels: FloatPointer, _ count: Int) -> (Lanes, Lanes, Lanes, Lanes) {
+    var taps = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
+    for c in 0..<count {
+      taps.0[c] = kernels[c * 4]
+      taps.1[c] = kernels[c * 4 + 1]
+      taps.2[c] = kernels[c * 4 + 2]
+      taps.3[c] = kernels[c * 4 + 3]
+    }
+    return taps
+  }
+
+  package func dynamicConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, kernels: Tensor, segments: Segments, dx: Tensor, dKernels: Tensor
+  ) {
+    let channels = x.columns
+    let (pdy, px, pk, pdx, pdk) = (dy.floats, x.floats, kernels.floats, dx.floats, dKernels.floats)
+    let starts = Self.starts(segments)
+    let ends = segments.ranges.flatMap { repeatElement($0.upperBound, count: $0.count) }
+    let blank = zeros([channels])
+    let zeros = blank.floats
+    let gradients = empty([x.rows, channels])
+    let du = gradients.floats
+    forEachSlice(rows: x.rows, columns: channels) { rows in
+      for t in rows {
+        let inputs = Inputs(px, channels: channels, token: t, start: starts[t], zeros: zeros, history: nil)
+        let (x0, x1, x2, x3) = inputs.rows
+        let (row, out, kernelOut) = (pdy + t * channels, du + t * channels, pdk + t * channels * 4)
+        Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
+          let s = u.sigmoid
+          let g = row.lanes(c, n) * s * (1 + u * (1 - s))
+          out.store(g, c, n)
+          let (d0, d1) = (g * x0.lanes(c, n), g * x1.lanes(c, n))
+          let (d2, d3) = (g * x2.lanes(c, n), g * x3.lanes(c, n))
+          if n == laneCount {
+            var even = SIMD32<Float>()
+            var odd = SIMD32<Float>()
+            even.evenHalf = d0
+            even.oddHalf = d2
+            odd.evenHalf = d1
+            odd.oddHalf = d3
+            var all = SIMD64<Float>()
+            all.evenHalf = even
+            all.oddHalf = odd
+            UnsafeMutableRawPointer(kernelOut + c * 4).storeBytes(of: all, as: SIMD64<Float>.self)
+          } else {
+            for i in 0..<n {
+              let tap = kernelOut + (c + i) * 4
+              (tap[0], tap[1], tap[2], tap[3]) = (d0[i], d1[i], d2[i], d3[i])
+            }
+          }
+        }
+      }
+    }
+    // dx[t] gathers what the following tokens of its segment took from it.
+    forEachSlice(rows: x.rows, columns: channels) { rows in
+      for t in rows {
+        func gradient(_ ahead: Int) -> (FloatPointer, FloatPointer) {
+          t + ahead < ends[t]
+            ? (du + (t + ahead) * channels, pk + (t + ahead) * channels * 4) : (zeros, pk + t * channels * 4)
+        }
+        let ((g0, k0), (g1, k1), (g2, k2), (g3, k3)) = (gradient(0), gradient(1), gradient(2), gradient(3))
+        let out = pdx + t * channels
+        sweep(channels) { c, n in
+          func taps(_ k: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
+            n == laneCount ? Self.taps(k + c * 4) : Self.partialTaps(k + c * 4, n)
+          }
+          var sum = g0.lanes(c, n) * taps(k0).3
+          sum = sum.addingProduct(g1.lanes(c, n), taps(k1).2)
+          sum = sum.addingProduct(g2.lanes(c, n), taps(k2).1)
+          sum = sum.addingProduct(g3.lanes(c, n), taps(k3).0)
+          out.store(sum, c, n)
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,138 @@
+import Tensors
+
+extension CPUBackend {
+  package func fill(_ x: Tensor, with value: Float) {
+    let x = (x.floats, x.count)
+    forEachSlice(count: x.1) { offset, count in (x.0 + offset).update(repeating: value, count: count) }
+  }
+
+  package func copy(_ x: Tensor, into y: Tensor) {
+    precondition(x.count == y.count, "copy of \(x.shape) into \(y.shape)")
+    let (source, target) = (x.floats, y.floats)
+    forEachSlice(count: x.count) { offset, count in
+      (target + offset).update(from: source + offset, count: count)
+    }
+  }
+
+  package func add(_ x: Tensor, scale: Float, into y: Tensor) {
+    precondition(x.count == y.count, "add of \(x.shape) into \(y.shape)")
+    let (source, target) = (x.floats, y.floats)
+    forEachSlice(count: x.count) { offset, count in
+      axpy(scale, source + offset, into: target + offset, count)
+    }
+  }
+
+  package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {
+    precondition(x.count == y.count && y.count == out.count, "sum of \(x.shape) and \(y.shape)")
+    let (a, b, o) = (x.floats, y.floats, out.floats)
+    forEachSlice(count: x.count) { offset, count in
+      sweep(count) { i, n in
+        let i = i + offset
+        o.store(a.lanes(i, n) + b.lanes(i, n), i, n)
+      }
+    }
+  }
+
+  package func silu(_ x: Tensor, into y: Tensor) {
+    let (source, target) = (x.floats, y.floats)
+    forEachSlice(count: x.count) { offset, count in
+      sweep(count) { i, n in
+        let x = source.lanes(offset + i, n)
+        target.store(x * x.sigmoid, offset + i, n)
+      }
+    }
+  }
+
+  package func siluBackward(_ dy: Tensor, _ x: Tensor, into dx: Tensor) {
+    let (gradient, source, target) = (dy.floats, x.floats, dx.floats)
+    forEachSlice(count: x.count) { offset, count in
+      sweep(count) { i, n in
+        let x = source.lanes(offset + i, n)
+        let s = x.sigmoid
+        target.store(gradient.lanes(offset + i, n) * s * (1 + x * (1 - s)), offset + i, n)
+      }
+    }
+  }
+
+  package func swiGLU(gate: Tensor, up: Tensor, into y: Tensor) {
+    let (g, u, y) = (gate.floats, up.floats, (y.floats, y.count))
+    forEachSlice(count: y.1) { offset, count in
+      sweep(count) { i, n in
+        let gate = g.lanes(offset + i, n)
+        y.0.store(gate * gate.sigmoid * u.lanes(offset + i, n), offset + i, n)
+      }
+    }
+  }
+
+  package func swiGLUBackward(_ dy: Tensor, gate: Tensor, up: Tensor, dGate: Tensor, dUp: Tensor) {
+    let (gradient, g, u, dg, du) = (dy.floats, gate.floats, up.floats, dGate.floats, dUp.floats)
+    forEachSlice(count: dy.count) { offset, count in
+      sweep(count) { i, n in
+        let gate = g.lanes(offset + i, n)
+        let dy = gradient.lanes(offset + i, n)
+        let s = gate.sigmoid
+        du.store(dy * gate * s, offset + i, n)
+        dg.store(dy * u.lanes(offset + i, n) * s * (1 + gate * (1 - s)), offset + i, n)
+      }
+    }
+  }
+
+  package func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor) {
+    let (table, ids, columns, out) = (table.floats, ids.integers, table.columns, (out.floats, ids.count))
+    forEachSlice(rows: out.1, columns: columns) { rows in
+      for n in rows {
+        (out.0 + n * columns).update(from: table + Int(ids[n]) * columns, count: columns)
+      }
+    }
+  }
+
+  package func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor) {
+    let (x, ids, columns, count, table) = (x.floats, ids.integers, table.columns, ids.count, table.floats)
+    // Column strips, so that a repeated id is added in the order of n on any number of threads.
+    let strip = max(laneCount, (columns / 8 + laneCount - 1) / laneCount * laneCount)
+    pool.run((columns + strip - 1) / strip) { s in
+      let first = s * strip
+      let width = min(strip, columns - first)
+      for n in 0..<count {
+        axpy(1, x + n * columns + first, into: table + Int(ids[n]) * columns + first, width)
+      }
+    }
+  }
+
+  package func rotate(
+    _ x: Tensor, positions: [Int32], theta: Float, direction: Float, into y: Tensor
+  ) {
+    let (heads, size) = (x.shape[1], x.shape[2])
+    let half = size / 2
+    let (source, target, rows) = (x.floats, y.floats, x.rows)
+    // Angles in double precision: float32 loses a turn at positions beyond 2^17.
+    let frequencies = (0..<half).map { Self.inversePower(Double(theta), Double(2 * $0) / Double(size)) }
+    positions.withUnsafeBufferPointer { positions in
+      forEachSlice(rows: rows, columns: heads * size) { range in
+        var cosines = [Float](repeating: 0, count: half)
+        var sines = [Float](repeating: 0, count: half)
+        cosines.withUnsafeMutableBufferPointer { cosines in
+          sines.withUnsafeMutableBufferPointer { sines in
+            let (c, s) = (cosines.baseAddress!, sines.baseAddress!)
+            for n in range {
+              for i in 0..<half {
+                let (sine, cosine) = Self.sineCosine(Double(positions[n]) * frequencies[i])
+                c[i] = Float(cosine)
+                s[i] = Float(sine) * direction
+              }
+              for h in 0..<heads {
+                let base = (n * heads + h) * size
+                sweep(half) { i, lanes in
+                  let (a, b) = (source.lanes(base + i, lanes), source.lanes(base + half + i, lanes))
+                  let (cosine, sine) = (c.lanes(i, lanes), s.lanes(i, lanes))
+                  target.store(a * cosine - b * sine, base + i, lanes)
+                  target.store(b * cosine + a * sine, base + half + i, lanes)
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,176 @@
+import Tensors
+
+extension CPUBackend {
+  package func normalize(
+    _ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor
+  ) {
+    let size = weight.count
+    let (px, w, py, inv) = (x.floats, weight.floats, y.floats, inverse.floats)
+    forEachSlice(rows: x.count / size, columns: size) { rows in
+      for n in rows {
+        let row = px + n * size
+        let scale = 1 / (dot(row, row, size) / Float(size) + epsilon).squareRoot()
+        inv[n] = scale
+        let out = py + n * size
+        sweep(size) { i, lanes in out.store(row.lanes(i, lanes) * scale * w.lanes(i, lanes), i, lanes) }
+      }
+    }
+  }
+
+  package func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, into dx: Tensor?, adds: Bool,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {
+    let size = weight.count
+    let rows = x.count / size
+    let (pdy, px, w, inv) = (dy.floats, x.floats, weight.floats, inverse.floats)
+    if let pdx = dx?.floats {
+      forEachSlice(rows: rows, columns: size) { rows in
+        for n in rows {
+          let (g, row, out) = (pdy + n * size, px + n * size, pdx + n * size)
+          let scale = inv[n]
+          var sum = Lanes.zero
+          sweep(size) { i, lanes in
+            sum = sum.addingProduct(g.lanes(i, lanes) * w.lanes(i, lanes), row.lanes(i, lanes))
+          }
+          let mean = sum.total * scale * scale / Float(size)
+          sweep(size) { i, lanes in
+            let value = (g.lanes(i, lanes) * w.lanes(i, lanes) - row.lanes(i, lanes) * mean) * scale
+            out.store(adds ? out.lanes(i, lanes) + value : value, i, lanes)
+          }
+        }
+      }
+    }
+    guard let dWeight else { return }
+    sumBlocks(rows: rows, columns: size, into: dWeight.floats, adds: addsWeight) { n, partial in
+      let (g, row, scale) = (pdy + n * size, px + n * size, inv[n])
+      sweep(size) { i, lanes in
+        partial.store(
+          partial.lanes(i, lanes).addingProduct(g.lanes(i, lanes), row.lanes(i, lanes) * scale), i, lanes)
+      }
+    }
+  }
+
+  /// Sums a contribution of every row into `out` [columns]: blocks of 256 rows on the pool, then the blocks in
+  /// order, so that the bits are the same on any number of threads.
+  func sumBlocks(
+    rows: Int, columns: Int, into out: FloatPointer, adds: Bool,
+    _ contribute: (_ row: Int, _ partial: FloatPointer) -> Void
+  ) {
+    let block = 256
+    let blocks = (rows + block - 1) / block
+    let scratch = empty([max(1, blocks), columns])
+    let partials = scratch.floats
+    pool.run(blocks) { b in
+      let partial = partials + b * columns
+      partial.update(repeating: 0, count: columns)
+      for row in b * block..<min(rows, (b + 1) * block) { contribute(row, partial) }
+    }
+    if !adds { out.update(repeating: 0, count: columns) }
+    for b in 0..<blocks { axpy(1, partials + b * columns, into: out, columns) }
+  }
+
+  package func gatedNormalize(
+    _ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor
+  ) {
+    let size = weight.count
+    let (px, pg, w, py, inv) = (x.floats, gate.floats, weight.floats, y.floats, inverse.floats)
+    forEachSlice(rows: x.count / size, columns: size) { rows in
+      for n in rows {
+        let (row, gate, out) = (px + n * size, pg + n * size, py + n * size)
+        let scale = 1 / (dot(row, row, size) / Float(size) + epsilon).squareRoot()
+        inv[n] = scale
+        sweep(size) { i, lanes in
+          let z = gate.lanes(i, lanes)
+          out.store(row.lanes(i, lanes) * scale * w.lanes(i, lanes) * (z * z.sigmoid), i, lanes)
+        }
+      }
+    }
+  }
+
+  package func gatedNormalizeBackward(
+    _ dy: Tensor, _ x: Tensor, gate: Tensor, weight: Tensor, inverse: Tensor, dx: Tensor, dGate: Tensor,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {
+    let size = weight.count
+    let rows = x.count / size
+    let (pdy, px, pg, w, inv) = (dy.floats, x.floats, gate.floats, weight.floats, inverse.floats)
+    let (pdx, pdg) = (dx.floats, dGate.floats)
+    forEachSlice(rows: rows, columns: size) { rows in
+      for n in rows {
+        let (g, row, gate, scale) = (pdy + n * size, px + n * size, pg + n * size, inv[n])
+        let (out, outGate) = (pdx + n * size, pdg + n * size)
+        var sum = Lanes.zero
+        sweep(size) { i, lanes in
+          let z = gate.lanes(i, lanes)
+          let s = z.sigmoid
+          let weighted = g.lanes(i, lanes) * w.lanes(i, lanes)
+          let x = row.lanes(i, lanes)
+          outGate.store(weighted * x * scale * s * (1 + z * (1 - s)), i, lanes)
+          let inner = weighted * z * s
+          out.store(inner, i, lanes)
+          sum = sum.addingProduct(inner, x)
+        }
+        let mean = sum.total * scale * scale / Float(size)
+        sweep(size) { i, lanes in
+          out.store((out.lanes(i, lanes) - row.lanes(i, lanes) * mean) * scale, i, lanes)
+        }
+      }
+    }
+    guard let dWeight else { return }
+    sumBlocks(rows: rows, columns: size, into: dWeight.floats, adds: addsWeight) { n, partial in
+      let (g, row, gate, scale) = (pdy + n * size, px + n * size, pg + n * size, inv[n])
+      sweep(size) { i, lanes in
+        let z = gate.lanes(i, lanes)
+        let value = g.lanes(i, lanes) * row.lanes(i, lanes) * scale * z * z.sigmoid
+        partial.store(partial.lanes(i, lanes) + value, i, lanes)
+      }
+    }
+  }
+
+  package func siluNormalize(_ x: Tensor, epsilon: Float, into y: Tensor) {
+    let size = x.shape[2]
+    let (px, py) = (x.floats, y.floats)
+    forEachSlice(rows: x.count / size, columns: size) { rows in
+      for n in rows {
+        let (row, out) = (px + n * size, py + n * size)
+        var squares = Lanes.zero
+        sweep(size) { i, lanes in
+          let x = row.lanes(i, lanes)
+          let a = x * x.sigmoid
+          out.store(a, i, lanes)
+          squares = squares.addingProduct(a, a)
+        }
+        let scale = 1 / (squares.total + epsilon).squareRoot()
+        sweep(size) { i, lanes in out.store(out.lanes(i, lanes) * scale, i, lanes) }
+      }
+    }
+  }
+
+  package func siluNormalizeBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor) {
+    let size = x.shape[2]
+    let (pdy, px, pdx) = (dy.floats, x.floats, dx.floats)
+    forEachSlice(rows: x.count / size, columns: size) { rows in
+      for n in rows {
+        let (g, row, out) = (pdy + n * size, px + n * size, pdx + n * size)
+        var squares = Lanes.zero
+        var product = Lanes.zero
+        sweep(size) { i, lanes in
+          let x = row.lanes(i, lanes)
+          let a = x * x.sigmoid
+          squares = squares.addingProduct(a, a)
+          product = product.addingProduct(a, g.lanes(i, lanes))
+        }
+        let inverse = 1 / (squares.total + epsilon)
+        let scale = inverse.squareRoot()
+        let along = product.total * inverse
+        sweep(size) { i, lanes in
+          let x = row.lanes(i, lanes)
+          let s = x.sigmoid
+          let da = (g.lanes(i, lanes) - x * s * along) * scale
+          out.store(da * s * (1 + x * (1 - s)), i, lanes)
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,45 @@
+import Tensors
+
+extension CPUBackend {
+  package func adamW(
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, decays: Tensor,
+    step: AdamWStep
+  ) {
+    let (w, g, m, v, decays) = (
+      parameters.floats, gradients.floats, moment1.floats, moment2.floats, decays.floats
+    )
+    let rootCorrection = step.correction2.squareRoot()
+    forEachSlice(count: parameters.count) { offset, count in
+      sweep(count) { i, n in
+        let i = offset + i
+        let gradient = g.lanes(i, n) * step.gradientScale
+        let first = m.lanes(i, n) * step.beta1 + gradient * (1 - step.beta1)
+        let second = v.lanes(i, n) * step.beta2 + gradient * gradient * (1 - step.beta2)
+        m.store(first, i, n)
+        v.store(second, i, n)
+        let update = (first / step.correction1) / (second.squareRoot() / rootCorrection + step.epsilon)
+        let old = w.lanes(i, n)
+        let shrunk = old - old * decays.lanes(i, n) * (step.learningRate * step.weightDecay)
+        w.store(shrunk - update * step.learningRate, i, n)
+      }
+    }
+  }
+
+  package func sumsOfSquares(_ x: Tensor, blockSize: Int) -> [Double] {
+    let p = x.floats
+    let blocks = (x.count + blockSize - 1) / blockSize
+    var sums = [Double](repeating: 0, count: blocks)
+    sums.withUnsafeMutableBufferPointer { sums in
+      let out = sums.baseAddress!
+      pool.run(blocks) { b in
+        var sum = SIMD16<Double>.zero
+        sweep(min(blockSize, x.count - b * blockSize)) { i, n in
+          let value = SIMD16<Double>(p.lanes(b * blockSize + i, n))
+          sum = sum.addingProduct(value, value)
+        }
+        out[b] = sum.sum()
+      }
+    }
+    return sums
+  }
+}

@@ -1,0 +1,188 @@
+import CMPI
+import Foundation
+
+/// A failed MPI call: which one, and what the library says of it.
+package struct MPIError: Error, CustomStringConvertible {
+  package let operation: String
+  package let code: Int32
+
+  package var description: String {
+    var text = [CChar](repeating: 0, count: Int(MPI_MAX_ERROR_STRING))
+    var length: Int32 = 0
+    _ = MPI_Error_string(code, &text, &length)
+    let reason = String(decoding: text.prefix(Int(length)).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    return "\(operation) failed: \(reason)"
+  }
+}
+
+/// How the elements of several ranks combine in ``Communicator/allReduce(_:_:)-swift.method``.
+package enum Reduction {
+  case sum, maximum, minimum
+
+  fileprivate var operation: MPI_Op {
+    switch self {
+    case .sum: jettrain_sum()
+    case .maximum: jettrain_max()
+    case .minimum: jettrain_min()
+    }
+  }
+}
+
+/// The processes of one job. A process that no launcher started is a world of one, and calls no MPI at all.
+///
+/// Every collective is blocking and must be entered by all ranks in the same order. Not Sendable: the main
+/// thread owns it.
+package final class Communicator {
+  package let rank: Int
+  package let size: Int
+  /// Ranks on this host, this one included.
+  package let localSize: Int
+
+  private init(rank: Int, size: Int, localSize: Int) {
+    self.rank = rank
+    self.size = size
+    self.localSize = localSize
+  }
+
+  /// A world of this process alone.
+  package static var alone: Communicator { Communicator(rank: 0, size: 1, localSize: 1) }
+
+  package var isCoordinator: Bool { rank == 0 }
+
+  fileprivate static var wasLaunched: Bool {
+    let environment = ProcessInfo.processInfo.environment
+    return ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"].contains { environment[$0] != nil }
+  }
+
+  fileprivate static func initialize() throws -> Communicator {
+    var provided: Int32 = 0
+    try check("MPI_Init_thread", MPI_Init_thread(nil, nil, Int32(MPI_THREAD_FUNNELED), &provided))
+    jettrain_return_errors()
+    var rank: Int32 = 0
+    var size: Int32 = 0
+    try check("MPI_Comm_rank", MPI_Comm_rank(jettrain_comm_world(), &rank))
+    try check("MPI_Comm_size", MPI_Comm_size(jettrain_comm_world(), &size))
+    let local = ProcessInfo.processInfo.environment["OMPI_COMM_WORLD_LOCAL_SIZE"].flatMap { Int($0) }
+    return Communicator(rank: Int(rank), size: Int(size), localSize: local ?? 1)
+  }
+
+  fileprivate static func check(_ operation: String, _ code: Int32) throws {
+    guard code == MPI_SUCCESS else { throw MPIError(operation: operation, code: code) }
+  }
+
+  /// Combines `values` element by element over all ranks, in place.
+  package func allReduce(_ values: inout [Int64], _ reduction: Reduction) throws {
+    guard size > 1 else { return }
+    try Self.check(
+      "MPI_Allreduce",
+      MPI_Allreduce(
+        jettrain_in_place(), &values, Int32(values.count), jettrain_int64(), reduction.operation,
+        jettrain_comm_world()))
+  }
+
+  /// Element-wise reduction of one integer.
+  package func allReduce(_ value: Int, _ reduction: Reduction) throws -> Int {
+    var values = [Int64(value)]
+    try allReduce(&values, reduction)
+    return Int(values[0])
+  }
+
+  /// Every rank's `values`, in rank order; each rank must give the same number of them.
+  package func allGather(_ values: [Double]) throws -> [Double] {
+    guard size > 1 else { return values }
+    var gathered = [Double](repeating: 0, count: values.count * size)
+    try Self.check(
+      "MPI_Allgather",
+      MPI_Allgather(
+        values, Int32(values.count), jettrain_double(), &gathered, Int32(values.count), jettrain_double(),
+        jettrain_comm_world()))
+    return gathered
+  }
+
+  /// Concatenates the ranks' byte strings, of any lengths, in rank order.
+  package func allGather(_ bytes: [UInt8]) throws -> [[UInt8]] {
+    guard size > 1 else { return [bytes] }
+    var counts = [Int64](repeating: 0, count: size)
+    counts[rank] = Int64(bytes.count)
+    try allReduce(&counts, .sum)
+    let lengths = counts.map { Int32($0) }
+    var displacements = [Int32](repeating: 0, count: size)
+    for r in 1..<size { displacements[r] = displacements[r - 1] + lengths[r - 1] }
+    var gathered = [UInt8](repeating: 0, count: Int(counts.reduce(0, +)))
+    try Self.check(
+      "MPI_Allgatherv",
+      MPI_Allgatherv(
+        bytes, lengths[rank], jettrain_byte(), &gathered, lengths, displacements, jettrain_byte(),
+        jettrain_comm_world()))
+    return (0..<size).map { Array(gathered[Int(displacements[$0])..<Int(displacements[$0] + lengths[$0])]) }
+  }
+
+  /// The bytes that `root` holds, on every rank.
+  package func broadcast(_ bytes: [UInt8], from root: Int = 0) throws -> [UInt8] {
+    guard size > 1 else { return bytes }
+    var count = [Int64(rank == root ? bytes.count : 0)]
+    try allReduce(&count, .sum)
+    var buffer = rank == root ? bytes : [UInt8](repeating: 0, count: Int(count[0]))
+    try Self.check(
+      "MPI_Bcast",
+      MPI_Bcast(&buffer, Int32(buffer.count), jettrain_byte(), Int32(root), jettrain_comm_world()))
+    return buffer
+  }
+
+  /// Sends `counts[r]` floats at `displacements[r]` of `send` to rank r and receives the same from each.
+  package func allToAll(
+    send: UnsafePointer<Float>, sendCounts: [Int], sendDisplacements: [Int],
+    receive: UnsafeMutablePointer<Float>, receiveCounts: [Int], receiveDisplacements: [Int]
+  ) throws {
+    try Self.check(
+      "MPI_Alltoallv",
+      MPI_Alltoallv(
+        send, sendCounts.map { Int32($0) }, sendDisplacements.map { Int32($0) }, jettrain_float(), receive,
+        receiveCounts.map { Int32($0) }, receiveDisplacements.map { Int32($0) }, jettrain_float(),
+        jettrain_comm_world()))
+  }
+
+  /// Gives every rank the blocks that the others hold, in place: rank r owns `counts[r]` blocks of
+  /// `blockSize` floats at block `displacements[r]` of `buffer`.
+  package func allGatherBlocks(
+    _ buffer: UnsafeMutablePointer<Float>, blockSize: Int, counts: [Int], displacements: [Int]
+  ) throws {
+    guard size > 1 else { return }
+    var block: MPI_Datatype?
+    try Self.check(
+      "MPI_Type_contiguous", MPI_Type_contiguous(Int32(blockSize), jettrain_float(), &block))
+    try Self.check("MPI_Type_commit", MPI_Type_commit(&block))
+    defer { MPI_Type_free(&block) }
+    try Self.check(
+      "MPI_Allgatherv",
+      MPI_Allgatherv(
+        jettrain_in_place(), 0, block, buffer, counts.map { Int32($0) }, displacements.map { Int32($0) },
+        block, jettrain_comm_world()))
+  }
+
+  /// Waits until every rank is here.
+  package func barrier() throws {
+    guard size > 1 else { return }
+    try Self.check("MPI_Barrier", MPI_Barrier(jettrain_comm_world()))
+  }
+
+  /// Ends every process of the job at once, with `code`; what an error path calls, since a rank that merely
+  /// leaves would let the others wait for ever.
+  package func abort(code: Int32) -> Never {
+    if size > 1 {
+      fflush(nil)
+      MPI_Abort(jettrain_comm_world(), code)
+    }
+    exit(code)
+  }
+}
+
+/// The life of MPI as a scope: initialised before `body`, finalised after it. When `body` throws, MPI stays up,
+/// so that the caller can still agree with the other ranks or abort.
+package func withMPI<Result>(_ body: (Communicator) throws -> Result) throws -> Result {
+  guard Communicator.wasLaunched else { return try body(.alone) }
+  let world = try Communicator.initialize()
+  let result = try body(world)
+  try Communicator.check("MPI_Finalize", MPI_Finalize())
+  return result
+}

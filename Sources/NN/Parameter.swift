@@ -1,0 +1,111 @@
+import Foundation
+import Tensors
+
+/// How a parameter that no file gives begins.
+package enum Initialization: Sendable, Equatable {
+  case zeros
+  case ones
+  /// Gaussian of this standard deviation.
+  case normal(Float)
+  /// One in the last of `taps` places of every row of taps: a convolution that passes its input on.
+  case identityTap(taps: Int)
+  /// log of a decay rate, uniform in (0, 16) (RECIPE section 5).
+  case logDecay
+  /// Inverse softplus of a step size, log-uniform in [1e-3, 0.1] with floor 1e-4.
+  case timeStepBias
+}
+
+/// One named array of a model.
+package final class Parameter {
+  /// Hugging Face's name.
+  package let name: String
+  package let shape: [Int]
+  package let initialization: Initialization
+  /// Whether weight decay applies: matrices only.
+  package let decays: Bool
+  /// The values; a slot is attached while the parameter trains. Reading it before it was loaded is a mistake.
+  package var value: Tensor {
+    get {
+      guard let stored else { preconditionFailure("\(name) was read before it had a value") }
+      return stored
+    }
+    set {
+      precondition(newValue.count == count, "\(name) \(shape) cannot take a value of shape \(newValue.shape)")
+      stored = newValue
+    }
+  }
+  private var stored: Tensor?
+
+  fileprivate init(name: String, shape: [Int], initialization: Initialization, decays: Bool) {
+    self.name = name
+    self.shape = shape
+    self.initialization = initialization
+    self.decays = decays
+  }
+
+  package var count: Int { shape.reduce(1, *) }
+  package var hasValue: Bool { stored != nil }
+  package var isTrained: Bool { stored?.slot != nil }
+
+  /// The initial values, a pure function of the seed and the name: no matter in which order, or on which rank.
+  package func initialValues(seed: UInt64) -> [Float] {
+    var random = RandomStream(seed: seed, name: name)
+    switch initialization {
+    case .zeros: return [Float](repeating: 0, count: count)
+    case .ones: return [Float](repeating: 1, count: count)
+    case .normal(let deviation): return (0..<count).map { _ in random.gaussian() * deviation }
+    case .identityTap(let taps): return (0..<count).map { $0 % taps == taps - 1 ? 1 : 0 }
+    case .logDecay: return (0..<count).map { _ in log(max(random.uniform() * 16, 1e-4)) }
+    case .timeStepBias:
+      return (0..<count).map { _ in
+        let step = max(exp(random.uniform() * (log(0.1) - log(1e-3)) + log(1e-3)), 1e-4)
+        return step + log(-expm1(-step))
+      }
+    }
+  }
+}
+
+/// All parameters of a model, in the order of their creation.
+package final class ParameterStore {
+  package private(set) var parameters: [Parameter] = []
+  private var index: [String: Parameter] = [:]
+
+  package init() {}
+
+  package subscript(name: String) -> Parameter? { index[name] }
+
+  /// Elements in all.
+  package var count: Int { parameters.reduce(0) { $0 + $1.count } }
+
+  fileprivate func add(_ parameter: Parameter) {
+    precondition(index[parameter.name] == nil, "parameter \(parameter.name) exists twice")
+    index[parameter.name] = parameter
+    parameters.append(parameter)
+  }
+}
+
+/// A place in a model's tree of names.
+package struct ParameterScope {
+  package let store: ParameterStore
+  private let path: String
+
+  package init(_ store: ParameterStore, path: String = "") {
+    self.store = store
+    self.path = path
+  }
+
+  /// The scope below this one, named `name`.
+  package func scope(_ name: String) -> ParameterScope {
+    ParameterScope(store, path: qualified(name))
+  }
+
+  /// Creates the parameter `name` here. Weight decay applies to matrices.
+  package func parameter(_ name: String, _ shape: [Int], _ initialization: Initialization) -> Parameter {
+    let parameter = Parameter(
+      name: qualified(name), shape: shape, initialization: initialization, decays: shape.count > 1)
+    store.add(parameter)
+    return parameter
+  }
+
+  private func qualified(_ name: String) -> String { path.isEmpty ? name : path + "." + name }
+}

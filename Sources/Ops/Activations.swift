@@ -1,0 +1,27 @@
+import Tensors
+
+/// SiLU(x) = x · sigmoid(x), element by element.
+package func silu(_ x: Tensor) -> Tensor {
+  let backend = x.backend
+  let y = backend.empty(x.shape)
+  backend.silu(x, into: y)
+  return backend.record([x], y) { dy in
+    let dx = backend.empty(x.shape)
+    backend.siluBackward(dy, x, into: dx)
+    x.slot?.accumulate(dx)
+  }
+}
+
+/// SiLU(gate) · up (Shazeer, 2020).
+package func swiGLU(gate: Tensor, up: Tensor) -> Tensor {
+  let backend = gate.backend
+  let y = backend.empty(gate.shape)
+  backend.swiGLU(gate: gate, up: up, into: y)
+  return backend.record([gate, up], y) { dy in
+    let dGate = backend.empty(gate.shape)
+    let dUp = backend.empty(up.shape)
+    backend.swiGLUBackward(dy, gate: gate, up: up, dGate: dGate, dUp: dUp)
+    gate.slot?.accumulate(dGate)
+    up.slot?.accumulate(dUp)
+  }
+}

@@ -1,0 +1,26 @@
+import Tensors
+
+/// SiLU of a causal convolution whose taps depend on the token (RECIPE section 3.2):
+/// u[t, c] = Σ_w kernels[t, c, w] · x[t − 3 + w, c].
+///
+/// - Parameters:
+///   - x: `[N, C]`
+///   - kernels: `[N, C, 4]`, tap 3 for the current token
+///   - segments: runs of tokens that see only themselves
+///   - history: `[4, C]`, the inputs before the first segment, newest last; no gradient flows there
+package func dynamicConvolution(
+  _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor? = nil
+) -> Tensor {
+  let backend = x.backend
+  let y = backend.empty(x.shape)
+  backend.dynamicConvolve(x, kernels: kernels, segments: segments, history: history, into: y)
+  return backend.record([x, kernels], y) { dy in
+    precondition(history == nil, "a convolution that continues a cache has no backward pass")
+    let dx = backend.empty(x.shape)
+    let dKernels = backend.empty(kernels.shape)
+    backend.dynamicConvolveBackward(
+      dy, x, kernels: kernels, segments: segments, dx: dx, dKernels: dKernels)
+    x.slot?.accumulate(dx)
+    kernels.slot?.accumulate(dKernels)
+  }
+}

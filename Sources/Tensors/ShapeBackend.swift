@@ -1,0 +1,139 @@
+/// A backend that computes nothing: it counts the memory and the operations that a program would take. What
+/// `plan` runs a training step on, for models of any size.
+package final class ShapeBackend: Backend {
+  package var tape: Tape?
+  package private(set) var liveBytes = 0
+  package private(set) var peakBytes = 0
+  package private(set) var operations = 0.0
+
+  package init() {}
+
+  /// Forgets the peak, so that the next one can be told apart.
+  package func resetPeak() { peakBytes = liveBytes }
+
+  package func allocate(byteCount: Int) -> Storage {
+    liveBytes += byteCount
+    peakBytes = max(peakBytes, liveBytes)
+    return Storage(backend: self, address: nil, byteCount: byteCount)
+  }
+
+  package func release(_ address: UnsafeMutableRawPointer?, byteCount: Int) { liveBytes -= byteCount }
+
+  package func multiply(
+    _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,
+    alpha: Float, adds: Bool
+  ) {
+    operations += 2 * Double(c.rows) * Double(c.columns) * Double(aTransposed ? a.rows : a.columns)
+  }
+
+  package func attend(
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], window: Int?, into o: Tensor,
+    logSums: Tensor
+  ) {
+    operations += 4 * pairs(spans, window) * Double(q.columns)
+  }
+
+  package func attendBackward(
+    _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
+    spans: [AttentionSpan], window: Int?, dQ: Tensor, dK: Tensor, dV: Tensor
+  ) {
+    operations += 10 * pairs(spans, window) * Double(q.columns)
+  }
+
+  /// Pairs of a query and a key it sees.
+  private func pairs(_ spans: [AttentionSpan], _ window: Int?) -> Double {
+    spans.reduce(0) { sum, span in
+      let (queries, keys) = (Double(span.queries.count), Double(span.keys.count))
+      let all = queries * (keys - queries) + queries * (queries + 1) / 2
+      return sum + min(all, queries * Double(window ?? span.keys.count))
+    }
+  }
+
+  package func gatedDeltaRule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float, segments: Segments,
+    initial: Tensor?, o: Tensor, final: Tensor?, saved: GatedDeltaRuleState?
+  ) {
+    operations += deltaRuleOperations(q, v, stateProducts: 3, chunkProducts: (2, 2))
+  }
+
+  package func gatedDeltaRuleBackward(
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float,
+    segments: Segments, saved: GatedDeltaRuleState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor,
+    dBeta: Tensor, dInitial: Tensor?
+  ) {
+    operations += deltaRuleOperations(q, v, stateProducts: 7, chunkProducts: (6, 4))
+  }
+
+  /// Products per chunk: with the state [C, K, V], inside the chunk over keys [C, C, K] and values [C, C, V].
+  private func deltaRuleOperations(
+    _ q: Tensor, _ v: Tensor, stateProducts: Double, chunkProducts: (keys: Double, values: Double)
+  ) -> Double {
+    let (tokens, heads) = (Double(q.shape[0]), Double(q.shape[1]))
+    let (keys, values) = (Double(q.shape[2]), Double(v.shape[2]))
+    let chunk = Double(GatedDeltaRuleState.chunkLength)
+    return 2 * tokens * heads
+      * (stateProducts * keys * values + chunk * (chunkProducts.keys * keys + chunkProducts.values * values))
+  }
+
+  package func sumsOfSquares(_ x: Tensor, blockSize: Int) -> [Double] {
+    [Double](repeating: 0, count: (x.count + blockSize - 1) / blockSize)
+  }
+
+  package func dynamicConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, kernels: Tensor, segments: Segments, dx: Tensor, dKernels: Tensor
+  ) {
+    _ = empty(x.shape)
+  }
+
+  // The rest moves data and allocates nothing.
+  package func fill(_ x: Tensor, with value: Float) {}
+  package func copy(_ x: Tensor, into y: Tensor) {}
+  package func add(_ x: Tensor, scale: Float, into y: Tensor) {}
+  package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {}
+  package func addBias(_ bias: Tensor, to y: Tensor) {}
+  package func sumRows(_ x: Tensor, into sums: Tensor, adds: Bool) {}
+  package func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor) {}
+  package func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor) {}
+  package func normalize(
+    _ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor
+  ) {}
+  package func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, into dx: Tensor?, adds: Bool,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {}
+  package func gatedNormalize(
+    _ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor
+  ) {}
+  package func gatedNormalizeBackward(
+    _ dy: Tensor, _ x: Tensor, gate: Tensor, weight: Tensor, inverse: Tensor, dx: Tensor, dGate: Tensor,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {}
+  package func silu(_ x: Tensor, into y: Tensor) {}
+  package func siluBackward(_ dy: Tensor, _ x: Tensor, into dx: Tensor) {}
+  package func swiGLU(gate: Tensor, up: Tensor, into y: Tensor) {}
+  package func swiGLUBackward(_ dy: Tensor, gate: Tensor, up: Tensor, dGate: Tensor, dUp: Tensor) {}
+  package func siluNormalize(_ x: Tensor, epsilon: Float, into y: Tensor) {}
+  package func siluNormalizeBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor) {}
+  package func rotate(
+    _ x: Tensor, positions: [Int32], theta: Float, direction: Float, into y: Tensor
+  ) {}
+  package func dynamicConvolve(
+    _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor?, into y: Tensor
+  ) {}
+  package func decayGate(a: Tensor, b: Tensor, aLog: Tensor, dtBias: Tensor, g: Tensor, beta: Tensor) {}
+  package func decayGateBackward(
+    dG: Tensor, dBeta: Tensor, a: Tensor, beta: Tensor, aLog: Tensor, dtBias: Tensor, dA: Tensor,
+    dB: Tensor, dALog: Tensor, dDtBias: Tensor
+  ) {}
+  package func vocabularyLoss(
+    logits: Tensor, teacherLogits: Tensor?, labels: Tensor, crossEntropyScale: Float, klScale: Float,
+    crossEntropy: Tensor, kl: Tensor
+  ) {}
+  package func squaredError(
+    _ x: Tensor, target: Tensor, seed: Float, losses: Tensor, into dx: Tensor?, adds: Bool
+  ) {}
+  package func adamW(
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, decays: Tensor,
+    step: AdamWStep
+  ) {}
+}

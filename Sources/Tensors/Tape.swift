@@ -1,0 +1,106 @@
+/// Where the gradient of one tensor gathers during backward.
+///
+/// The first contribution overwrites and later ones add, so that nothing needs to be zeroed.
+package final class GradientSlot {
+  private let shape: [Int]
+  private let backend: any Backend
+  /// A parameter's fixed place in the gradient arena; intermediate tensors have none.
+  private let home: Tensor?
+  /// The sum of the contributions so far; nil before the first.
+  package private(set) var gradient: Tensor?
+  /// Whether `gradient` is a tensor that another slot may hold too.
+  private var isShared = false
+
+  package init(shape: [Int], backend: any Backend, home: Tensor? = nil) {
+    self.shape = shape
+    self.backend = backend
+    self.home = home
+  }
+
+  /// Lets `contribute` write (`adds == false`) or add (`adds == true`) to the gradient.
+  package func accumulate(_ contribute: (_ destination: Tensor, _ adds: Bool) -> Void) {
+    if let shared = gradient, isShared {
+      let own = backend.empty(shape)
+      backend.copy(shared, into: own)
+      gradient = own
+      isShared = false
+    }
+    if let gradient {
+      contribute(gradient, true)
+    } else {
+      let fresh = home ?? backend.empty(shape)
+      contribute(fresh, false)
+      gradient = fresh
+    }
+  }
+
+  /// Adds `contribution`; keeps it as it is when it is the first and there is no fixed place.
+  package func accumulate(_ contribution: Tensor) {
+    if gradient == nil && home == nil {
+      gradient = contribution.detached.reshaped(shape)
+      isShared = true
+    } else {
+      accumulate { destination, adds in
+        if adds {
+          backend.add(contribution, scale: 1, into: destination)
+        } else {
+          backend.copy(contribution, into: destination)
+        }
+      }
+    }
+  }
+
+  /// Takes the gradient out, so that its memory goes as soon as the caller is done with it.
+  package func take() -> Tensor? {
+    defer { gradient = nil }
+    return gradient
+  }
+}
+
+/// The backward half of a forward pass, recorded while it runs: one closure per fused op, in order.
+package final class Tape {
+  private var steps: [() -> Void] = []
+
+  package init() {}
+
+  package func append(_ step: @escaping () -> Void) { steps.append(step) }
+
+  /// Runs the recorded steps from last to first; each frees what it held as soon as it is done.
+  package func backward() {
+    while let step = steps.popLast() { step() }
+  }
+}
+
+extension Backend {
+  /// Runs `body` with a new tape that records its ops, and returns both.
+  package func recording<Result>(_ body: () throws -> Result) rethrows -> (Result, Tape) {
+    let outer = tape
+    let inner = Tape()
+    tape = inner
+    defer { tape = outer }
+    return (try body(), inner)
+  }
+
+  /// Runs `body` without a tape: teachers, evaluation, the first pass of a checkpointed layer.
+  package func withoutRecording<Result>(_ body: () throws -> Result) rethrows -> Result {
+    let outer = tape
+    tape = nil
+    defer { tape = outer }
+    return try body()
+  }
+
+  /// What every op ends with: when a tape runs and an input asks for a gradient, gives `output` a slot and
+  /// records `backward`, which receives the output's gradient.
+  package func record(
+    _ inputs: [Tensor?], _ output: Tensor, backward: @escaping (Tensor) -> Void
+  ) -> Tensor {
+    guard let tape, inputs.contains(where: { $0?.slot != nil }) else { return output }
+    let slot = GradientSlot(shape: output.shape, backend: self)
+    tape.append {
+      if let gradient = slot.take() { backward(gradient) }
+    }
+    var recorded = output
+    recorded.slot = slot
+    return recorded
+  }
+}
