@@ -13,8 +13,10 @@ extension CPUBackend {
     let keyCount: Int
     /// Position of the first query relative to `firstKey`.
     let diagonal: Int
+    private let window: Int?
 
-    init(_ span: AttentionSpan, block: Int, window: Int?) {
+    init(_ span: AttentionSpan, block: Int) {
+      window = span.window
       let offset = block * CPUBackend.queryBlock
       firstQuery = span.queries.lowerBound + offset
       queryCount = min(CPUBackend.queryBlock, span.queries.count - offset)
@@ -26,7 +28,7 @@ extension CPUBackend {
     }
 
     /// Keys that query `i` of the block sees.
-    func visible(_ i: Int, window: Int?) -> Range<Int> {
+    func visible(_ i: Int) -> Range<Int> {
       let last = diagonal + i + 1
       return max(0, last - (window ?? last))..<last
     }
@@ -37,15 +39,14 @@ extension CPUBackend {
   }
 
   package func attend(
-    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], window: Int?, into o: Tensor,
-    logSums: Tensor
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], into o: Tensor, logSums: Tensor
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
     let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
     let scale = 1 / Float(size).squareRoot()
     let (qStride, kStride) = (heads * size, groups * size)
     let blocks = spans.flatMap { span in
-      (0..<Self.blockCount(span)).map { Block(span, block: $0, window: window) }
+      (0..<Self.blockCount(span)).map { Block(span, block: $0) }
     }
     pool.run(blocks.count * heads) { slice in
       let (block, h) = (blocks[slice / heads], slice % heads)
@@ -59,7 +60,7 @@ extension CPUBackend {
         keyMatrix.transposed, 0, Matrix(scores, stride: keys))
       for i in 0..<rows {
         let row = scores + i * keys
-        let visible = block.visible(i, window: window)
+        let visible = block.visible(i)
         let (maximum, sum) = Self.softmax(row, visible, count: keys)
         scaled(1 / sum, row + visible.lowerBound, into: row + visible.lowerBound, visible.count)
         lse[(block.firstQuery + i) * heads + h] = maximum + Self.logarithm(sum)
@@ -97,9 +98,24 @@ extension CPUBackend {
     (row + visible.upperBound).update(repeating: 0, count: count - visible.upperBound)
   }
 
+  /// Spans that share keys, together.
+  private static func clusters(_ spans: [AttentionSpan]) -> [[AttentionSpan]] {
+    var clusters: [[AttentionSpan]] = []
+    var end = 0
+    for span in spans.sorted(by: { $0.keys.lowerBound < $1.keys.lowerBound }) {
+      if span.keys.lowerBound < end, !clusters.isEmpty {
+        clusters[clusters.count - 1].append(span)
+      } else {
+        clusters.append([span])
+      }
+      end = max(end, span.keys.upperBound)
+    }
+    return clusters
+  }
+
   package func attendBackward(
     _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
-    spans: [AttentionSpan], window: Int?, dQ: Tensor, dK: Tensor, dV: Tensor
+    spans: [AttentionSpan], dQ: Tensor, dK: Tensor, dV: Tensor
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
     let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
@@ -107,19 +123,17 @@ extension CPUBackend {
     let scale = 1 / Float(size).squareRoot()
     let (qStride, kStride) = (heads * size, groups * size)
     let perGroup = heads / groups
+    fill(dK, with: 0)
+    fill(dV, with: 0)
+    let clusters = Self.clusters(spans)
     // One slice owns the keys of one group of heads, so that their gradients add up in a fixed order.
-    pool.run(spans.count * groups) { slice in
-      let (span, g) = (spans[slice / groups], slice % groups)
-      for key in span.keys {
-        (pdk + key * kStride + g * size).update(repeating: 0, count: size)
-        (pdv + key * kStride + g * size).update(repeating: 0, count: size)
-      }
-      let capacity = Scratch.rounded(Self.queryBlock * span.keys.count)
+    pool.run(clusters.count * groups) { slice in
+      let (cluster, g) = (clusters[slice / groups], slice % groups)
+      let capacity = Scratch.rounded(Self.queryBlock * (cluster.map(\.keys.count).max() ?? 0))
       var scratch = Scratch(2 * capacity)
       let (p, dS) = (scratch.take(capacity), scratch.take(capacity))
       for h in g * perGroup..<(g + 1) * perGroup {
-        for index in 0..<Self.blockCount(span) {
-          let block = Block(span, block: index, window: window)
+        for block in cluster.flatMap({ span in (0..<Self.blockCount(span)).map { Block(span, block: $0) } }) {
           let (rows, keys) = (block.queryCount, block.keyCount)
           let queryOffset = block.firstQuery * qStride + h * size
           let keyOffset = block.firstKey * kStride + g * size
@@ -131,7 +145,7 @@ extension CPUBackend {
             rows, keys, size, 1, gradient, Matrix(pv + keyOffset, stride: kStride).transposed, 0,
             Matrix(dS, stride: keys))
           for i in 0..<rows {
-            let visible = block.visible(i, window: window)
+            let visible = block.visible(i)
             let row = p + i * keys + visible.lowerBound
             let dRow = dS + i * keys + visible.lowerBound
             let logSum = lse[(block.firstQuery + i) * heads + h]

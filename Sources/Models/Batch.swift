@@ -1,6 +1,15 @@
 import Ops
 import Tensors
 
+/// The masks that the reference program has for sliding windows.
+package enum SlidingMask: Sendable {
+  /// Query i sees keys i − W < j ≤ i: what its flash-attention path computes and the models were trained with.
+  case released
+  /// What its eager path computes, which golden tensors made on a CPU show: the mask is one column off, so that a
+  /// query sees i − W < j < i without itself, and the first of a document, which would see nothing, sees all.
+  case referenceEager
+}
+
 /// The tokens of one forward pass, with what the layers need to know about their documents.
 package struct Batch {
   /// `[N]` int32
@@ -10,15 +19,27 @@ package struct Batch {
   package let positions: [Int32]
 
   /// - Parameter start: Position of the first token, for a pass that continues a cache.
-  package init(tokens: Tensor, segments: Segments, start: Int = 0) {
+  package init(tokens: Tensor, segments: Segments, start: Int = 0, slidingMask: SlidingMask = .released) {
     precondition(tokens.count == segments.tokenCount, "\(tokens.shape) tokens for segments \(segments)")
     self.tokens = tokens
     self.segments = segments
+    self.slidingMask = slidingMask
     positions = segments.ranges.flatMap { range in (0..<range.count).map { Int32(start + $0) } }
   }
 
-  /// Every document attends to itself.
-  package var spans: [AttentionSpan] {
-    segments.ranges.map { AttentionSpan(queries: $0, keys: $0) }
+  /// Which keys a sliding-window layer's queries see.
+  package let slidingMask: SlidingMask
+
+  /// Every document attends to itself, over the last `window` tokens where one is given.
+  package func spans(window: Int?) -> [AttentionSpan] {
+    segments.ranges.flatMap { range in
+      guard let window, slidingMask == .referenceEager else {
+        return [AttentionSpan(queries: range, keys: range, window: window)]
+      }
+      return [
+        AttentionSpan(queries: range.prefix(1), keys: range),
+        AttentionSpan(queries: range.dropFirst(), keys: range.dropLast(), window: window - 1),
+      ].filter { !$0.queries.isEmpty && !$0.keys.isEmpty }
+    }
   }
 }

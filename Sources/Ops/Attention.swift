@@ -23,19 +23,16 @@ package func rotaryEmbedding(_ x: Tensor, positions: [Int32], theta: Float) -> T
 ///   - k: `[M, G, D]`, G dividing H; query head h reads key head h · G / H
 ///   - v: `[M, G, D]`
 ///   - spans: which keys each run of queries sees
-///   - window: keys a query sees at most, itself included; nil for all
 /// - Returns: `[N, H, D]`
-package func attention(
-  _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], window: Int?
-) -> Tensor {
+package func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan]) -> Tensor {
   let backend = q.backend
   let o = backend.empty(q.shape)
   let logSums = backend.empty([q.shape[0], q.shape[1]])
-  backend.attend(q, k, v, spans: spans, window: window, into: o, logSums: logSums)
+  backend.attend(q, k, v, spans: spans, into: o, logSums: logSums)
   return backend.record([q, k, v], o) { dO in
     let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
     backend.attendBackward(
-      dO, q, k, v, o, logSums: logSums, spans: spans, window: window, dQ: dQ, dK: dK, dV: dV)
+      dO, q, k, v, o, logSums: logSums, spans: spans, dQ: dQ, dK: dK, dV: dV)
     q.slot?.accumulate(dQ)
     k.slot?.accumulate(dK)
     v.slot?.accumulate(dV)

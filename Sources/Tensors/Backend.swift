@@ -63,13 +63,12 @@ package protocol Backend: AnyObject {
   func rotate(_ x: Tensor, positions: [Int32], theta: Float, direction: Float, into y: Tensor)
 
   /// Softmax attention. q [N, H, D], k and v [M, G, D] with G dividing H; `logSums` [N, H] keeps the
-  /// log-sum-exp of each row; `window` limits a query to that many latest keys.
+  /// log-sum-exp of each row. Spans may share keys.
   func attend(
-    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], window: Int?, into o: Tensor,
-    logSums: Tensor)
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], into o: Tensor, logSums: Tensor)
   func attendBackward(
     _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
-    spans: [AttentionSpan], window: Int?, dQ: Tensor, dK: Tensor, dV: Tensor)
+    spans: [AttentionSpan], dQ: Tensor, dK: Tensor, dV: Tensor)
 
   /// y[t, c] = SiLU(Σ_w kernels[t, c, w] · x[t − W + 1 + w, c]) within each segment; `history` [W, C], when
   /// given, holds the inputs before the first segment, newest last.

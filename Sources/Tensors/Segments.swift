@@ -16,13 +16,15 @@ package struct Segments: Sendable {
 }
 
 /// One run of queries and the keys it may see: query i of `queries` stands at key position
-/// `keys.count − queries.count + i` of `keys` and sees the keys up to itself.
+/// `keys.count − queries.count + i` of `keys` and sees the keys up to itself, at most `window` of them.
 package struct AttentionSpan: Sendable {
   package let queries: Range<Int>
   package let keys: Range<Int>
+  package let window: Int?
 
-  package init(queries: Range<Int>, keys: Range<Int>) {
+  package init(queries: Range<Int>, keys: Range<Int>, window: Int? = nil) {
     self.queries = queries
     self.keys = keys
+    self.window = window
   }
 }

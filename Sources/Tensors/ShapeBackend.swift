@@ -27,25 +27,24 @@ package final class ShapeBackend: Backend {
   }
 
   package func attend(
-    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], window: Int?, into o: Tensor,
-    logSums: Tensor
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], into o: Tensor, logSums: Tensor
   ) {
-    operations += 4 * pairs(spans, window) * Double(q.columns)
+    operations += 4 * pairs(spans) * Double(q.columns)
   }
 
   package func attendBackward(
     _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
-    spans: [AttentionSpan], window: Int?, dQ: Tensor, dK: Tensor, dV: Tensor
+    spans: [AttentionSpan], dQ: Tensor, dK: Tensor, dV: Tensor
   ) {
-    operations += 10 * pairs(spans, window) * Double(q.columns)
+    operations += 10 * pairs(spans) * Double(q.columns)
   }
 
   /// Pairs of a query and a key it sees.
-  private func pairs(_ spans: [AttentionSpan], _ window: Int?) -> Double {
+  private func pairs(_ spans: [AttentionSpan]) -> Double {
     spans.reduce(0) { sum, span in
       let (queries, keys) = (Double(span.queries.count), Double(span.keys.count))
       let all = queries * (keys - queries) + queries * (queries + 1) / 2
-      return sum + min(all, queries * Double(window ?? span.keys.count))
+      return sum + min(all, queries * Double(span.window ?? span.keys.count))
     }
   }
 

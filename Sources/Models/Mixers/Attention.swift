@@ -35,12 +35,12 @@ struct Attention: TokenMixer {
     let queries = rotated(q(x), heads)
     var keys = rotated(k(x), groups)
     var values = v(x).reshaped([n, groups, size])
-    var spans = batch.spans
+    var spans = batch.spans(window: window)
     if let cache = cache as? KeyValueCache {
       (keys, values) = cache.append(keys, values)
-      spans = [AttentionSpan(queries: 0..<n, keys: 0..<keys.rows)]
+      spans = [AttentionSpan(queries: 0..<n, keys: 0..<keys.rows, window: window)]
     }
-    let mixed = attention(queries, keys, values, spans: spans, window: window)
+    let mixed = attention(queries, keys, values, spans: spans)
     return o(mixed.reshaped([n, heads * size]))
   }
 
