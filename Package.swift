@@ -38,13 +38,14 @@ let package = Package(
     .target(name: "Safetensors", dependencies: ["Tensors"], swiftSettings: kernelFlags),
     .target(name: "Models", dependencies: ["NN", "Ops", "Safetensors", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
+    .target(name: "Files", dependencies: ["CZstd", crypto]),
     .target(name: "Tokenizers", dependencies: [crypto]),
     .target(
-      name: "TokenStreams", dependencies: ["CZstd", "Parallel", "Tokenizers", crypto, yams],
+      name: "TokenStreams", dependencies: ["Files", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
     .target(
       name: "Checkpointing",
-      dependencies: ["CZstd", "MPI", "NN", "Parallel", "Safetensors", "TokenStreams", crypto]),
+      dependencies: ["Files", "MPI", "NN", "Parallel", "Safetensors", "Tensors"]),
     .target(name: "Reporting", dependencies: ["Tensors"]),
     .target(
       name: "Training",

@@ -1,0 +1,117 @@
+import Crypto
+import Foundation
+
+/// A file that appears whole or not at all: written under a temporary name, hashed on the way, flushed to disk and
+/// renamed by ``finish()``. One that is never finished leaves nothing behind but its temporary file.
+package final class DurableFile {
+  package let path: String
+  private let temporary: String
+  private let descriptor: Int32
+  private var hasher = SHA256()
+  package private(set) var byteCount = 0
+  private var isOpen = true
+
+  package init(_ path: String) throws {
+    self.path = path
+    temporary = path + ".partial"
+    descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o666)
+    guard descriptor >= 0 else { throw FileError.system(temporary, "cannot be created") }
+  }
+
+  deinit {
+    if isOpen { close(descriptor) }
+  }
+
+  package func write(_ bytes: UnsafeRawBufferPointer) throws {
+    hasher.update(bufferPointer: bytes)
+    var rest = bytes
+    while !rest.isEmpty {
+      let written = Foundation.write(descriptor, rest.baseAddress, rest.count)
+      if written < 0 {
+        if errno == EINTR { continue }
+        throw FileError.system(temporary, "cannot be written")
+      }
+      rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(written))
+    }
+    byteCount += bytes.count
+  }
+
+  package func write(_ bytes: some ContiguousBytes) throws {
+    try bytes.withUnsafeBytes { try write($0) }
+  }
+
+  /// Flushes, renames to the final name, and flushes the folder.
+  ///
+  /// - Returns: The SHA-256 of the content, in hexadecimal.
+  package func finish() throws -> String {
+    guard fsync(descriptor) == 0 else { throw FileError.system(temporary, "cannot be flushed") }
+    isOpen = false
+    guard close(descriptor) == 0 else { throw FileError.system(temporary, "cannot be closed") }
+    try renameDurably(temporary, to: path)
+    return hexadecimal(hasher.finalize())
+  }
+}
+
+/// Renames `old` to `new` and flushes the folder, so that the new name survives a crash.
+package func renameDurably(_ old: String, to new: String) throws {
+  guard rename(old, new) == 0 else { throw FileError.system(new, "cannot be renamed from \(old)") }
+  try flushFolder((new as NSString).deletingLastPathComponent)
+}
+
+/// Flushes the entries of a folder to disk.
+package func flushFolder(_ path: String) throws {
+  let descriptor = open(path.isEmpty ? "." : path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+  guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
+  defer { close(descriptor) }
+  guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
+}
+
+/// Replaces the file at `path` by `content`, durably and at once.
+package func writeDurably(_ content: Data, to path: String) throws {
+  let file = try DurableFile(path)
+  try file.write(content)
+  _ = try file.finish()
+}
+
+/// Creates the folder and those above it.
+package func createFolder(_ path: String) throws {
+  do {
+    try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
+  } catch {
+    throw FileError(path, "cannot be created: \(error.localizedDescription)", kind: .system)
+  }
+}
+
+/// The whole content of a file.
+package func readFile(_ path: String) throws -> Data {
+  guard let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
+    throw FileError(path, "cannot be read; is it there, and readable?", kind: .system)
+  }
+  return data
+}
+
+/// Bytes as lower-case hexadecimal digits.
+package func hexadecimal(_ bytes: some Sequence<UInt8>) -> String {
+  bytes.map { String(UInt16($0) + 256, radix: 16).dropFirst() }.joined()
+}
+
+/// SHA-256 of `bytes`, in hexadecimal.
+package func sha256(_ bytes: some DataProtocol) -> String { hexadecimal(SHA256.hash(data: bytes)) }
+
+/// SHA-256 of a text, in hexadecimal.
+package func sha256(_ text: String) -> String { sha256(Array(text.utf8)) }
+
+/// SHA-256 of a file's content, read in pieces.
+package func sha256(file path: String) throws -> String {
+  let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+  guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
+  defer { close(descriptor) }
+  var hasher = SHA256()
+  var buffer = [UInt8](repeating: 0, count: 1 << 20)
+  while true {
+    let count = read(descriptor, &buffer, buffer.count)
+    guard count >= 0 else { throw FileError.system(path, "cannot be read") }
+    if count == 0 { return hexadecimal(hasher.finalize()) }
+    hasher.update(data: buffer[..<count])
+  }
+}

@@ -1,0 +1,141 @@
+import Files
+import Foundation
+
+/// Which sequence stands where: a pure function of the plan and the global sequence index.
+///
+/// Indices come in blocks. In each block a source has a quota, the difference of rounded-down running totals, so
+/// that the shares are exact over time; the heaviest source takes what rounding leaves. Places within a block, and
+/// sequences within an epoch of a source, are permuted with keys hashed from seed, source and epoch.
+package final class DataPlan {
+  /// One source of the plan.
+  package struct Source {
+    package let name: String
+    package let weight: Int
+    package let stream: TokenStream
+    package let holdout: TokenStream
+  }
+
+  package let mix: Mix
+  /// Heaviest first.
+  package let sources: [Source]
+  package let context: Int
+  package let seed: UInt64
+  /// Identity of the order: everything that decides which tokens come when.
+  package let hash: String
+  private let blockSize: Int
+  private let totalWeight: Int
+  private var permutations: [String: Permutation] = [:]
+
+  /// - Parameters:
+  ///   - root: folder that holds the datasets, one folder a source
+  ///   - label: what this stretch of data is for; different labels give different orders
+  package init(mix: Mix, root: String, context: Int, seed: UInt64, label: String) throws {
+    self.mix = mix
+    self.context = context
+    var hash = "mix \(mix.name) context \(context) holdout \(mix.holdoutShards) \(mix.exhaustion) label \(label)"
+    self.seed = Self.key("\(seed) \(label)")
+    sources = try mix.sources.enumerated().sorted { ($1.element.weight, $0.offset) < ($0.element.weight, $1.offset) }
+      .map { _, source in
+        let dataset = try Dataset(root + "/" + source.name)
+        let count = dataset.manifest.shards.count
+        guard count > mix.holdoutShards else {
+          throw FileError(
+            dataset.folder, "has \(count) shards, of which mix \(mix.name) holds out \(mix.holdoutShards): "
+              + "build it with smaller --shard-tokens")
+        }
+        let stream = TokenStream(dataset, shards: 0..<count - mix.holdoutShards, context: context)
+        guard stream.sequenceCount > 0 else {
+          throw FileError(dataset.folder, "has no whole sequence of \(context) tokens to train on")
+        }
+        return Source(
+          name: source.name, weight: source.weight, stream: stream,
+          holdout: TokenStream(dataset, shards: count - mix.holdoutShards..<count, context: context))
+      }
+    for source in sources {
+      hash += " source \(source.name) \(source.weight) \(source.stream.dataset.manifest.fingerprint)"
+    }
+    self.hash = sha256(hash + " seed \(seed)")
+    totalWeight = sources.reduce(0) { $0 + $1.weight }
+    blockSize = max(1024, 2 * sources.count * sources.count)
+    let tokenizers = Set(sources.map { $0.stream.dataset.manifest.tokenizerHash })
+    guard tokenizers.count == 1 else {
+      throw FileError(root, "the sources of mix \(mix.name) were built with different tokenizers")
+    }
+  }
+
+  /// The datasets' tokenizer hash and vocabulary, the same for all sources.
+  package var manifest: Manifest { sources[0].stream.dataset.manifest }
+
+  private static func key(_ text: String) -> UInt64 {
+    sha256(text).prefix(16).reduce(0) { $0 << 4 | UInt64($1.hexDigitValue!) }
+  }
+
+  /// Sequences of source `s` in the blocks before `block`.
+  private func total(_ s: Int, before block: Int) -> Int {
+    if s == 0 { return block * blockSize - (1..<sources.count).reduce(0) { $0 + total($1, before: block) } }
+    let product = (block * blockSize).multipliedFullWidth(by: sources[s].weight)
+    return totalWeight.dividingFullWidth((product.high, product.low)).quotient
+  }
+
+  private func permutation(_ name: String, _ count: Int) -> Permutation {
+    if let known = permutations[name] { return known }
+    if permutations.count > 64 { permutations.removeAll() }
+    let fresh = Permutation(count: count, key: Self.key("\(seed) \(name)"))
+    permutations[name] = fresh
+    return fresh
+  }
+
+  /// Where a global sequence index leads: a source, an epoch of it, and a sequence there.
+  package func locate(_ index: Int) -> (source: Int, epoch: Int, sequence: Int) {
+    let block = index / blockSize
+    var place = permutation("block \(block)", blockSize)[index % blockSize]
+    for s in sources.indices {
+      let before = total(s, before: block)
+      let quota = total(s, before: block + 1) - before
+      if place < quota {
+        let ordinal = before + place
+        let count = sources[s].stream.sequenceCount
+        let epoch = ordinal / count
+        let order = permutation("source \(sources[s].name) epoch \(epoch)", count)
+        return (s, epoch, order[ordinal % count])
+      }
+      place -= quota
+    }
+    preconditionFailure("quotas of block \(block) do not fill it")
+  }
+
+  /// Refuses, before the first step, a plan that would run out of data.
+  package func checkSupply(sequences: Int) throws {
+    let blocks = (sequences + blockSize - 1) / blockSize
+    for (s, source) in sources.enumerated() {
+      let epochs = Double(total(s, before: blocks)) / Double(source.stream.sequenceCount)
+      let limit = mix.exhaustion == .stop ? 1.0 : mix.maxEpochs.map(Double.init) ?? .infinity
+      guard epochs <= limit else {
+        throw FileError(
+          source.stream.dataset.folder,
+          "\(String(format: "%.1f", epochs)) epochs would be read, mix \(mix.name) allows \(Int(limit)): "
+            + "add data, lower its weight or the token budget, or allow more with max_epochs")
+      }
+    }
+  }
+
+  /// The sequences of these global indices.
+  package func read(_ indices: Range<Int>) throws -> SequenceBatch {
+    var batch = SequenceBatch()
+    for index in indices {
+      let place = locate(index)
+      try sources[place.source].stream.read(place.sequence, into: &batch)
+    }
+    return batch
+  }
+
+  /// `count` held-out sequences, every source by its weight and evenly spread over its held-out shards.
+  package func validation(count: Int) -> [(source: Int, sequence: Int)] {
+    sources.indices.flatMap { s -> [(source: Int, sequence: Int)] in
+      let available = sources[s].holdout.sequenceCount
+      let wanted = max(1, count * sources[s].weight / totalWeight)
+      let used = min(wanted, available)
+      return (0..<used).map { (s, $0 * available / used) }
+    }
+  }
+}

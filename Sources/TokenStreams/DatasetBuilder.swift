@@ -1,0 +1,197 @@
+import Files
+import Foundation
+import Parallel
+import Tokenizers
+
+/// What a dataset is made from.
+package struct DatasetRecipe: Sendable {
+  package var name: String
+  package var standsInFor: String?
+  package var inputs: [String]
+  package var format: DocumentFormat
+  package var codec: TokenCodec
+  /// A shard ends with the document that reaches this many tokens.
+  package var shardTokens: Int
+  package var level: Int32
+
+  package init(
+    name: String, standsInFor: String?, inputs: [String], format: DocumentFormat, codec: TokenCodec,
+    shardTokens: Int, level: Int32
+  ) {
+    self.name = name
+    self.standsInFor = standsInFor
+    self.inputs = inputs
+    self.format = format
+    self.codec = codec
+    self.shardTokens = shardTokens
+    self.level = level
+  }
+
+  /// Two builds of equal identity give equal shards.
+  fileprivate var identity: String {
+    sha256("\(name)|\(standsInFor ?? "")|\(inputs)|\(format)|\(codec)|\(shardTokens)|\(level)")
+  }
+}
+
+/// Turns text into a dataset of token shards. A build that was interrupted goes on after its last whole shard.
+package struct DatasetBuilder {
+  private let recipe: DatasetRecipe
+  private let tokenizer: any Tokenizer
+  private let folder: String
+  private let pool: ThreadPool
+
+  /// How far a build has come; beside the shards until the manifest replaces it.
+  private struct Progress: Codable {
+    let identity: String
+    let tokenizerHash: String
+    var shards: [ShardRecord]
+    var documents: Int
+  }
+
+  private static let progressName = "building.json"
+  private static let batchBytes = 8 << 20
+
+  package init(_ recipe: DatasetRecipe, tokenizer: any Tokenizer, folder: String, pool: ThreadPool) {
+    self.recipe = recipe
+    self.tokenizer = tokenizer
+    self.folder = folder
+    self.pool = pool
+  }
+
+  /// Builds the dataset and returns its manifest.
+  ///
+  /// - Parameter report: Called with the tokens so far and the share of the input that has been read.
+  package func run(report: (_ tokens: Int, _ share: Double) -> Void) throws -> Manifest {
+    try createFolder(folder)
+    let inputs = try recipe.inputs.flatMap(Self.files)
+    guard !inputs.isEmpty else { throw FileError(recipe.inputs.joined(separator: " "), "no input files") }
+    guard !FileManager.default.fileExists(atPath: folder + "/" + Manifest.fileName) else {
+      throw FileError(folder, "already holds a dataset; datasets never change: choose another folder or remove it")
+    }
+    let progressPath = folder + "/" + Self.progressName
+    var progress = Progress(
+      identity: recipe.identity, tokenizerHash: tokenizer.hash, shards: [], documents: 0)
+    if FileManager.default.fileExists(atPath: progressPath) {
+      guard let old = try? JSONDecoder().decode(Progress.self, from: readFile(progressPath)),
+        old.identity == progress.identity, old.tokenizerHash == progress.tokenizerHash
+      else {
+        throw FileError(folder, "holds an unfinished build of other inputs or settings; remove it or finish it")
+      }
+      progress = old
+    }
+    let codebook = try prepareCodebook(inputs)
+    let sizes = inputs.map { (try? FileManager.default.attributesOfItem(atPath: $0)[.size] as? Int) ?? 0 }
+    let total = max(1, sizes.reduce(0, +))
+
+    var writer: ShardWriter?
+    var consumed = 0
+    var finishedTokens = progress.shards.reduce(0) { $0 + $1.tokens }
+    func finishShard(_ shard: ShardWriter) throws {
+      let record = try shard.finish()
+      progress.shards.append(record)
+      progress.documents += record.documents
+      finishedTokens += record.tokens
+      try writeDurably(JSONEncoder().encode(progress), to: progressPath)
+      writer = nil
+    }
+    let skipped = progress.documents
+    for (ordinal, input) in inputs.enumerated() {
+      let reader = try DocumentReader(input, format: recipe.format)
+      while true {
+        let documents = try Self.batch(reader)
+        if documents.isEmpty { break }
+        let fresh = Array(documents.dropFirst(max(0, skipped - consumed)))
+        consumed += documents.count
+        for (tokens, masked) in tokenize(fresh) {
+          let shard: ShardWriter
+          if let writer {
+            shard = writer
+          } else {
+            shard = try makeWriter(ordinal: progress.shards.count, codebook: codebook)
+            writer = shard
+          }
+          try shard.append(tokens, masked: masked)
+          if shard.tokenCount >= recipe.shardTokens { try finishShard(shard) }
+        }
+        report(finishedTokens + (writer?.tokenCount ?? 0), Double(sizes[..<ordinal].reduce(0, +)) / Double(total))
+      }
+    }
+    if let writer { try finishShard(writer) }
+    guard !progress.shards.isEmpty else { throw FileError(folder, "the inputs hold no documents") }
+    report(finishedTokens, 1)
+    let manifest = Manifest(
+      name: recipe.name, standsInFor: recipe.standsInFor, tokenizer: tokenizer.name,
+      tokenizerHash: tokenizer.hash, vocabulary: tokenizer.vocabularySize, endOfText: tokenizer.endOfText,
+      codec: recipe.codec, codebookHash: try sha256(file: folder + "/" + Dataset.codebookName),
+      shards: progress.shards)
+    try manifest.write(to: folder)
+    try? FileManager.default.removeItem(atPath: progressPath)
+    return manifest
+  }
+
+  /// The files below `path`, or `path` itself.
+  private static func files(_ path: String) throws -> [String] {
+    var isFolder: ObjCBool = false
+    guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
+      throw FileError(path, "there is no such input", kind: .system)
+    }
+    guard isFolder.boolValue else { return [path] }
+    let names = FileManager.default.enumerator(atPath: path)?.compactMap { $0 as? String } ?? []
+    return names.sorted().map { path + "/" + $0 }.filter {
+      var isFolder: ObjCBool = false
+      return FileManager.default.fileExists(atPath: $0, isDirectory: &isFolder) && !isFolder.boolValue
+    }
+  }
+
+  private static func batch(_ reader: DocumentReader) throws -> [Document] {
+    var documents: [Document] = []
+    var bytes = 0
+    while bytes < batchBytes, let document = try reader.next() {
+      bytes += document.text.count
+      documents.append(document)
+    }
+    return documents
+  }
+
+  /// Tokens of every document, its end included, and how many of them do not count.
+  private func tokenize(_ documents: [Document]) -> [(tokens: [UInt32], masked: Int)] {
+    var results = [(tokens: [UInt32], masked: Int)](repeating: ([], 0), count: documents.count)
+    results.withUnsafeMutableBufferPointer { results in
+      let out = results.baseAddress!
+      pool.run(documents.count) { i in
+        let document = documents[i]
+        let prompt = document.maskedBytes > 0 ? tokenizer.encode(document.text[..<document.maskedBytes]) : []
+        let rest = tokenizer.encode(document.text[document.maskedBytes...])
+        out[i] = (prompt + rest + [tokenizer.endOfText], prompt.count)
+      }
+    }
+    return results
+  }
+
+  private func makeWriter(ordinal: Int, codebook: Codebook) throws -> ShardWriter {
+    let digits = String(ordinal)
+    let name = recipe.name + "-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits
+    let header = ShardHeader(
+      codec: recipe.codec, tokenizer: tokenizer.hash, vocabulary: tokenizer.vocabularySize,
+      endOfText: tokenizer.endOfText, dataset: recipe.name, ordinal: ordinal)
+    return try ShardWriter(
+      folder + "/" + name + ".jtk.zst", header: header, codebook: codebook, level: recipe.level, pool: pool)
+  }
+
+  /// Ranks by frequency in the first documents; kept for a build that goes on.
+  private func prepareCodebook(_ inputs: [String]) throws -> Codebook {
+    let path = folder + "/" + Dataset.codebookName
+    if FileManager.default.fileExists(atPath: path) {
+      let bytes = try Zstd.decompress(readFile(path), limit: 4 * tokenizer.vocabularySize, path: path)
+      let ids = bytes.withUnsafeBytes { Array($0.bindMemory(to: UInt32.self)).map(UInt32.init(littleEndian:)) }
+      if ids.count == tokenizer.vocabularySize, let codebook = Codebook(ids: ids) { return codebook }
+      throw FileError(path, "is damaged; remove \(folder) and build again")
+    }
+    let reader = try DocumentReader(inputs[0], format: recipe.format)
+    let sample = tokenize(try Self.batch(reader)).flatMap(\.tokens)
+    let codebook = Codebook(sample: sample, vocabulary: tokenizer.vocabularySize)
+    let bytes = codebook.ids.map(\.littleEndian).withUnsafeBytes { Zstd.compress($0, level: 19) }
+    try writeDurably(Data(bytes), to: path)
+    return codebook
+  }
+}

@@ -1,0 +1,148 @@
+import Files
+import Foundation
+
+/// What a manifest says of one shard.
+package struct ShardRecord: Codable, Sendable, Equatable {
+  package let file: String
+  package let bytes: Int
+  package let tokens: Int
+  package let documents: Int
+  package let sha256: String
+}
+
+/// A dataset: its shards and what they are made of. Written last, never changed.
+package struct Manifest: Codable, Sendable {
+  package static let fileName = "manifest.json"
+
+  package var version = 1
+  package let name: String
+  /// The dataset that this small one stands in for, where it does.
+  package let standsInFor: String?
+  package let tokenizer: String
+  package let tokenizerHash: String
+  package let vocabulary: Int
+  package let endOfText: UInt32
+  package let codec: TokenCodec
+  /// SHA-256 of `codebook.zst`.
+  package let codebookHash: String
+  package let shards: [ShardRecord]
+  /// SHA-256 of everything above: the dataset's identity.
+  package var fingerprint: String
+
+  package var tokens: Int { shards.reduce(0) { $0 + $1.tokens } }
+  package var documents: Int { shards.reduce(0) { $0 + $1.documents } }
+
+  init(
+    name: String, standsInFor: String?, tokenizer: String, tokenizerHash: String, vocabulary: Int,
+    endOfText: UInt32, codec: TokenCodec, codebookHash: String, shards: [ShardRecord]
+  ) {
+    self.name = name
+    self.standsInFor = standsInFor
+    self.tokenizer = tokenizer
+    self.tokenizerHash = tokenizerHash
+    self.vocabulary = vocabulary
+    self.endOfText = endOfText
+    self.codec = codec
+    self.codebookHash = codebookHash
+    self.shards = shards
+    fingerprint = ""
+    fingerprint = Self.fingerprint(self)
+  }
+
+  private static func fingerprint(_ manifest: Manifest) -> String {
+    var content = manifest
+    content.fingerprint = ""
+    return sha256(content.encoded())
+  }
+
+  private func encoded() -> Data {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
+    // Encoding plain values cannot fail.
+    return (try? encoder.encode(self)) ?? Data()
+  }
+
+  /// Reads and checks the manifest of the dataset in `folder`.
+  package init(folder: String) throws {
+    let path = folder + "/" + Self.fileName
+    guard FileManager.default.fileExists(atPath: path) else {
+      throw FileError(path, "there is no manifest; an unfinished build has none: run tokens build again")
+    }
+    let data = try readFile(path)
+    guard let manifest = try? JSONDecoder().decode(Manifest.self, from: data) else {
+      throw FileError(path, "is not a manifest of this program")
+    }
+    guard manifest.fingerprint == Self.fingerprint(manifest) else {
+      throw FileError(path, "does not match its fingerprint: it was edited or damaged")
+    }
+    for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
+      throw FileError(path, "names a shard outside its folder: \(shard.file)")
+    }
+    self = manifest
+  }
+
+  func write(to folder: String) throws { try writeDurably(encoded(), to: folder + "/" + Self.fileName) }
+}
+
+/// A dataset opened for reading: its manifest, and shards on demand.
+package final class Dataset {
+  package let folder: String
+  package let manifest: Manifest
+  package let codebook: Codebook
+  private var readers: [Int: ShardReader] = [:]
+
+  static let codebookName = "codebook.zst"
+
+  package init(_ folder: String) throws {
+    self.folder = folder
+    manifest = try Manifest(folder: folder)
+    let path = folder + "/" + Self.codebookName
+    let data = try readFile(path)
+    guard sha256(data) == manifest.codebookHash else {
+      throw FileError(path, "does not match the manifest: damaged or of another dataset")
+    }
+    let bytes = try Zstd.decompress(data, limit: 4 * max(1, manifest.vocabulary), path: path)
+    let ids = bytes.withUnsafeBytes { raw in
+      (0..<raw.count / 4).map { UInt32(littleEndian: raw.loadUnaligned(fromByteOffset: $0 * 4, as: UInt32.self)) }
+    }
+    guard ids.count == manifest.vocabulary, let codebook = Codebook(ids: ids) else {
+      throw FileError(path, "is not a permutation of the vocabulary")
+    }
+    self.codebook = codebook
+  }
+
+  /// The reader of one shard.
+  package func shard(_ ordinal: Int) throws -> ShardReader {
+    if let reader = readers[ordinal] { return reader }
+    let record = manifest.shards[ordinal]
+    let reader = try ShardReader(folder + "/" + record.file, codebook: codebook, record: record)
+    guard reader.header.tokenizer == manifest.tokenizerHash, reader.header.ordinal == ordinal,
+      reader.header.dataset == manifest.name
+    else { throw FileError(reader.path, "belongs to another dataset or place than the manifest says") }
+    readers[ordinal] = reader
+    return reader
+  }
+
+  /// Checks every shard: presence, size, hash, and that all frames decode. Calls `report` with each finding.
+  package func verify(_ report: (FileError) -> Void) -> Int {
+    var bad = 0
+    for (ordinal, record) in manifest.shards.enumerated() {
+      let path = folder + "/" + record.file
+      do {
+        let reader = try shard(ordinal)
+        let hash = try sha256(file: path)
+        for frame in 0..<reader.frameCount { _ = try reader.frame(frame) }
+        guard hash == record.sha256 else {
+          throw FileError(path, "its SHA-256 differs from the manifest: bytes were changed")
+        }
+      } catch let error as FileError {
+        bad += 1
+        report(error)
+      } catch {
+        bad += 1
+        report(FileError(path, "\(error)"))
+      }
+    }
+    return bad
+  }
+}

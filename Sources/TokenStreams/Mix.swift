@@ -1,0 +1,74 @@
+import Files
+import Foundation
+import Yams
+
+/// What to do when a source has been read to its end.
+package enum Exhaustion: String, Codable, Sendable {
+  /// A plan that would read more than there is does not compile.
+  case stop
+  /// Begin again, in another order.
+  case `repeat`
+}
+
+/// A named blend of datasets, from a file in Jobs/mixes.
+package struct Mix: Codable, Sendable {
+  /// One dataset and its share of the tokens.
+  package struct Source: Codable, Sendable {
+    package let name: String
+    package let weight: Int
+  }
+
+  package let name: String
+  package let sources: [Source]
+  package let exhaustion: Exhaustion
+  /// Epochs that `repeat` may read of a source before the plan refuses; none: no limit.
+  package let maxEpochs: Int?
+  /// Shards at the end of every source that training never reads.
+  package let holdoutShards: Int
+
+  private static let keys: [String: Set<String>] = [
+    "": ["name", "description", "exhaustion", "max_epochs", "holdout_shards", "sources"],
+    "sources": ["name", "weight", "note"],
+  ]
+
+  /// Reads `name`, a path or the name of a file in `folder`.
+  package init(_ name: String, folder: String) throws {
+    let path = name.contains("/") || name.hasSuffix(".yaml") ? name : folder + "/" + name + ".yaml"
+    guard FileManager.default.fileExists(atPath: path) else {
+      let known = ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? [])
+        .filter { $0.hasSuffix(".yaml") }.map { String($0.dropLast(5)) }.sorted()
+      throw FileError(path, "there is no such mix; \(folder) has \(known.joined(separator: ", "))")
+    }
+    let text = String(decoding: try readFile(path), as: UTF8.self)
+    let loaded: Any?
+    do { loaded = try Yams.load(yaml: text) } catch { throw FileError(path, "is not YAML: \(error)") }
+    guard let top = loaded as? [String: Any] else { throw FileError(path, "is not a YAML mapping") }
+    func check(_ object: [String: Any], _ place: String) throws {
+      if let unknown = object.keys.first(where: { Self.keys[place]?.contains($0) != true }) {
+        throw FileError(path, "\(place.isEmpty ? "" : place + ": ")unknown key \(unknown)")
+      }
+    }
+    try check(top, "")
+    self.name = top["name"] as? String ?? ((path as NSString).lastPathComponent as NSString).deletingPathExtension
+    let exhaustionName = top["exhaustion"] as? String ?? "repeat"
+    guard let exhaustion = Exhaustion(rawValue: exhaustionName) else {
+      throw FileError(path, "exhaustion: \(exhaustionName) is neither stop nor repeat")
+    }
+    self.exhaustion = exhaustion
+    maxEpochs = top["max_epochs"] as? Int
+    holdoutShards = top["holdout_shards"] as? Int ?? 1
+    guard let list = top["sources"] as? [[String: Any]], !list.isEmpty else {
+      throw FileError(path, "sources: a list of names and weights is missing")
+    }
+    sources = try list.map { object in
+      try check(object, "sources")
+      guard let name = object["name"] as? String, let weight = object["weight"] as? Int, weight > 0 else {
+        throw FileError(path, "sources: each needs a name and a whole weight above zero")
+      }
+      return Source(name: name, weight: weight)
+    }
+    guard holdoutShards >= 0, Set(sources.map(\.name)).count == sources.count else {
+      throw FileError(path, "holdout_shards is negative, or a source is named twice")
+    }
+  }
+}

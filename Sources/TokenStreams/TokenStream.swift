@@ -1,0 +1,70 @@
+import Files
+import Foundation
+
+/// A consecutive run of a dataset's shards, seen as sequences of `context` tokens with a label each.
+///
+/// Sequence i covers tokens i·context ..< (i + 1)·context, and one more for the last label.
+package final class TokenStream {
+  package let dataset: Dataset
+  private let shards: Range<Int>
+  /// First token of every shard of the run, and the end of the last.
+  private let starts: [Int]
+  package let context: Int
+
+  package init(_ dataset: Dataset, shards: Range<Int>, context: Int) {
+    self.dataset = dataset
+    self.shards = shards
+    self.context = context
+    var starts = [0]
+    for ordinal in shards { starts.append(starts[starts.count - 1] + dataset.manifest.shards[ordinal].tokens) }
+    self.starts = starts
+  }
+
+  /// Whole sequences in the run.
+  package var sequenceCount: Int { max(0, (starts[starts.count - 1] - 1) / context) }
+
+  /// One sequence, appended to `batch`.
+  package func read(_ index: Int, into batch: inout SequenceBatch) throws {
+    precondition(index < sequenceCount, "sequence \(index) of \(sequenceCount)")
+    let range = index * context..<(index + 1) * context + 1
+    var tokens: [UInt32] = []
+    tokens.reserveCapacity(range.count)
+    // Label t counts if token t + 1 counts and belongs to the same document.
+    var counts = [Bool](repeating: false, count: range.count)
+    let base = batch.tokens.count
+    for (position, ordinal) in shards.enumerated() {
+      let part = range.clamped(to: starts[position]..<starts[position + 1])
+      guard !part.isEmpty else { continue }
+      let reader = try dataset.shard(ordinal)
+      let start = starts[position]
+      let local = part.lowerBound - start..<part.upperBound - start
+      try reader.read(local, into: &tokens)
+      reader.index.forEachDocument(in: local) { document in
+        let first = document.lowerBound + start - range.lowerBound
+        for offset in 1..<max(1, document.count) where reader.index.counts(document.lowerBound + offset) {
+          counts[first + offset - 1] = true
+        }
+        let segment = first..<min(context, first + document.count)
+        if !segment.isEmpty { batch.segments.append(base + segment.lowerBound..<base + segment.upperBound) }
+      }
+    }
+    batch.tokens += tokens[..<context].map(Int32.init(bitPattern:))
+    for t in 0..<context { batch.labels.append(counts[t] ? Int32(bitPattern: tokens[t + 1]) : -1) }
+    batch.sequenceCount += 1
+  }
+}
+
+/// Sequences as a model takes them.
+package struct SequenceBatch {
+  package var tokens: [Int32] = []
+  /// What each token predicts; −1 where nothing counts.
+  package var labels: [Int32] = []
+  /// The documents, ranges of `tokens`.
+  package var segments: [Range<Int>] = []
+  package var sequenceCount = 0
+
+  package init() {}
+
+  /// Labels that count.
+  package var countedLabels: Int { labels.reduce(0) { $0 + ($1 >= 0 ? 1 : 0) } }
+}
