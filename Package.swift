@@ -50,13 +50,16 @@ let package = Package(
     .target(
       name: "Training",
       dependencies: [
-        "Checkpointing", "CPUBackend", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel", "Reporting",
-        "Tokenizers", "TokenStreams", yams, crypto,
+        "Checkpointing", "CPUBackend", "Files", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel", "Reporting",
+        "Tensors", "Tokenizers", "TokenStreams", crypto, yams,
       ]),
-    .target(name: "Evaluation", dependencies: ["Models", "Ops", "Tokenizers", "TokenStreams"]),
+    .target(name: "Evaluation", dependencies: ["Models", "NN", "Tensors", "Training", "TokenStreams"]),
     .executableTarget(
       name: "jettrain",
-      dependencies: ["Evaluation", "Training", "CPUBackend", argumentParser]),
+      dependencies: [
+        "Checkpointing", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel", "Reporting",
+        "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
+      ]),
     .target(name: "TestSupport", dependencies: ["Tensors"], path: "Tests/TestSupport"),
     .testTarget(
       name: "ModelsTests", dependencies: ["CPUBackend", "Models", "NN", "Ops", "Safetensors", "TestSupport"]),

@@ -48,7 +48,7 @@ extension CPUBackend {
     let blocks = spans.flatMap { span in
       (0..<Self.blockCount(span)).map { Block(span, block: $0) }
     }
-    pool.run(blocks.count * heads) { slice in
+    parallel(blocks.count * heads) { slice in
       let (block, h) = (blocks[slice / heads], slice % heads)
       let g = h * groups / heads
       let (rows, keys) = (block.queryCount, block.keyCount)
@@ -127,7 +127,7 @@ extension CPUBackend {
     fill(dV, with: 0)
     let clusters = Self.clusters(spans)
     // One slice owns the keys of one group of heads, so that their gradients add up in a fixed order.
-    pool.run(clusters.count * groups) { slice in
+    parallel(clusters.count * groups) { slice in
       let (cluster, g) = (clusters[slice / groups], slice % groups)
       let capacity = Scratch.rounded(Self.queryBlock * (cluster.map(\.keys.count).max() ?? 0))
       var scratch = Scratch(2 * capacity)

@@ -14,6 +14,9 @@ package final class CPUBackend: Backend {
   package private(set) var peakBytes = 0
   package internal(set) var operations = 0.0
 
+  /// Seconds by kernel since it was set; nil when no profile is taken.
+  package var profile: [String: Double]?
+
   /// Freed blocks by size, kept because fresh pages cost more than most kernels.
   private var spare: [Int: [UnsafeMutableRawPointer]] = [:]
 
@@ -59,16 +62,26 @@ package final class CPUBackend: Backend {
   /// Rows that one slice of an element-wise loop takes: about 16,384 elements.
   func sliceRows(columns: Int) -> Int { max(1, 16_384 / max(1, columns)) }
 
+  /// Runs the slices of a kernel on the pool; the caller's name is what a profile shows.
+  func parallel(_ count: Int, kernel: String = #function, _ body: (Int) -> Void) {
+    guard profile != nil else { return pool.run(count, body) }
+    let start = ContinuousClock.now
+    pool.run(count, body)
+    let elapsed = (ContinuousClock.now - start).components
+    let name = String(kernel.prefix { $0 != "(" })
+    profile?[name, default: 0] += Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
+  }
+
   /// Calls `body` with fixed ranges of `rows`.
-  func forEachSlice(rows: Int, columns: Int, _ body: (Range<Int>) -> Void) {
+  func forEachSlice(rows: Int, columns: Int, kernel: String = #function, _ body: (Range<Int>) -> Void) {
     let step = sliceRows(columns: columns)
-    pool.run((rows + step - 1) / step) { slice in
+    parallel((rows + step - 1) / step, kernel: kernel) { slice in
       body(slice * step..<min(rows, (slice + 1) * step))
     }
   }
 
   /// Calls `body(offset, count)` with fixed slices of a flat array.
-  func forEachSlice(count: Int, _ body: (_ offset: Int, _ count: Int) -> Void) {
-    forEachSlice(rows: count, columns: 1) { body($0.lowerBound, $0.count) }
+  func forEachSlice(count: Int, kernel: String = #function, _ body: (_ offset: Int, _ count: Int) -> Void) {
+    forEachSlice(rows: count, columns: 1, kernel: kernel) { body($0.lowerBound, $0.count) }
   }
 }

@@ -90,7 +90,7 @@ extension CPUBackend {
     let (x, ids, columns, count, table) = (x.floats, ids.integers, table.columns, ids.count, table.floats)
     // Column strips, so that a repeated id is added in the order of n on any number of threads.
     let strip = max(laneCount, (columns / 8 + laneCount - 1) / laneCount * laneCount)
-    pool.run((columns + strip - 1) / strip) { s in
+    parallel((columns + strip - 1) / strip) { s in
       let first = s * strip
       let width = min(strip, columns - first)
       for n in 0..<count {

@@ -70,7 +70,7 @@ extension CPUBackend {
     let (initialStates, finalStates) = (initial?.floats, final?.floats)
     let (starts, corrected) = (saved?.starts.floats, saved?.corrected.floats)
     let C = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
-    pool.run(segments.ranges.count * heads) { slice in
+    parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
         Scratch.rounded(K * V) + 3 * Scratch.rounded(C) + 3 * Scratch.rounded(C * C) + Scratch.rounded(C * V)
@@ -143,7 +143,7 @@ extension CPUBackend {
     let (finalGradients, initialGradients) = (dFinal?.floats, dInitial?.floats)
     let (starts, corrected) = (saved.starts.floats, saved.corrected.floats)
     let C = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
-    pool.run(segments.ranges.count * heads) { slice in
+    parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
         Scratch.rounded(K * V) + 4 * Scratch.rounded(C) + 5 * Scratch.rounded(C * C)

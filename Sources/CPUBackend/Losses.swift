@@ -8,7 +8,7 @@ extension CPUBackend {
     let size = logits.columns
     let (students, teachers, labels) = (logits.floats, teacherLogits?.floats, labels.integers)
     let (ceOut, klOut) = (crossEntropy.floats, kl.floats)
-    pool.run(logits.rows) { n in
+    parallel(logits.rows) { n in
       let z = students + n * size
       let label = Int(labels[n])
       guard label >= 0 else {

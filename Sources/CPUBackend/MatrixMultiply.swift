@@ -66,7 +66,7 @@ extension CPUBackend {
     // Rows of c follow rows of a, its columns those of b; the longer side is cut.
     let cutsRows = rows >= columns
     let tile = Self.tile(cutsRows ? rows : columns)
-    pool.run((max(rows, columns) + tile - 1) / tile) { t in
+    parallel((max(rows, columns) + tile - 1) / tile) { t in
       let first = t * tile
       let (row, column) = cutsRows ? (first, 0) : (0, first)
       gemm(
@@ -94,7 +94,7 @@ extension CPUBackend {
   package func sumRows(_ x: Tensor, into sums: Tensor, adds: Bool) {
     let (p, columns, rows, out) = (x.floats, x.columns, x.rows, sums.floats)
     let strip = 64
-    pool.run((columns + strip - 1) / strip) { s in
+    parallel((columns + strip - 1) / strip) { s in
       let first = s * strip
       let width = min(strip, columns - first)
       if !adds { (out + first).update(repeating: 0, count: width) }

@@ -61,7 +61,7 @@ extension CPUBackend {
     let blocks = (rows + block - 1) / block
     let scratch = empty([max(1, blocks), columns])
     let partials = scratch.floats
-    pool.run(blocks) { b in
+    parallel(blocks) { b in
       let partial = partials + b * columns
       partial.update(repeating: 0, count: columns)
       for row in b * block..<min(rows, (b + 1) * block) { contribute(row, partial) }

@@ -2,12 +2,9 @@ import Tensors
 
 extension CPUBackend {
   package func adamW(
-    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, decays: Tensor,
-    step: AdamWStep
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep
   ) {
-    let (w, g, m, v, decays) = (
-      parameters.floats, gradients.floats, moment1.floats, moment2.floats, decays.floats
-    )
+    let (w, g, m, v) = (parameters.floats, gradients.floats, moment1.floats, moment2.floats)
     let rootCorrection = step.correction2.squareRoot()
     forEachSlice(count: parameters.count) { offset, count in
       sweep(count) { i, n in
@@ -19,7 +16,7 @@ extension CPUBackend {
         v.store(second, i, n)
         let update = (first / step.correction1) / (second.squareRoot() / rootCorrection + step.epsilon)
         let old = w.lanes(i, n)
-        let shrunk = old - old * decays.lanes(i, n) * (step.learningRate * step.weightDecay)
+        let shrunk = old - old * (step.learningRate * step.weightDecay)
         w.store(shrunk - update * step.learningRate, i, n)
       }
     }
@@ -31,7 +28,7 @@ extension CPUBackend {
     var sums = [Double](repeating: 0, count: blocks)
     sums.withUnsafeMutableBufferPointer { sums in
       let out = sums.baseAddress!
-      pool.run(blocks) { b in
+      parallel(blocks) { b in
         var sum = SIMD16<Double>.zero
         sweep(min(blockSize, x.count - b * blockSize)) { i, n in
           let value = SIMD16<Double>(p.lanes(b * blockSize + i, n))

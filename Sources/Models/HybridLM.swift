@@ -91,6 +91,21 @@ package final class HybridLM {
   /// `[N, V]`, for callers that need them whole.
   package func logits(_ hidden: Tensor) -> Tensor { linear(hidden, head) }
 
+  /// Bytes of the caches of one sequence at this context, float32.
+  package func cacheBytes(context: Int) -> Int {
+    let c = configuration
+    return c.layerTypes.reduce(0) { sum, type in
+      let keyValues = 2 * c.keyValueHeads * c.headSize
+      switch type {
+      case .attention: return sum + 4 * keyValues * context
+      case .slidingWindow: return sum + 4 * keyValues * min(context, c.slidingWindow ?? context)
+      case .jet:
+        let jet = c.jet!
+        return sum + 4 * jet.heads * jet.valueSize * (jet.keySize + jet.convolutionSize)
+      }
+    }
+  }
+
   /// Empty caches for one sequence.
   package func makeCaches(_ backend: any Backend) -> [any MixerCache] {
     layers.map { $0.mixer.makeCache(backend) }

@@ -66,12 +66,18 @@ package final class Arena {
     }
   }
 
-  /// 1 for every element that weight decay applies to, in `range` of the arena.
-  package func decays(_ range: Range<Int>) -> [Float] {
-    var flags = [Float](repeating: 0, count: range.count)
-    for entry in entries where entry.parameter.decays {
-      for index in entry.range.clamped(to: range) { flags[index - range.lowerBound] = 1 }
+  /// `range` of the arena in runs that weight decay applies to or not.
+  package func decayRuns(_ range: Range<Int>) -> [(range: Range<Int>, decays: Bool)] {
+    var runs: [(range: Range<Int>, decays: Bool)] = []
+    for entry in entries {
+      let part = entry.range.clamped(to: range)
+      guard !part.isEmpty else { continue }
+      if let last = runs.last, last.decays == entry.parameter.decays, last.range.upperBound == part.lowerBound {
+        runs[runs.count - 1].range = last.range.lowerBound..<part.upperBound
+      } else {
+        runs.append((part, entry.parameter.decays))
+      }
     }
-    return flags
+    return runs
   }
 }

@@ -103,10 +103,9 @@ package protocol Backend: AnyObject {
   func squaredError(
     _ x: Tensor, target: Tensor, seed: Float, losses: Tensor, into dx: Tensor?, adds: Bool)
 
-  /// One AdamW step on a slice. `decays` [count] holds 1 where weight decay applies.
+  /// One AdamW step on equally long flat arrays.
   func adamW(
-    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, decays: Tensor,
-    step: AdamWStep)
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep)
   /// Sums of squares of each `blockSize` elements, in double precision.
   func sumsOfSquares(_ x: Tensor, blockSize: Int) -> [Double]
 

@@ -132,7 +132,6 @@ package final class ShapeBackend: Backend {
     _ x: Tensor, target: Tensor, seed: Float, losses: Tensor, into dx: Tensor?, adds: Bool
   ) {}
   package func adamW(
-    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, decays: Tensor,
-    step: AdamWStep
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep
   ) {}
 }

@@ -31,6 +31,15 @@ package struct Mix: Codable, Sendable {
     "sources": ["name", "weight", "note"],
   ]
 
+  /// A mix of one dataset, whose last shard is held out.
+  package init(of dataset: String) {
+    name = dataset
+    sources = [Source(name: dataset, weight: 1)]
+    exhaustion = .repeat
+    maxEpochs = nil
+    holdoutShards = 1
+  }
+
   /// Reads `name`, a path or the name of a file in `folder`.
   package init(_ name: String, folder: String) throws {
     let path = name.contains("/") || name.hasSuffix(".yaml") ? name : folder + "/" + name + ".yaml"

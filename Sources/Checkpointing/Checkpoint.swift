@@ -1,0 +1,145 @@
+import Files
+import Foundation
+import MPI
+import NN
+import Parallel
+import Safetensors
+import Tensors
+
+/// Saving and restoring a run over all its ranks.
+package struct Checkpoint {
+  package let path: String
+  package let manifest: CheckpointManifest
+
+  /// Opens the checkpoint at `path`; its shards are read later.
+  package init(_ path: String) throws {
+    self.path = path
+    manifest = try CheckpointManifest(path: path)
+  }
+
+  /// Compares every shard with the manifest; throws the first fault.
+  package func verify() throws {
+    for shard in manifest.shards { try CheckpointShard.verify(shard, folder: path) }
+  }
+
+  /// Calls `body` with every array of the checkpoint: its role, its parameter's name, the elements it holds of it,
+  /// and a reader of them.
+  package func forEachPiece(
+    _ body: (_ role: String, _ name: String, _ start: Int, _ count: Int, _ read: (UnsafeMutablePointer<Float>) throws -> Void)
+      throws -> Void
+  ) throws {
+    for shard in manifest.shards {
+      let file = try CheckpointShard.read(shard, folder: path)
+      for (key, entry) in file.entries.sorted(by: { $0.value.bytes.lowerBound < $1.value.bytes.lowerBound }) {
+        let parts = key.split(separator: "/", maxSplits: 1)
+        guard parts.count == 2 else { throw CheckpointError(file.path, "holds an array of unknown kind: \(key)") }
+        var name = String(parts[1])
+        var start = 0
+        if name.hasSuffix("]"), let open = name.lastIndex(of: "[") {
+          let bounds = name[name.index(after: open)...].dropLast().split(separator: ":")
+          guard bounds.count == 2, let first = Int(bounds[0]), let end = Int(bounds[1]), first >= 0,
+            end - first == entry.count
+          else { throw CheckpointError(file.path, "\(key) does not have the elements it names") }
+          start = first
+          name = String(name[..<open])
+        }
+        try body(String(parts[0]), name, start, entry.count) { try file.read(key, into: $0) }
+      }
+    }
+  }
+
+  /// All arrays put together, by role and name.
+  package func assemble() throws -> [String: [Float]] {
+    var arrays: [String: [Float]] = [:]
+    try forEachPiece { role, name, start, count, read in
+      var array = arrays.removeValue(forKey: "\(role)/\(name)") ?? []
+      if array.count < start + count {
+        array += [Float](repeating: .nan, count: start + count - array.count)
+      }
+      try array.withUnsafeMutableBufferPointer { try read($0.baseAddress! + start) }
+      arrays["\(role)/\(name)"] = array
+    }
+    return arrays
+  }
+
+  /// Writes one checkpoint: every rank its pieces, then the coordinator the manifest, then the name. Fails on every
+  /// rank when it fails on one, and leaves then no checkpoint behind.
+  ///
+  /// - Parameter makeManifest: given the shards of all ranks
+  package static func save(
+    _ pieces: [Piece], step: Int, in run: RunFolder, world: Communicator, level: Int32, pool: ThreadPool,
+    makeManifest: ([CheckpointManifest.Shard]) -> CheckpointManifest
+  ) throws {
+    let partial = run.partial(step: step)
+    try agree(world) {
+      guard world.isCoordinator else { return }
+      guard !FileManager.default.fileExists(atPath: run.checkpoint(step: step)) else {
+        throw CheckpointError(run.checkpoint(step: step), "exists already; a checkpoint is never overwritten")
+      }
+      try? FileManager.default.removeItem(atPath: partial)
+      try createFolder(partial)
+    }
+    var record = Data()
+    try agree(world) {
+      let digits = String(world.rank)
+      let name = "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
+      let shard = try CheckpointShard.write(pieces, to: partial + "/" + name, level: level, pool: pool)
+      record = try JSONEncoder().encode(shard)
+    }
+    let records = try world.allGather(Array(record))
+    try agree(world) {
+      guard world.isCoordinator else { return }
+      let shards = try records.map { try JSONDecoder().decode(CheckpointManifest.Shard.self, from: Data($0)) }
+      try writeDurably(makeManifest(shards).encoded(), to: partial + "/" + CheckpointManifest.fileName)
+      try run.commit(step: step)
+    }
+  }
+
+  /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading.
+  ///
+  /// - Returns: nil when the run has none at all.
+  /// - Throws: When it has some, but none is good.
+  package static func newestGood(
+    in run: RunFolder, world: Communicator, warn: (String) -> Void
+  ) throws -> Checkpoint? {
+    let steps = run.steps
+    for step in steps.reversed() {
+      let path = run.checkpoint(step: step)
+      var fault: String?
+      var found: Checkpoint?
+      do {
+        let checkpoint = try Checkpoint(path)
+        for (index, shard) in checkpoint.manifest.shards.enumerated() where index % world.size == world.rank {
+          try CheckpointShard.verify(shard, folder: path)
+        }
+        found = checkpoint
+      } catch { fault = "\(error)" }
+      let faults = try world.allGather(Array((fault ?? "").utf8)).filter { !$0.isEmpty }
+      if faults.isEmpty { return found }
+      warn("checkpoint \(path) is damaged and passed over: \(String(decoding: faults[0], as: UTF8.self))")
+    }
+    guard steps.isEmpty else {
+      throw CheckpointError(
+        run.path, "has \(steps.count) checkpoints, none of them whole; restore one, or start anew in another --run-dir")
+    }
+    return nil
+  }
+}
+
+/// Runs `body` on this rank and fails on all ranks when it fails on one, with the first rank's reason.
+package func agree(_ world: Communicator, _ body: () throws -> Void) throws {
+  var fault: (any Error)?
+  do { try body() } catch { fault = error }
+  let reasons = try world.allGather(Array((fault.map { "\($0)" } ?? "").utf8))
+  if let fault { throw fault }
+  if let rank = reasons.firstIndex(where: { !$0.isEmpty }) {
+    throw PeerError(rank: rank, reason: String(decoding: reasons[rank], as: UTF8.self))
+  }
+}
+
+/// Another rank failed; it prints the reason.
+package struct PeerError: Error, CustomStringConvertible {
+  package let rank: Int
+  package let reason: String
+  package var description: String { "rank \(rank): \(reason)" }
+}

@@ -1,0 +1,106 @@
+import Files
+import Foundation
+
+/// A checkpoint that cannot be used, and what helps.
+package struct CheckpointError: Error, CustomStringConvertible {
+  package let path: String
+  package let reason: String
+  package var description: String { "\(path): \(reason)" }
+
+  package init(_ path: String, _ reason: String) {
+    self.path = path
+    self.reason = reason
+  }
+}
+
+/// `manifest.json` of a checkpoint: what it belongs to and which files hold it (Checkpoints/FORMAT.md).
+package struct CheckpointManifest: Codable, Sendable {
+  /// One rank's file.
+  package struct Shard: Codable, Sendable {
+    package let file: String
+    package let bytes: Int
+    package let sha256: String
+  }
+
+  /// What must be the same for a run to go on from here.
+  package struct Identity: Codable, Sendable, Equatable {
+    /// `pretrain`, `distill` or `finetune`.
+    package var kind: String
+    /// SHA-256 of the student's `config.json`.
+    package var model: String
+    /// SHA-256 of the parameters that never train in this run, names included.
+    package var frozen: String
+    /// SHA-256 of the teacher's weights; empty without one.
+    package var teacher: String
+    /// Hashes of the phases' data plans.
+    package var plans: [String]
+
+    package init(kind: String, model: String, frozen: String, teacher: String, plans: [String]) {
+      self.kind = kind
+      self.model = model
+      self.frozen = frozen
+      self.teacher = teacher
+      self.plans = plans
+    }
+  }
+
+  package static let fileName = "manifest.json"
+  package static let currentVersion = 1
+
+  package var version = currentVersion
+  /// Optimizer steps done.
+  package let step: Int
+  /// Tokens that training has consumed.
+  package let tokens: Int
+  /// Phase that the moments belong to and its steps done.
+  package let phase: Int
+  package let phaseStep: Int
+  /// The next global sequence index of that phase's plan.
+  package let sequences: Int
+  package let worldSize: Int
+  package let identity: Identity
+  /// The job as it ran, and the student's `config.json`, for people and for export.
+  package let job: [String: String]
+  package let shards: [Shard]
+
+  package init(
+    step: Int, tokens: Int, phase: Int, phaseStep: Int, sequences: Int, worldSize: Int, identity: Identity,
+    job: [String: String], shards: [Shard]
+  ) {
+    self.step = step
+    self.tokens = tokens
+    self.phase = phase
+    self.phaseStep = phaseStep
+    self.sequences = sequences
+    self.worldSize = worldSize
+    self.identity = identity
+    self.job = job
+    self.shards = shards
+  }
+
+  /// Reads and checks the manifest of the checkpoint at `path`.
+  package init(path: String) throws {
+    let file = path + "/" + Self.fileName
+    guard FileManager.default.fileExists(atPath: file) else {
+      throw CheckpointError(path, "has no manifest: it is not a checkpoint, or its save never finished")
+    }
+    let data = try readFile(file)
+    guard let manifest = try? JSONDecoder().decode(Self.self, from: data) else {
+      throw CheckpointError(file, "is damaged or not a checkpoint manifest")
+    }
+    guard manifest.version == Self.currentVersion else {
+      throw CheckpointError(
+        file, "is of format version \(manifest.version); this program reads \(Self.currentVersion)")
+    }
+    for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
+      throw CheckpointError(file, "names a file outside its folder: \(shard.file)")
+    }
+    self = manifest
+  }
+
+  func encoded() throws -> Data {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
+    return try encoder.encode(self)
+  }
+}

@@ -1,0 +1,71 @@
+import Files
+import Foundation
+
+/// The folder of one run: its checkpoints, newest last, and the name of the latest.
+package struct RunFolder: Sendable {
+  package let path: String
+
+  package init(_ path: String) { self.path = path }
+
+  private static let prefix = "step-"
+  private static let partialSuffix = ".partial"
+
+  /// `step-00001000`
+  package static func name(step: Int) -> String {
+    let digits = String(step)
+    return prefix + String(repeating: "0", count: max(0, 8 - digits.count)) + digits
+  }
+
+  package func checkpoint(step: Int) -> String { path + "/" + Self.name(step: step) }
+
+  /// Where a save gathers before it is one.
+  package func partial(step: Int) -> String { checkpoint(step: step) + Self.partialSuffix }
+
+  /// Steps of all finished checkpoints, ascending.
+  package var steps: [Int] {
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
+    return names.compactMap { $0.hasPrefix(Self.prefix) ? Int($0.dropFirst(Self.prefix.count)) : nil }.sorted()
+  }
+
+  /// The step that `latest` names.
+  package var latest: Int? {
+    guard let data = FileManager.default.contents(atPath: path + "/latest") else { return nil }
+    let name = String(decoding: data, as: UTF8.self).trimmingCharacters(in: .whitespacesAndNewlines)
+    return name.hasPrefix(Self.prefix) ? Int(name.dropFirst(Self.prefix.count)) : nil
+  }
+
+  /// Removes saves that never finished; those that a killed run left.
+  package func removePartials() throws {
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
+    for name in names where name.hasPrefix(Self.prefix) && name.hasSuffix(Self.partialSuffix) {
+      try? FileManager.default.removeItem(atPath: path + "/" + name)
+    }
+  }
+
+  /// Gives a finished save its name and makes it the latest.
+  func commit(step: Int) throws {
+    try flushFolder(partial(step: step))
+    try renameDurably(partial(step: step), to: checkpoint(step: step))
+    try writeDurably(Data((Self.name(step: step) + "\n").utf8), to: path + "/latest")
+  }
+
+  /// Deletes old checkpoints but the last `keepLast`, every `keepEvery`-th step (0: none), and `source`, which the
+  /// running program resumed from.
+  package func retain(keepLast: Int, keepEvery: Int, source: Int?) {
+    for step in steps.dropLast(keepLast) where step != source && !(keepEvery > 0 && step % keepEvery == 0) {
+      // Renamed first, so that a kill in between leaves no half of a checkpoint.
+      let doomed = partial(step: step)
+      if rename(checkpoint(step: step), doomed) == 0 { try? FileManager.default.removeItem(atPath: doomed) }
+    }
+  }
+
+  /// The checkpoint that `path` means: itself, or the latest of a run folder.
+  package static func resolve(_ path: String) throws -> String {
+    if FileManager.default.fileExists(atPath: path + "/" + CheckpointManifest.fileName) { return path }
+    let folder = RunFolder(path)
+    guard let step = folder.latest ?? folder.steps.last else {
+      throw CheckpointError(path, "is neither a checkpoint nor a run folder that holds one")
+    }
+    return folder.checkpoint(step: step)
+  }
+}

@@ -1,0 +1,36 @@
+import Models
+import Tensors
+import Training
+import TokenStreams
+
+/// Losses of a model on held-out text.
+package struct Evaluation: Sendable {
+  /// Mean cross-entropy per counted token, in nats.
+  package let loss: Double
+  /// Mean KL(teacher ‖ model), where a teacher was given.
+  package let kl: Double?
+  package let labels: Int
+
+  /// Reads `places` of `plan`'s held-out shards, one sequence at a time.
+  package init(
+    model: HybridLM, teacher: HybridLM?, plan: DataPlan, sequences: Int, backend: any Backend
+  ) throws {
+    let losses = MicroBatchLosses(
+      student: model, teacher: teacher,
+      weights: LossWeights(logits: teacher == nil ? 0 : 1, crossEntropy: 1), checkpointing: false,
+      backend: backend)
+    var sums = LossSums()
+    var counts = TokenCounts(labels: 0, tokens: 0)
+    for place in plan.validation(count: sequences) {
+      var batch = SequenceBatch()
+      try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
+      sums = LossSums(values: zip(sums.values, losses(batch, gradientsOver: nil).values).map(+))
+      counts.labels += batch.countedLabels
+      counts.tokens += batch.tokens.count
+    }
+    let means = sums.means(counts)
+    loss = means.crossEntropy
+    kl = teacher == nil ? nil : means.logits
+    labels = counts.labels
+  }
+}

@@ -1,0 +1,306 @@
+import Files
+import Foundation
+import Models
+import NN
+import Optimizers
+import Yams
+
+/// What a job does to its model.
+package enum JobKind: String, Sendable {
+  /// A full-attention model from random weights: a demo's teacher, a baseline.
+  case pretrain
+  /// Stage 1: a hybrid learns from its teacher.
+  case distill
+  /// Stage 2: the full model learns from text.
+  case finetune
+}
+
+/// Sets of parameters that a phase may freeze.
+package enum ParameterGroup: String, CaseIterable, Sendable {
+  case mlp
+  case embeddings
+  case norms
+  /// Mixers of attn and swa layers.
+  case attention
+  /// Mixers of the other layers.
+  case mixers
+}
+
+/// The weights of the losses that a phase sums up; each is a mean per token of the global batch.
+package struct LossWeights: Sendable, Equatable {
+  /// Squared error of every replaced mixer's output, teacher-forced, averaged over those layers and channels.
+  package var mixerOutput = 0.0
+  /// Squared error of every layer's output, averaged over layers and channels.
+  package var hidden = 0.0
+  /// Forward KL from the teacher's distribution over the vocabulary.
+  package var logits = 0.0
+  package var crossEntropy = 0.0
+
+  package init(mixerOutput: Double = 0, hidden: Double = 0, logits: Double = 0, crossEntropy: Double = 0) {
+    self.mixerOutput = mixerOutput
+    self.hidden = hidden
+    self.logits = logits
+    self.crossEntropy = crossEntropy
+  }
+
+  package var needsTeacher: Bool { mixerOutput + hidden + logits > 0 }
+}
+
+/// A stretch of training with its own losses, budget, context and schedule.
+package struct Phase: Sendable, Equatable {
+  package var name: String
+  package var steps: Int
+  package var context: Int
+  /// Sequences of one optimizer step, over all ranks.
+  package var globalBatch: Int
+  /// Sequences of one forward and backward pass.
+  package var microBatch: Int
+  package var losses: LossWeights
+  package var frozen: [ParameterGroup]
+  package var schedule: Schedule
+  package var adam: AdamW.Settings
+  /// Largest norm of the gradient; 0 for no limit.
+  package var clip: Double
+  package var checkpointsActivations: Bool
+
+  package var tokensPerStep: Int { globalBatch * context }
+  package var microBatches: Int { globalBatch / microBatch }
+}
+
+/// A job file, read and checked.
+package struct Job: Sendable {
+  package let kind: JobKind
+  package let path: String
+  package var name: String
+  package var runFolder: String
+  /// Folder of the teacher; needed by losses that compare with it.
+  package var teacher: String?
+  /// `config.json` for a model to be made, a model folder for one to go on with.
+  package var student: String
+  /// Configurations that `plan` uses where the folders above do not exist yet.
+  package var plannedTeacher: String?
+  package var plannedStudent: String?
+  package var dataRoot: String
+  package var mixName: String
+  package var mixFolder: String
+  package var tokenizer: String
+  package var seed: UInt64
+  package var phases: [Phase]
+  package var validationEvery: Int
+  package var validationSequences: Int
+  package var checkpointEvery: Int
+  package var keepLast: Int
+  package var keepEvery: Int
+  package var logEvery: Int
+  package var compressionLevel: Int32
+
+  package var totalSteps: Int { phases.reduce(0) { $0 + $1.steps } }
+  package var totalTokens: Int { phases.reduce(0) { $0 + $1.steps * $1.tokensPerStep } }
+
+  /// The phase of global step `step`, counted from 0, and the step in it.
+  package func locate(_ step: Int) -> (phase: Int, step: Int) {
+    var rest = step
+    for (index, phase) in phases.enumerated() {
+      if rest < phase.steps { return (index, rest) }
+      rest -= phase.steps
+    }
+    return (phases.count, 0)
+  }
+}
+
+extension Job {
+  /// Reads the job at `path`.
+  ///
+  /// - Parameters:
+  ///   - overrides: `key.path=value` pairs, taken as YAML
+  ///   - ranks: that will run it, for the batch to divide by
+  package init(_ kind: JobKind, path: String, overrides: [String], ranks: Int) throws {
+    guard FileManager.default.fileExists(atPath: path) else {
+      throw JobError(.usage, "\(path): there is no such job file")
+    }
+    let text = String(decoding: try readFile(path), as: UTF8.self)
+    let loaded: Any?
+    do { loaded = try Yams.load(yaml: text) } catch {
+      throw JobError(.usage, "\(path): is not YAML: \(error)")
+    }
+    guard var object = loaded as? [String: Any] else {
+      throw JobError(.usage, "\(path): is not a YAML mapping")
+    }
+    for override in overrides { try Self.apply(override, to: &object) }
+    let faults = YAMLReader.Faults()
+    let root = YAMLReader(object, path: "", faults: faults)
+    self.kind = kind
+    self.path = path
+    name = root.string("name") ?? ((path as NSString).lastPathComponent as NSString).deletingPathExtension
+    runFolder = root.string("run_dir") ?? "Checkpoints/" + name
+    if let declared = root.string("kind"), declared != kind.rawValue {
+      root.fault("kind", "this job file is for jettrain \(declared)")
+    }
+
+    let model = root.section("model")
+    teacher = model.string("teacher")
+    student = model.required("student", "a config.json to make a model from, or a model folder")
+    plannedTeacher = model.string("teacher_config")
+    plannedStudent = model.string("student_config")
+    model.rejectUnknownKeys()
+
+    let data = root.section("data")
+    dataRoot = data.required("root", "the folder that holds the datasets")
+    mixName = data.required("mix", "a name from Jobs/mixes, or a path")
+    mixFolder = data.string("mixes") ?? "Jobs/mixes"
+    tokenizer = data.string("tokenizer") ?? "bytes"
+    data.rejectUnknownKeys()
+
+    let train = root.section("train")
+    seed = UInt64(train.integer("seed") ?? 1)
+    let sections = root.sections("phases", fallback: train) ?? [train]
+    let hasTeacher = teacher != nil
+    phases = sections.enumerated().map { index, section in
+      Phase(section, kind: kind, index: index, hasTeacher: hasTeacher, ranks: ranks)
+    }
+    if phases.isEmpty { root.fault("phases", "the list is empty") }
+    let phaseKeys = sections.reduce(into: Set<String>()) { $0.formUnion($1.keysAsked) }
+    for section in sections where section !== train { section.rejectUnknownKeys() }
+    train.rejectUnknownKeys(known: phaseKeys)
+
+    let validation = root.section("validation")
+    validationEvery = validation.integer("every") ?? 0
+    validationSequences = validation.integer("sequences", from: 1) ?? 32
+    validation.rejectUnknownKeys()
+    let checkpoints = root.section("checkpoints")
+    checkpointEvery = checkpoints.integer("every") ?? 0
+    keepLast = checkpoints.integer("keep_last", from: 1) ?? 3
+    keepEvery = checkpoints.integer("keep_every") ?? 0
+    compressionLevel = Int32(checkpoints.integer("compression_level", from: 1) ?? 1)
+    checkpoints.rejectUnknownKeys()
+    logEvery = root.integer("log_every", from: 1) ?? 10
+    root.rejectUnknownKeys()
+    guard faults.lines.isEmpty else {
+      throw JobError(.usage, reasons: faults.lines.map { "\(path): \($0)" })
+    }
+  }
+
+  private static func apply(_ override: String, to object: inout [String: Any]) throws {
+    let parts = override.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+    guard parts.count == 2, !parts[0].isEmpty else {
+      throw JobError(.usage, "--set \(override): expected key.path=value")
+    }
+    let value = (try? Yams.load(yaml: String(parts[1]))) ?? String(parts[1])
+    func set(_ keys: ArraySlice<Substring>, in object: inout [String: Any]) throws {
+      guard let key = keys.first.map(String.init) else { return }
+      if keys.count == 1 {
+        object[key] = value
+      } else if key == "phases", let index = keys.dropFirst().first.flatMap({ Int($0) }),
+        var list = object[key] as? [[String: Any]], list.indices.contains(index)
+      {
+        try set(keys.dropFirst(2), in: &list[index])
+        object[key] = list
+      } else {
+        guard var child = (object[key] ?? [String: Any]()) as? [String: Any] else {
+          throw JobError(.usage, "--set \(override): \(key) is not a mapping")
+        }
+        try set(keys.dropFirst(), in: &child)
+        object[key] = child
+      }
+    }
+    try set(parts[0].split(separator: ".")[...], in: &object)
+  }
+}
+
+extension Phase {
+  /// Reads a phase; faults go to the reader.
+  fileprivate init(_ reader: YAMLReader, kind: JobKind, index: Int, hasTeacher: Bool, ranks: Int) {
+    name = reader.string("name") ?? (index == 0 ? kind.rawValue : "\(kind.rawValue)-\(index + 1)")
+    context = reader.integer("context", from: 1) ?? 0
+    if context == 0 { reader.fault("context", "is missing: tokens of a sequence") }
+    globalBatch = reader.integer("global_batch", from: 1) ?? 1
+    microBatch = reader.integer("micro_batch", from: 1) ?? 1
+    if globalBatch % microBatch != 0 {
+      reader.fault("micro_batch", "\(microBatch) sequences do not divide the global batch of \(globalBatch)")
+    } else if globalBatch / microBatch % ranks != 0 {
+      reader.fault(
+        "global_batch",
+        "\(globalBatch) sequences in micro-batches of \(microBatch) do not divide over \(ranks) ranks: make it a "
+          + "multiple of \(microBatch * ranks), or the micro-batch smaller")
+    }
+    steps = 0
+    let perStep = max(1, globalBatch * context)
+    if let budget = reader.tokens("tokens") {
+      // A round budget such as 50B ends with a whole step; an exact count must divide.
+      steps = (budget.count + perStep - 1) / perStep
+      if budget.isExact && budget.count % perStep != 0 {
+        reader.fault(
+          "tokens",
+          "\(budget.count) is not a whole number of steps of \(globalBatch) × \(context) = \(perStep) tokens; "
+            + "\(steps * perStep) is")
+      }
+    } else {
+      reader.fault("tokens", "is missing: the budget, such as 20M or 50B")
+    }
+
+    let lossSection = reader.section("losses")
+    losses = LossWeights(
+      mixerOutput: lossSection.number("mixer_output") ?? 0, hidden: lossSection.number("hidden") ?? 0,
+      logits: lossSection.number("logits") ?? 0, crossEntropy: lossSection.number("cross_entropy") ?? 0)
+    lossSection.rejectUnknownKeys()
+    if losses == LossWeights() { losses = kind == .distill ? LossWeights(hidden: 1) : LossWeights(crossEntropy: 1) }
+    if losses.needsTeacher && !hasTeacher {
+      reader.fault("losses", "compare with a teacher, but model.teacher names none")
+    }
+    frozen = reader.list("freeze", ParameterGroup.self) ?? (kind == .distill ? [.mlp, .embeddings] : [])
+
+    let peak = reader.number("lr") ?? 1e-3
+    schedule = Schedule(
+      shape: reader.choice("schedule", Schedule.Shape.self) ?? .cosine, peak: peak,
+      floor: reader.number("min_lr") ?? peak / 10, warmupSteps: reader.integer("warmup_steps") ?? 0)
+    adam = AdamW.Settings(
+      beta1: Float(reader.number("beta1") ?? 0.9), beta2: Float(reader.number("beta2") ?? 0.95),
+      epsilon: Float(reader.number("epsilon") ?? 1e-8),
+      weightDecay: Float(reader.number("weight_decay") ?? 0))
+    clip = reader.number("clip") ?? 1
+    checkpointsActivations = reader.boolean("checkpoint_activations") ?? false
+  }
+
+  /// Whether `parameter` of `model` trains in this phase.
+  package func trains(_ parameter: Parameter, of model: HybridLM) -> Bool {
+    !frozen.contains(ParameterGroup.of(parameter, in: model))
+  }
+}
+
+extension ParameterGroup {
+  /// The group that a parameter belongs to, by its name.
+  package static func of(_ parameter: Parameter, in model: HybridLM) -> ParameterGroup {
+    let parts = parameter.name.split(separator: ".")
+    guard parts.count > 3, parts[1] == "layers", let layer = Int(parts[2]) else {
+      return parts.contains("norm") ? .norms : .embeddings
+    }
+    switch parts[3] {
+    case "mlp": return .mlp
+    case "self_attn": return [.attention, .slidingWindow].contains(model.layers[layer].type) ? .attention : .mixers
+    default: return .norms
+    }
+  }
+}
+
+extension Job {
+  /// The `kind` that a job file declares.
+  package static func declaredKind(of path: String) throws -> String {
+    let object = try? Yams.load(yaml: String(decoding: readFile(path), as: UTF8.self)) as? [String: Any]
+    guard let kind = object?["kind"] as? String else {
+      throw JobError(.usage, "\(path): is missing, or says no kind: pretrain, distill or finetune")
+    }
+    return kind
+  }
+
+  /// The shapes of student and teacher, from their folders or, where those do not exist yet, from the configurations
+  /// that the job gives for planning.
+  package func configurations() throws -> (student: ModelConfiguration, teacher: ModelConfiguration?) {
+    func configuration(_ path: String, _ planned: String?) throws -> ModelConfiguration {
+      let exists = FileManager.default.fileExists(atPath: path)
+      return try ModelConfiguration(path: exists ? path : planned ?? path)
+    }
+    return (
+      try configuration(student, plannedStudent), try teacher.map { try configuration($0, plannedTeacher) }
+    )
+  }
+}

@@ -1,0 +1,91 @@
+import Crypto
+import Files
+import Foundation
+import Models
+import NN
+import Tensors
+import Tokenizers
+import TokenStreams
+
+/// The models of a job: the student to be trained and, where losses or inheritance need it, its frozen teacher.
+package struct ModelSetup {
+  package let student: HybridLM
+  package let teacher: HybridLM?
+
+  /// Loads and initialises what `job` names.
+  package init(_ job: Job, backend: any Backend) throws {
+    teacher = try job.teacher.map { path in
+      guard FileManager.default.fileExists(atPath: path + "/config.json") else {
+        throw JobError(
+          .data,
+          "model.teacher \(path): there is no model folder; train one with `jettrain pretrain`, or give the folder of "
+            + "a downloaded model")
+      }
+      return try Self.load(path, backend)
+    }
+    if job.kind == .finetune {
+      guard FileManager.default.fileExists(atPath: job.student + "/config.json") else {
+        throw JobError(
+          .data,
+          "model.student \(job.student): there is no model folder; run `jettrain distill` first, or set model.student")
+      }
+      student = try Self.load(job.student, backend)
+    } else {
+      student = HybridLM(try ModelConfiguration(path: job.student))
+      if job.kind == .distill {
+        guard let teacher else { throw JobError(.usage, "\(job.path): model.teacher is missing") }
+        try Self.checkCompatible(student.configuration, teacher.configuration)
+        try student.inherit(from: teacher)
+      }
+    }
+    student.initialize(seed: job.seed, backend: backend)
+  }
+
+  private static func load(_ path: String, _ backend: any Backend) throws -> HybridLM {
+    guard backend is ShapeBackend else { return try HybridLM.load(path, backend: backend) }
+    let model = HybridLM(try ModelConfiguration(path: path))
+    model.initialize(seed: 0, backend: backend)
+    return model
+  }
+
+  private static func checkCompatible(_ student: ModelConfiguration, _ teacher: ModelConfiguration) throws {
+    for (name, s, t) in [
+      ("vocab_size", student.vocabularySize, teacher.vocabularySize),
+      ("hidden_size", student.hiddenSize, teacher.hiddenSize),
+      ("intermediate_size", student.intermediateSize, teacher.intermediateSize),
+      ("num_hidden_layers", student.layerCount, teacher.layerCount),
+    ] where s != t {
+      throw JobError(.data, "the student's \(name) is \(s), the teacher's \(t): they must be equal to inherit its MLPs")
+    }
+  }
+
+  /// Refuses data whose tokens the models cannot mean.
+  package func check(_ manifest: Manifest, tokenizer name: String) throws {
+    let tokenizer = try makeTokenizer(name)
+    guard tokenizer.hash == manifest.tokenizerHash else {
+      throw JobError(
+        .data,
+        "dataset \(manifest.name) was built with tokenizer \(manifest.tokenizer) (\(manifest.tokenizerHash.prefix(12))), "
+          + "the job says \(name) (\(tokenizer.hash.prefix(12)))")
+    }
+    for model in [student, teacher].compactMap({ $0 }) {
+      guard model.configuration.vocabularySize >= manifest.vocabulary else {
+        throw JobError(
+          .data,
+          "dataset \(manifest.name) has ids up to \(manifest.vocabulary - 1), the model a vocabulary of "
+            + "\(model.configuration.vocabularySize)")
+      }
+    }
+  }
+
+  /// SHA-256 over names and values of the parameters that `isIncluded`.
+  package static func hash(_ model: HybridLM, where isIncluded: (Parameter) -> Bool = { _ in true }) -> String {
+    var hasher = SHA256()
+    for parameter in model.store.parameters where isIncluded(parameter) {
+      hasher.update(data: Data(parameter.name.utf8))
+      let value = parameter.value
+      hasher.update(bufferPointer: UnsafeRawBufferPointer(start: value.floats, count: value.count * 4))
+    }
+    return hexadecimal(hasher.finalize())
+  }
+}

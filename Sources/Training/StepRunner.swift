@@ -1,0 +1,115 @@
+import Foundation
+import Models
+import MPI
+import NN
+import Optimizers
+import Tensors
+import TokenStreams
+
+/// What one optimizer step did.
+package struct StepResult {
+  /// Means per token over the global batch.
+  package var losses: LossSums
+  /// The sum that was minimised.
+  package var loss: Double
+  package var gradientNorm: Double
+  /// Seconds by phase of the step: compute, reduce, update.
+  package var seconds: [String: Double]
+}
+
+/// One optimizer step over all ranks: every rank's micro-batches forward and backward, the reduction, the update.
+package final class StepRunner {
+  package let arena: Arena
+  package let optimizer: AdamW
+  private let exchange: GradientExchange
+  private let phase: Phase
+  private let world: Communicator
+  private let losses: MicroBatchLosses
+
+  /// Moves the parameters that `phase` trains into an arena and gives this rank its part of the optimizer state.
+  package init(
+    student: HybridLM, teacher: HybridLM?, phase: Phase, world: Communicator, backend: any Backend
+  ) {
+    self.phase = phase
+    self.world = world
+    arena = Arena(student.store, backend: backend) { phase.trains($0, of: student) }
+    exchange = GradientExchange(arena, world: world)
+    optimizer = AdamW(arena, slice: exchange.slice, settings: phase.adam)
+    losses = MicroBatchLosses(
+      student: student, teacher: phase.losses.needsTeacher ? teacher : nil, weights: phase.losses,
+      checkpointing: phase.checkpointsActivations, backend: backend)
+  }
+
+  /// Micro-batches of this rank in a step, as indices into those of the global batch.
+  package var microBatches: Range<Int> {
+    let count = phase.microBatches
+    return count * world.rank / world.size..<count * (world.rank + 1) / world.size
+  }
+
+  /// Runs forward and backward on this rank's micro-batches and sums their gradients on this rank.
+  package func accumulate(_ batches: [SequenceBatch], over counts: TokenCounts) -> [LossSums] {
+    batches.map { batch in
+      arena.beginBackward()
+      let sums = losses(batch, gradientsOver: counts)
+      arena.endBackward()
+      exchange.add(isOnly: batches.count == 1)
+      return sums
+    }
+  }
+
+  /// One whole step.
+  ///
+  /// - Parameters:
+  ///   - batches: this rank's micro-batches
+  ///   - step: counted from 1 within the phase, for the bias correction
+  /// - Throws: `JobError` of kind `diverged` on every rank, before any parameter changed, when a loss or the gradient
+  ///   is not finite.
+  package func run(_ batches: [SequenceBatch], step: Int, learningRate: Double) throws -> StepResult {
+    var clock = PhaseClock()
+    var totals = [
+      Int64(batches.reduce(0) { $0 + $1.countedLabels }), Int64(batches.reduce(0) { $0 + $1.tokens.count }),
+    ]
+    try world.allReduce(&totals, .sum)
+    let counts = TokenCounts(labels: Int(totals[0]), tokens: Int(totals[1]))
+    let sums = accumulate(batches, over: counts)
+    clock.mark("compute")
+    try exchange.reduce()
+    // Sums of all micro-batches, in their global order on every rank.
+    let gathered = try world.allGather(sums.flatMap(\.values))
+    var total = [Double](repeating: 0, count: LossSums.names.count)
+    for (index, value) in gathered.enumerated() { total[index % total.count] += value }
+    let norm = try exchange.norm()
+    clock.mark("reduce")
+    let means = LossSums(values: total).means(counts)
+    let loss = means.weighted(phase.losses)
+    guard loss.isFinite, norm.isFinite else {
+      throw JobError(
+        .diverged,
+        "step \(step) of phase \(phase.name): the loss is \(loss) and the gradient norm \(norm); nothing was updated. "
+          + "Lower train.lr, or look at the data of this step")
+    }
+    let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
+    optimizer.update(step: step, learningRate: learningRate, gradientScale: scale)
+    try exchange.shareParameters()
+    clock.mark("update")
+    return StepResult(losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds)
+  }
+}
+
+/// Splits the time since its creation into named parts.
+package struct PhaseClock {
+  package private(set) var seconds: [String: Double] = [:]
+  private var last = ContinuousClock.now
+
+  package init() {}
+
+  /// Adds the time since the last mark to `name`.
+  package mutating func mark(_ name: String) {
+    let now = ContinuousClock.now
+    let elapsed = (now - last).components
+    seconds[name, default: 0] += Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
+    last = now
+  }
+
+  package var total: Double { seconds.values.reduce(0, +) }
+}

@@ -1,0 +1,359 @@
+import Checkpointing
+import CPUBackend
+import Files
+import Foundation
+import Models
+import MPI
+import NN
+import Optimizers
+import Reporting
+import Tensors
+import TokenStreams
+
+/// What to do about checkpoints that a run folder holds.
+package enum ResumePolicy: String, CaseIterable, Sendable {
+  /// Go on from the newest good one; start anew only where there is none at all.
+  case auto
+  /// Go on or fail.
+  case must
+  /// Start anew; fail where there are checkpoints, which are never overwritten.
+  case never
+}
+
+/// How a run ended.
+package enum RunOutcome {
+  case finished
+  /// At a checkpoint, on request; the same command goes on.
+  case stopped(step: Int)
+}
+
+/// Runs a job from its first or last step to its end, on all ranks together.
+package final class Trainer {
+  private let job: Job
+  private let world: Communicator
+  private let backend: CPUBackend
+  private let models: ModelSetup
+  private let plans: [DataPlan]
+  private let run: RunFolder
+  private let identity: CheckpointManifest.Identity
+  private let progress = ProgressLine()
+
+  // State of the phase at hand.
+  private var phaseIndex = 0
+  private var phaseStep = 0
+  /// Where in the phase's plan its step `firstStep` begins.
+  private var firstSequence = 0
+  private var firstStep = 0
+  private var runner: StepRunner!
+  private var step = 0
+  private var tokens = 0
+  private var resumedFrom: Int?
+
+  /// Reads models and data, agrees on them over the ranks, and goes to where the run stands.
+  package init(_ job: Job, world: Communicator, backend: CPUBackend, resume: ResumePolicy) throws {
+    self.job = job
+    self.world = world
+    self.backend = backend
+    run = RunFolder(job.runFolder)
+    let mix = try Mix(job.mixName, folder: job.mixFolder)
+    models = try ModelSetup(job, backend: backend)
+    let models = models
+    plans = try job.phases.map { phase in
+      let plan = try DataPlan(
+        mix: mix, root: job.dataRoot, context: phase.context, seed: job.seed, label: phase.name)
+      try plan.checkSupply(sequences: phase.steps * phase.globalBatch)
+      try models.check(plan.manifest, tokenizer: job.tokenizer)
+      return plan
+    }
+    // Hashing billions of weights once is enough.
+    var hashes = Data()
+    if world.isCoordinator {
+      let frozen = ModelSetup.hash(models.student) { parameter in
+        job.phases.allSatisfy { !$0.trains(parameter, of: models.student) }
+      }
+      hashes = Data("\(frozen) \(models.teacher.map { ModelSetup.hash($0) } ?? "")".utf8)
+    }
+    let agreed = String(decoding: try world.broadcast(Array(hashes)), as: UTF8.self).split(
+      separator: " ", omittingEmptySubsequences: false)
+    identity = CheckpointManifest.Identity(
+      kind: job.kind.rawValue, model: sha256(models.student.configuration.json), frozen: String(agreed[0]),
+      teacher: String(agreed[1]), plans: plans.map(\.hash))
+    let everywhere = try world.allGather(Array(sha256("\(identity) \(job.phases)").utf8))
+    guard Set(everywhere).count == 1 else {
+      throw JobError(.data, "the ranks see different jobs, models or data: are the files the same on all hosts?")
+    }
+    try restore(resume)
+  }
+
+  private func say(_ text: String) {
+    if world.isCoordinator { progress.print(text) }
+  }
+
+  // MARK: - Where the run stands
+
+  private func restore(_ policy: ResumePolicy) throws {
+    try agree(world) {
+      guard world.isCoordinator else { return }
+      try createFolder(run.path)
+      try run.removePartials()
+      if policy == .never, let step = run.steps.last {
+        throw JobError(
+          .usage, "\(run.path) holds checkpoints up to step \(step), which are never overwritten: choose another --run-dir")
+      }
+    }
+    guard policy != .never,
+      let checkpoint = try Checkpoint.newestGood(in: run, world: world, warn: say)
+    else {
+      guard policy != .must else { throw JobError(.data, "\(run.path): there is no checkpoint to go on from") }
+      return beginPhase(0)
+    }
+    try agree(world) { try restore(checkpoint) }
+    say(
+      "resuming \(run.path) from step \(step), saved by \(checkpoint.manifest.worldSize) ranks, on \(world.size)")
+  }
+
+  private func restore(_ checkpoint: Checkpoint) throws {
+    let manifest = checkpoint.manifest
+    for (what, saved, now) in [
+      ("kind of job", manifest.identity.kind, identity.kind),
+      ("student configuration", manifest.identity.model, identity.model),
+      ("frozen weights", manifest.identity.frozen, identity.frozen),
+      ("teacher", manifest.identity.teacher, identity.teacher),
+      (
+        "data plan", manifest.identity.plans.prefix(manifest.phase + 1).joined(),
+        identity.plans.prefix(manifest.phase + 1).joined()
+      ),
+    ] where saved != now {
+      throw CheckpointError(
+        checkpoint.path, "belongs to another run: its \(what) differs; choose another --run-dir, or restore what changed")
+    }
+    guard manifest.phase < job.phases.count else {
+      throw CheckpointError(checkpoint.path, "was saved in phase \(manifest.phase), the job has \(job.phases.count)")
+    }
+    let isPhaseDone = manifest.phaseStep >= job.phases[manifest.phase].steps
+    let phase = isPhaseDone && manifest.phase + 1 < job.phases.count ? manifest.phase + 1 : manifest.phase
+
+    // Parameters that trained in an earlier phase must not be written into the teacher's, which they may share.
+    let store = models.student.store
+    for parameter in store.parameters
+    where job.phases[...manifest.phase].contains(where: { $0.trains(parameter, of: models.student) }) {
+      let own = backend.empty(parameter.shape)
+      backend.copy(parameter.value, into: own)
+      parameter.value = own
+    }
+    beginPhase(phase)
+    step = manifest.step
+    tokens = manifest.tokens
+    resumedFrom = step
+    if phase == manifest.phase {
+      phaseStep = manifest.phaseStep
+      (firstStep, firstSequence) = (manifest.phaseStep, manifest.sequences)
+    }
+    let optimizer = runner.optimizer
+    let offsets = Dictionary(uniqueKeysWithValues: runner.arena.entries.map { ($0.parameter.name, $0.offset) })
+    var restored = 0
+    try checkpoint.forEachPiece { role, name, start, count, read in
+      guard let parameter = store[name], start + count <= parameter.count else {
+        throw CheckpointError(checkpoint.path, "holds \(name), which the model does not have")
+      }
+      if role == "parameter" {
+        try read(parameter.value.floats + start)
+        restored += count
+      } else if phase == manifest.phase, let offset = offsets[name] {
+        let moment = role == "moment1" ? optimizer.moment1 : optimizer.moment2
+        let range = offset + start..<offset + start + count
+        let mine = range.clamped(to: optimizer.slice)
+        guard !mine.isEmpty else { return }
+        var values = [Float](repeating: 0, count: count)
+        try values.withUnsafeMutableBufferPointer { try read($0.baseAddress!) }
+        for index in mine { moment.floats[index - optimizer.slice.lowerBound] = values[index - range.lowerBound] }
+      }
+    }
+    let expected = store.parameters.reduce(0) { sum, parameter in
+      job.phases[...manifest.phase].contains { $0.trains(parameter, of: models.student) } ? sum + parameter.count : sum
+    }
+    guard restored == expected else {
+      throw CheckpointError(checkpoint.path, "holds \(restored) trained weights, the job has \(expected)")
+    }
+  }
+
+  private func beginPhase(_ index: Int) {
+    phaseIndex = index
+    (phaseStep, firstStep, firstSequence) = (0, 0, 0)
+    runner = StepRunner(
+      student: models.student, teacher: models.teacher, phase: job.phases[index], world: world, backend: backend)
+  }
+
+  // MARK: - The loop
+
+  /// Trains to the end, or until step `stopStep` has been saved.
+  package func train(stopStep: Int?) throws -> RunOutcome {
+    let metrics =
+      world.isCoordinator
+      ? try MetricsLog(run.path + "/metrics.jsonl", keepingStepsTo: step) : nil
+    let rate = Machine.matrixRate(backend)
+    say(
+      "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
+        + "\(world.size) ranks × \(backend.pool.threadCount) threads, \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)")
+    var operations = estimatedOperations()
+    if step == 0, job.validationEvery > 0 { try validate(metrics) }
+    while step < job.totalSteps {
+      if phaseStep == job.phases[phaseIndex].steps {
+        beginPhase(phaseIndex + 1)
+        operations = estimatedOperations()
+        say("phase \(job.phases[phaseIndex].name)")
+      }
+      let result = try trainStep(metrics, operations: operations, rate: rate)
+      _ = result
+      let isLast = step == job.totalSteps
+      let mustStop = stopStep.map { step >= $0 } ?? false
+      if job.validationEvery > 0, isLast || step % job.validationEvery == 0 { try validate(metrics) }
+      if isLast || mustStop || (job.checkpointEvery > 0 && step % job.checkpointEvery == 0) { try save() }
+      if mustStop && !isLast { return .stopped(step: step) }
+    }
+    try agree(world) {
+      if world.isCoordinator { try models.student.save(run.path + "/model") }
+    }
+    say("finished: the model is in \(run.path)/model")
+    return .finished
+  }
+
+  private func trainStep(_ metrics: MetricsLog?, operations: Double, rate: Double) throws -> StepResult {
+    let phase = job.phases[phaseIndex]
+    var clock = PhaseClock()
+    let start = firstSequence + (phaseStep - firstStep) * phase.globalBatch
+    let batches = try runner.microBatches.map { index in
+      try plans[phaseIndex].read(start + index * phase.microBatch..<start + (index + 1) * phase.microBatch)
+    }
+    clock.mark("data")
+    let learningRate = phase.schedule.rate(step: phaseStep, of: phase.steps)
+    let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate)
+    clock.mark("step")
+    step += 1
+    phaseStep += 1
+    tokens += phase.tokensPerStep
+    guard let metrics else { return result }
+    var seconds = result.seconds
+    seconds["data"] = clock.seconds["data"]
+    seconds["total"] = clock.total
+    let speed = Double(phase.tokensPerStep) / clock.total
+    let share = operations / clock.total / (rate * Double(world.size))
+    try metrics.write([
+      "step": step, "phase": phase.name, "tokens": tokens, "loss": result.loss,
+      "losses": Self.named(result.losses, phase.losses), "lr": learningRate, "grad_norm": result.gradientNorm,
+      "seconds": seconds, "tokens_per_s": speed, "sgemm_share": share, "peak_memory": Machine.peakMemory,
+      "sequences": [start, start + phase.globalBatch],
+    ])
+    let left = Double(job.totalSteps - step) * clock.total
+    let line =
+      "step \(step)/\(job.totalSteps)  tokens \(Format.count(Double(tokens)))  loss \(String(format: "%.4f", result.loss))  "
+      + "lr \(String(format: "%.2e", learningRate))  grad \(String(format: "%.3f", result.gradientNorm))  "
+      + "\(Format.count(speed)) tok/s  \(Int(share * 100))% of SGEMM  ETA \(Format.duration(left))"
+    if step % job.logEvery == 0 || step == job.totalSteps { progress.update(line, isFinal: step == job.totalSteps) }
+    return result
+  }
+
+  private static func named(_ losses: LossSums, _ weights: LossWeights) -> [String: Double] {
+    let used = [
+      weights.crossEntropy > 0 || weights.logits > 0, weights.logits > 0, weights.hidden > 0,
+      weights.mixerOutput > 0,
+    ]
+    var named: [String: Double] = [:]
+    for (index, name) in LossSums.names.enumerated() where used[index] { named[name] = losses.values[index] }
+    return named
+  }
+
+  /// Matrix operations of one step of the phase, over all ranks.
+  private func estimatedOperations() -> Double {
+    let phase = job.phases[phaseIndex]
+    return StepEstimate(student: models.student.configuration, teacher: models.teacher?.configuration, phase: phase)
+      .operationsPerMicroBatch * Double(phase.microBatches)
+  }
+
+  // MARK: - Validation and checkpoints
+
+  private func validate(_ metrics: MetricsLog?) throws {
+    let phase = job.phases[phaseIndex]
+    let plan = plans[phaseIndex]
+    var weights = phase.losses
+    weights.crossEntropy = 1
+    if models.teacher != nil { weights.logits = max(weights.logits, 1) }
+    let losses = MicroBatchLosses(
+      student: models.student, teacher: models.teacher, weights: weights, checkpointing: false, backend: backend)
+    let places = plan.validation(count: job.validationSequences)
+    var sums = LossSums()
+    var counts = TokenCounts(labels: 0, tokens: 0)
+    // Each rank takes every size-th sequence; the sums are added in the order of the sequences.
+    var mine: [Double] = []
+    for (index, place) in places.enumerated() where index % world.size == world.rank {
+      var batch = SequenceBatch()
+      try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
+      mine += losses(batch, gradientsOver: nil).values + [Double(batch.countedLabels), Double(batch.tokens.count)]
+    }
+    let width = LossSums.names.count + 2
+    let rows = (places.count + world.size - 1) / world.size
+    mine += [Double](repeating: 0, count: rows * width - mine.count)
+    let all = try world.allGather(mine)
+    for index in places.indices {
+      let row = (index % world.size * rows + index / world.size) * width
+      sums = LossSums(values: zip(sums.values, all[row..<row + width - 2]).map(+))
+      counts.labels += Int(all[row + width - 2])
+      counts.tokens += Int(all[row + width - 1])
+    }
+    let means = sums.means(counts)
+    try metrics?.write([
+      "step": step, "phase": phase.name, "validation": Self.named(means, weights), "labels": counts.labels,
+    ])
+    let kl = models.teacher == nil ? "" : String(format: "  KL %.4f", means.logits)
+    say("validation at step \(step): loss \(String(format: "%.4f", means.crossEntropy))\(kl)")
+  }
+
+  private func save() throws {
+    guard step != resumedFrom, !run.steps.contains(step) else { return }
+    let (arena, optimizer) = (runner.arena, runner.optimizer)
+    var pieces: [Piece] = []
+    for (role, values, base) in [
+      ("parameter", arena.values, 0), ("moment1", optimizer.moment1, optimizer.slice.lowerBound),
+      ("moment2", optimizer.moment2, optimizer.slice.lowerBound),
+    ] {
+      for entry in arena.entries {
+        let range = entry.range.clamped(to: optimizer.slice)
+        guard !range.isEmpty else { continue }
+        pieces.append(
+          Piece(
+            role: role, name: entry.parameter.name, shape: entry.parameter.shape,
+            range: range.lowerBound - entry.offset..<range.upperBound - entry.offset,
+            values: values.floats + range.lowerBound - base))
+      }
+    }
+    if world.isCoordinator {
+      // What trained in an earlier phase and rests now.
+      for parameter in models.student.store.parameters
+      where !parameter.isTrained
+        && job.phases[...phaseIndex].contains(where: { $0.trains(parameter, of: models.student) })
+      {
+        pieces.append(
+          Piece(
+            role: "parameter", name: parameter.name, shape: parameter.shape, range: 0..<parameter.count,
+            values: parameter.value.floats))
+      }
+    }
+    let phase = job.phases[phaseIndex]
+    let jobText = (try? String(contentsOfFile: job.path, encoding: .utf8)) ?? ""
+    try Checkpoint.save(
+      pieces, step: step, in: run, world: world, level: job.compressionLevel, pool: backend.pool
+    ) { shards in
+      CheckpointManifest(
+        step: step, tokens: tokens, phase: phaseIndex, phaseStep: phaseStep,
+        sequences: firstSequence + (phaseStep - firstStep) * phase.globalBatch, worldSize: world.size,
+        identity: identity,
+        job: [
+          "path": job.path, "text": jobText, "teacher": job.teacher ?? "", "student": job.student,
+          "seed": String(job.seed), "config": String(decoding: models.student.configuration.json, as: UTF8.self),
+        ], shards: shards)
+    }
+    if world.isCoordinator {
+      run.retain(keepLast: job.keepLast, keepEvery: job.keepEvery, source: resumedFrom)
+    }
+  }
+}

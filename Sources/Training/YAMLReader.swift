@@ -1,0 +1,147 @@
+import Foundation
+import Yams
+
+/// Reads typed values out of nested YAML mappings and collects every fault, unknown keys included, so that a user
+/// sees all errors of a file at once.
+final class YAMLReader {
+  private let object: [String: Any]
+  private let path: String
+  private let faults: Faults
+  private var used: Set<String> = []
+  /// Where values are looked up that this mapping lacks: the job's `train` for a phase.
+  private let fallback: YAMLReader?
+
+  /// The faults of one file.
+  final class Faults {
+    var lines: [String] = []
+  }
+
+  init(_ object: [String: Any], path: String, faults: Faults, fallback: YAMLReader? = nil) {
+    self.object = object
+    self.path = path
+    self.faults = faults
+    self.fallback = fallback
+  }
+
+  func fault(_ key: String, _ reason: String) {
+    faults.lines.append("\(path.isEmpty ? "" : path + ".")\(key): \(reason)")
+  }
+
+  private func value(_ key: String) -> Any? {
+    used.insert(key)
+    if let value = object[key], !(value is NSNull) { return value }
+    return fallback?.value(key)
+  }
+
+  private func typed<Value>(_ key: String, _ what: String, _ convert: (Any) -> Value?) -> Value? {
+    guard let raw = value(key) else { return nil }
+    guard let value = convert(raw) else {
+      fault(key, "\(raw) is not \(what)")
+      return nil
+    }
+    return value
+  }
+
+  func string(_ key: String) -> String? {
+    typed(key, "a text") { $0 as? String ?? ($0 as? Int).map(String.init) }
+  }
+
+  func required(_ key: String, _ what: String) -> String {
+    if let value = string(key) { return value }
+    if object[key] == nil { fault(key, "is missing: \(what)") }
+    return ""
+  }
+
+  func boolean(_ key: String) -> Bool? { typed(key, "true or false") { $0 as? Bool } }
+
+  func integer(_ key: String, from least: Int = 0) -> Int? {
+    guard let value = typed(key, "a whole number", { $0 as? Int }) else { return nil }
+    guard value >= least else {
+      fault(key, "must be at least \(least), not \(value)")
+      return nil
+    }
+    return value
+  }
+
+  func number(_ key: String, from least: Double = 0) -> Double? {
+    // YAML 1.1 takes 3e-4 for a text.
+    let value = typed(key, "a number") { raw in
+      raw as? Double ?? (raw as? Int).map(Double.init) ?? (raw as? String).flatMap(Double.init)
+    }
+    guard let value else { return nil }
+    guard value >= least, value.isFinite else {
+      fault(key, "must be at least \(least), not \(value)")
+      return nil
+    }
+    return value
+  }
+
+  /// A count of tokens: 1000000, 1M, 50B. Exact is whether it was given to the token.
+  func tokens(_ key: String) -> (count: Int, isExact: Bool)? {
+    typed(key, "a count of tokens such as 500K, 20M or 50B") { raw -> (count: Int, isExact: Bool)? in
+      if let count = raw as? Int { return count > 0 ? (count, true) : nil }
+      guard let text = raw as? String, let suffix = text.last,
+        let factor = ["K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12][suffix.uppercased()],
+        let number = Double(text.dropLast()), number > 0, number * factor < 1e18
+      else { return nil }
+      return (Int(number * factor), false)
+    }
+  }
+
+  func choice<Value: RawRepresentable & CaseIterable>(_ key: String, _: Value.Type) -> Value?
+  where Value.RawValue == String {
+    let known = Value.allCases.map(\.rawValue).joined(separator: ", ")
+    return typed(key, "one of \(known)") { ($0 as? String).flatMap(Value.init(rawValue:)) }
+  }
+
+  func list<Value: RawRepresentable & CaseIterable>(_ key: String, _: Value.Type) -> [Value]?
+  where Value.RawValue == String {
+    let known = Value.allCases.map(\.rawValue).joined(separator: ", ")
+    return typed(key, "a list of \(known)") { raw in
+      guard let names = raw as? [String] else { return (raw as? [Any])?.isEmpty == true ? [] : nil }
+      let values = names.compactMap(Value.init(rawValue:))
+      return values.count == names.count ? values : nil
+    }
+  }
+
+  /// The mapping at `key`; an empty one where there is none.
+  func section(_ key: String) -> YAMLReader {
+    let child = typed(key, "a mapping") { $0 as? [String: Any] } ?? [:]
+    return YAMLReader(child, path: path.isEmpty ? key : path + "." + key, faults: faults)
+  }
+
+  /// The mappings in the list at `key`, each falling back on `fallback`.
+  func sections(_ key: String, fallback: YAMLReader) -> [YAMLReader]? {
+    typed(key, "a list of mappings") { $0 as? [[String: Any]] }?.enumerated().map { index, object in
+      YAMLReader(object, path: "\(key)[\(index)]", faults: faults, fallback: fallback)
+    }
+  }
+
+  /// Reports the keys that nothing asked for, with the nearest one that something did.
+  func rejectUnknownKeys(known: Set<String> = []) {
+    let known = used.union(known)
+    for key in object.keys.sorted() where !known.contains(key) {
+      let nearest = known.min { Self.distance(key, $0) < Self.distance(key, $1) }
+      let hint = nearest.map { Self.distance(key, $0) <= 3 ? "; did you mean \($0)?" : "" } ?? ""
+      fault(key, "is not a key of this file\(hint)")
+    }
+  }
+
+  var keysAsked: Set<String> { used }
+
+  /// Levenshtein's edit distance.
+  private static func distance(_ a: String, _ b: String) -> Int {
+    let (a, b) = (Array(a), Array(b))
+    var row = Array(0...b.count)
+    for (i, x) in a.enumerated() {
+      var diagonal = row[0]
+      row[0] = i + 1
+      for (j, y) in b.enumerated() {
+        let substituted = diagonal + (x == y ? 0 : 1)
+        diagonal = row[j + 1]
+        row[j + 1] = min(substituted, row[j] + 1, diagonal + 1)
+      }
+    }
+    return row[b.count]
+  }
+}

@@ -1,0 +1,205 @@
+import ArgumentParser
+import Checkpointing
+import CPUBackend
+import Files
+import Foundation
+import Models
+import MPI
+import Reporting
+import Tensors
+import Training
+import TokenStreams
+
+struct Bench: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Measure this machine: one JSON line a figure, with the ceiling measured in the same process.",
+    subcommands: [Step.self, Data.self, CheckpointBench.self])
+
+  private static func emit(_ fields: [String: Any]) throws { FileHandle.standardOutput.write(try jsonLine(fields)) }
+
+  struct Step: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Time training steps of every phase of a job, on random weights and tokens; also under mpirun.")
+    @Option(help: "The job file.") var job: String
+    @Option(help: "Timed steps; the median counts.") var steps = 5
+    @Flag(help: "Also print the time by op.") var profile = false
+
+    func run() {
+      withWorld { world in
+        let job = try Job(.distill, path: job, overrides: [], ranks: world.size)
+        let (studentShape, teacherShape) = try job.configurations()
+        for phase in job.phases {
+          let backend = CPUBackend(threads: Machine.threads(world))
+          let teacher = teacherShape.map { shape in
+            let model = HybridLM(shape)
+            model.initialize(seed: 1, backend: backend)
+            return model
+          }
+          let student = HybridLM(studentShape)
+          if let teacher { try student.inherit(from: teacher) }
+          student.initialize(seed: 2, backend: backend)
+          let runner = StepRunner(student: student, teacher: teacher, phase: phase, world: world, backend: backend)
+          let batches = runner.microBatches.map { index in
+            randomBatch(phase, vocabulary: studentShape.vocabularySize, seed: index)
+          }
+          var times: [Double] = []
+          _ = try runner.run(batches, step: 1, learningRate: 1e-5)
+          backend.profile = profile ? [:] : nil
+          var rate = Machine.matrixRate(backend)
+          for step in 0..<steps {
+            try world.barrier()
+            var clock = PhaseClock()
+            _ = try runner.run(batches, step: step + 2, learningRate: 1e-5)
+            try world.barrier()
+            clock.mark("step")
+            times.append(clock.total)
+          }
+          rate = max(rate, Machine.matrixRate(backend)) * Double(world.size)
+          let seconds = times.sorted()[times.count / 2]
+          let estimate = StepEstimate(
+            student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, phase: phase, ranks: world.size)
+          let operations = estimate.operationsPerMicroBatch * Double(phase.microBatches)
+          guard world.isCoordinator else { continue }
+          try Bench.emit([
+            "bench": "step", "job": job.name, "phase": phase.name, "ranks": world.size,
+            "threads": backend.pool.threadCount, "tokens_per_s": Double(phase.tokensPerStep) / seconds,
+            "gflops": operations / seconds / 1e9, "sgemm_gflops": rate / 1e9,
+            "sgemm_share": operations / seconds / rate, "peak_memory": Machine.peakMemory,
+            "planned_memory": estimate.peakBytes + Machine.baseMemory(threads: backend.pool.threadCount),
+          ])
+          if let profile = backend.profile {
+            let total = profile.values.reduce(0, +)
+            let rows = profile.sorted { $0.value > $1.value }.map { name, time in
+              [name, String(format: "%.1f ms", time / Double(steps) * 1e3), String(format: "%.1f %%", time / total * 100)]
+            }
+            print(Format.table([["op", "a step", "share"]] + rows))
+          }
+        }
+      }
+    }
+
+    private func randomBatch(_ phase: Phase, vocabulary: Int, seed: Int) -> SequenceBatch {
+      var batch = SequenceBatch()
+      var state = UInt64(seed + 1) &* 0x9E37_79B9_7F4A_7C15
+      let count = phase.microBatch * phase.context
+      batch.tokens = (0..<count).map { _ in
+        state ^= state << 13
+        state ^= state >> 7
+        state ^= state << 17
+        return Int32(state >> 33) % Int32(vocabulary)
+      }
+      batch.labels = Array(batch.tokens.dropFirst()) + [0]
+      batch.segments = (0..<phase.microBatch).map { $0 * phase.context..<($0 + 1) * phase.context }
+      batch.sequenceCount = phase.microBatch
+      return batch
+    }
+  }
+
+  struct Data: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Decode a dataset on one core, and read sequences in a plan's order.")
+    @Argument(help: "Folder of a dataset.") var folder: String
+    @Option(help: "Tokens of a sequence.") var context = 512
+    @Option(help: "Seconds to measure.") var seconds = 2.0
+
+    func run() {
+      withoutWorld {
+        let dataset = try Dataset(folder)
+        var clock = PhaseClock()
+        var decoded = 0
+        repeat {
+          for ordinal in dataset.manifest.shards.indices {
+            let shard = try ShardReader(
+              dataset.folder + "/" + dataset.manifest.shards[ordinal].file, codebook: dataset.codebook)
+            for frame in 0..<shard.frameCount { decoded += try shard.frame(frame).count }
+          }
+          clock.mark("decode")
+        } while clock.total < seconds
+        let bytes = dataset.manifest.shards.reduce(0) { $0 + $1.bytes }
+        let url = URL(fileURLWithPath: folder)
+        let plan = try DataPlan(
+          mix: Mix(of: url.lastPathComponent), root: url.deletingLastPathComponent().path, context: context, seed: 1,
+          label: "bench")
+        var loader = PhaseClock()
+        var sequences = 0
+        repeat {
+          _ = try plan.read(sequences..<sequences + 16)
+          sequences += 16
+          loader.mark("read")
+        } while loader.total < seconds
+        try Bench.emit([
+          "bench": "data", "decoded_tokens_per_s": Double(decoded) / clock.total,
+          "loader_tokens_per_s": Double(sequences * context) / loader.total,
+          "memory_bandwidth_bytes_per_s": Machine.copyRate(),
+          "bits_per_token": Double(bytes) * 8 / Double(dataset.manifest.tokens),
+        ])
+      }
+    }
+  }
+
+  struct CheckpointBench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      commandName: "checkpoint", abstract: "Save and verify random weights; the ceiling is a plain write with fsync.")
+    @Option(help: "Folder on the disk to measure.") var folder = "Checkpoints"
+    @Option(help: "Megabytes of weights and moments.") var megabytes = 1024
+    @Option(help: "Compression level of zstd.") var level = 1
+
+    func run() {
+      withoutWorld {
+        let backend = CPUBackend(threads: Machine.cores)
+        let count = megabytes << 18
+        let tensor = backend.empty([count])
+        var state: UInt64 = 88_172_645_463_325_252
+        for index in 0..<count {
+          state ^= state << 13
+          state ^= state >> 7
+          state ^= state << 17
+          // Magnitudes as weights have them: random mantissas, a few exponents.
+          tensor.floats[index] = (Float(state >> 40) * 0x1p-24 - 0.5) * 0.04
+        }
+        let path = folder + "/bench-\(getpid())"
+        try createFolder(path)
+        defer { try? FileManager.default.removeItem(atPath: path) }
+        func plainWrite() throws -> Double {
+          var clock = PhaseClock()
+          let descriptor = open(path + "/plain", O_WRONLY | O_CREAT | O_TRUNC, 0o600)
+          guard descriptor >= 0 else { throw FileError.system(path, "cannot be written") }
+          var offset = 0
+          while offset < count * 4 {
+            let written = write(descriptor, UnsafeRawPointer(tensor.floats) + offset, min(4 << 20, count * 4 - offset))
+            guard written > 0 else { throw FileError.system(path, "cannot be written") }
+            offset += written
+          }
+          guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
+          close(descriptor)
+          clock.mark("write")
+          unlink(path + "/plain")
+          return clock.total
+        }
+        var plain = try plainWrite()
+        var clock = PhaseClock()
+        let run = RunFolder(path)
+        try Checkpoint.save(
+          [Piece(role: "parameter", name: "bench", shape: [count], range: 0..<count, values: tensor.floats)], step: 1,
+          in: run, world: .alone, level: Int32(level), pool: backend.pool
+        ) { shards in
+          CheckpointManifest(
+            step: 1, tokens: 0, phase: 0, phaseStep: 1, sequences: 0, worldSize: 1,
+            identity: .init(kind: "bench", model: "", frozen: "", teacher: "", plans: []), job: [:], shards: shards)
+        }
+        clock.mark("save")
+        plain = min(plain, try plainWrite())
+        let checkpoint = try Checkpoint(run.checkpoint(step: 1))
+        try checkpoint.verify()
+        clock.mark("verify")
+        let size = checkpoint.manifest.shards.reduce(0) { $0 + $1.bytes }
+        let bytes = Double(count * 4)
+        try Bench.emit([
+          "bench": "checkpoint", "save_bytes_per_s": bytes / clock.seconds["save"]!,
+          "verify_bytes_per_s": bytes / clock.seconds["verify"]!, "plain_write_bytes_per_s": bytes / plain,
+          "share": plain / clock.seconds["save"]!, "compressed_to": Double(size) / bytes,
+        ])
+      }
+    }
+  }
+}

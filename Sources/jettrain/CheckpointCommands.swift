@@ -1,0 +1,116 @@
+import ArgumentParser
+import Checkpointing
+import CPUBackend
+import Foundation
+import Reporting
+import Training
+
+struct CheckpointCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "checkpoint", abstract: "List, inspect, verify, compare and export checkpoints.",
+    subcommands: [List.self, Inspect.self, Verify.self, Diff.self, Export.self])
+
+  struct List: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "The checkpoints of a run.")
+    @Argument(help: "Run folder.") var runDir: String
+
+    func run() {
+      withoutWorld {
+        let folder = RunFolder(runDir)
+        guard !folder.steps.isEmpty else { throw CheckpointError(runDir, "holds no checkpoint") }
+        var rows = [["step", "phase", "tokens", "ranks", "size", ""]]
+        for step in folder.steps {
+          do {
+            let m = try CheckpointManifest(path: folder.checkpoint(step: step))
+            let size = m.shards.reduce(0) { $0 + $1.bytes }
+            rows.append([
+              "\(step)", "\(m.phase)", Format.count(Double(m.tokens)), "\(m.worldSize)", Format.bytes(Double(size)),
+              step == folder.latest ? "latest" : "",
+            ])
+          } catch { rows.append(["\(step)", "", "", "", "", "damaged: \(error)"]) }
+        }
+        print(Format.table(rows))
+      }
+    }
+  }
+
+  struct Inspect: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "What a checkpoint holds.")
+    @Argument(help: "A checkpoint, or a run folder for its latest.") var path: String
+
+    func run() {
+      withoutWorld {
+        let checkpoint = try Checkpoint(RunFolder.resolve(path))
+        let m = checkpoint.manifest
+        print("\(checkpoint.path): step \(m.step), \(m.tokens) tokens, phase \(m.phase) step \(m.phaseStep), \(m.worldSize) ranks")
+        print("kind \(m.identity.kind)  model \(m.identity.model.prefix(16))  plan \(m.identity.plans.map { $0.prefix(16) }.joined(separator: " "))")
+        for shard in m.shards { print("  \(shard.file)  \(shard.bytes) bytes  \(shard.sha256.prefix(16))") }
+        try checkpoint.forEachPiece { role, name, start, count, _ in
+          print("  \(role) \(name)  \(count) elements from \(start)")
+        }
+      }
+    }
+  }
+
+  struct Verify: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Check size and SHA-256 of every file of a checkpoint.")
+    @Argument(help: "A checkpoint, or a run folder for its latest.") var path: String
+
+    func run() {
+      withoutWorld {
+        let checkpoint = try Checkpoint(RunFolder.resolve(path))
+        try checkpoint.verify()
+        print("\(checkpoint.path): \(checkpoint.manifest.shards.count) shards, all as they were written")
+      }
+    }
+  }
+
+  struct Diff: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Compare two checkpoints array by array, whatever number of ranks saved them; exits 1 when they differ.")
+    @Argument(help: "A checkpoint or run folder.") var first: String
+    @Argument(help: "Another.") var second: String
+
+    func run() {
+      withoutWorld {
+        let (a, b) = (try Checkpoint(RunFolder.resolve(first)), try Checkpoint(RunFolder.resolve(second)))
+        let (left, right) = (try a.assemble(), try b.assemble())
+        var differences = 0
+        if a.manifest.step != b.manifest.step {
+          print("step: \(a.manifest.step) and \(b.manifest.step)")
+          differences += 1
+        }
+        for key in Set(left.keys).union(right.keys).sorted() {
+          guard let x = left[key], let y = right[key], x.count == y.count else {
+            print("\(key): only in one, or of different size")
+            differences += 1
+            continue
+          }
+          let count = zip(x, y).reduce(0) { $0 + ($1.0.bitPattern == $1.1.bitPattern ? 0 : 1) }
+          if count > 0 {
+            let largest = zip(x, y).map { abs($0 - $1) }.max() ?? 0
+            print("\(key): \(count) of \(x.count) elements differ, by \(largest) at most")
+            differences += 1
+          }
+        }
+        print(differences == 0 ? "identical: \(left.count) arrays" : "different: \(differences) of \(left.count) arrays")
+        if differences > 0 { Foundation.exit(1) }
+      }
+    }
+  }
+
+  struct Export: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Write a checkpoint's model as a Hugging Face folder (float32).")
+    @Argument(help: "A checkpoint, or a run folder for its latest.") var path: String
+    @Option(help: "Folder to write.") var output: String
+
+    func run() {
+      withoutWorld {
+        let backend = CPUBackend(threads: Machine.cores)
+        let model = try loadModel(Checkpoint(RunFolder.resolve(path)), backend: backend)
+        try model.save(output)
+        print("\(output): \(model.store.count) parameters")
+      }
+    }
+  }
+}

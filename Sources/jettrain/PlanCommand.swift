@@ -1,0 +1,74 @@
+import ArgumentParser
+import CPUBackend
+import Foundation
+import Models
+import Reporting
+import TokenStreams
+import Training
+
+struct PlanCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "plan",
+    abstract: "What a job will take, without MPI: parameters, memory, steps, checkpoint size, time.")
+
+  @Option(help: "The job file.") var job: String
+  @Option(help: "pretrain, distill or finetune; default: the job's kind.") var kind: String?
+  @Option(help: "Ranks that will run it.") var ranks = 1
+  @Option(help: "Ranks on one host.") var ranksPerHost: Int?
+  @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
+  @Option(help: "Measured tokens per second of all ranks; default: half of this machine's SGEMM rate.") var rate: Double?
+
+  func run() {
+    withoutWorld {
+      let declared = try kind ?? Job.declaredKind(of: job)
+      guard let kind = JobKind(rawValue: declared) else { throw JobError(.usage, "--kind \(declared): unknown") }
+      guard ranks > 0 else { throw JobError(.usage, "--ranks must be above zero") }
+      let job = try Job(kind, path: job, overrides: overrides, ranks: ranks)
+      let (student, teacher) = try job.configurations()
+      print("job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(ranks) ranks")
+      let local = min(ranks, ranksPerHost ?? ranks)
+      let backend = CPUBackend(threads: max(1, Machine.cores / local))
+      let matrixRate = Machine.matrixRate(backend) * Double(ranks)
+      var rows = [
+        ["phase", "steps", "batch", "context", "trained", "ops/token", "state/rank", "peak/rank", "checkpoint", "tok/s", "time"]
+      ]
+      var total = 0.0
+      for phase in job.phases {
+        let estimate = StepEstimate(student: student, teacher: teacher, phase: phase, ranks: ranks)
+        let perToken = estimate.operationsPerMicroBatch / Double(phase.microBatch * phase.context)
+        let speed = rate ?? matrixRate * 0.5 / perToken
+        let seconds = Double(phase.steps * phase.tokensPerStep) / speed
+        total += seconds
+        rows.append([
+          phase.name, "\(phase.steps)", "\(phase.globalBatch)", "\(phase.context)",
+          Format.count(Double(estimate.trained)), Format.count(perToken), Format.bytes(Double(estimate.stateBytes)),
+          Format.bytes(Double(estimate.peakBytes + Machine.baseMemory(threads: backend.pool.threadCount))),
+          Format.bytes(Double(estimate.trained) * 12 * 0.92), Format.count(speed), Format.duration(seconds),
+        ])
+        if phase == job.phases.first {
+          print("student \(Format.count(Double(estimate.parameters))) parameters (\(estimate.parameters))")
+        }
+        let perRank = phase.microBatches / ranks
+        if perRank & (perRank - 1) != 0 {
+          print(
+            "note: phase \(phase.name) has \(perRank) micro-batches a rank, not a power of two: the run is reproducible at "
+              + "this number of ranks only")
+        }
+      }
+      print(Format.table(rows))
+      print("time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")")
+      if let mix = try? Mix(job.mixName, folder: job.mixFolder) {
+        for source in mix.sources {
+          if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {
+            print(
+              "source \(source.name): weight \(source.weight), \(manifest.shards.count) shards, "
+                + "\(Format.count(Double(manifest.tokens))) tokens"
+                + (manifest.standsInFor.map { ", a stand-in for \($0)" } ?? ""))
+          } else {
+            print("source \(source.name): weight \(source.weight), not in \(job.dataRoot)")
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,170 @@
+import ArgumentParser
+import Files
+import Foundation
+import Parallel
+import Reporting
+import Tokenizers
+import TokenStreams
+import Training
+
+extension TokenCodec: ExpressibleByArgument {}
+
+struct Tokens: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Token streams: build, inspect and verify them, and see which sequences a step reads.",
+    subcommands: [Build.self, Inspect.self, Verify.self, MakeQuestions.self, Plan.self])
+
+  struct Build: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Turn text into a dataset of zstd-compressed token shards.",
+      discussion: "Inputs are files or folders of text or JSON Lines, also .gz and .zst. An interrupted build goes on.")
+
+    @Argument(help: "Files or folders.") var inputs: [String]
+    @Option(help: "Folder of the new dataset; its last part is the dataset's name.") var output: String
+    @Option(help: "The tokenizer.") var tokenizer = "bytes"
+    @Option(help: "JSON Lines: the field that holds the text.") var field: String?
+    @Option(help: "JSON Lines of question and answer: the text around {question} and {answer}.") var template: String?
+    @Flag(help: "With --template: only the answer counts in the loss.") var answerOnly = false
+    @Option(help: "Text: a line equal to this ends a document.") var separator: String?
+    @Option(help: "A shard ends with the document that reaches this many tokens.") var shardTokens = 100_000_000
+    @Option(help: "rank (small) or u32 (what zstd -dc shows is the ids).") var codec = TokenCodec.rank
+    @Option(help: "Compression level of zstd, 1 to 19.") var level = 3
+    @Option(help: "The dataset that this small one stands in for.") var standsInFor: String?
+    @Option(help: "Threads; default all cores.") var threads: Int?
+
+    func run() {
+      withoutWorld {
+        let tokenizer = try makeTokenizer(tokenizer)
+        guard (1...19).contains(level), shardTokens > 0 else {
+          throw JobError(.usage, "--level must be 1 to 19 and --shard-tokens above zero")
+        }
+        guard field == nil || template == nil else {
+          throw JobError(.usage, "--field and --template exclude each other")
+        }
+        let format: DocumentFormat =
+          if let template {
+            .questions(template: template.replacingOccurrences(of: "\\n", with: "\n"), answerOnly: answerOnly)
+          } else if let field { .jsonField(field) } else { .text(separator: separator) }
+        let recipe = DatasetRecipe(
+          name: URL(fileURLWithPath: output).lastPathComponent, standsInFor: standsInFor, inputs: inputs,
+          format: format, codec: codec, shardTokens: shardTokens, level: Int32(level))
+        let progress = ProgressLine()
+        var clock = PhaseClock()
+        let builder = DatasetBuilder(
+          recipe, tokenizer: tokenizer, folder: output, pool: ThreadPool(threads: threads ?? Machine.cores))
+        let manifest = try builder.run { tokens, share in
+          clock.mark("build")
+          let bar = String(repeating: "█", count: Int(share * 20)) + String(repeating: "░", count: 20 - Int(share * 20))
+          progress.update(
+            "\(bar) \(Int(share * 100))%  \(Format.count(Double(tokens))) tokens  "
+              + "\(Format.count(Double(tokens) / clock.total)) tok/s")
+        }
+        progress.print(
+          "\(output): \(manifest.tokens) tokens in \(manifest.documents) documents, \(manifest.shards.count) shards, "
+            + "fingerprint \(manifest.fingerprint.prefix(16))")
+      }
+    }
+  }
+
+  struct Inspect: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "Show what a dataset holds.")
+    @Argument(help: "Folder of a dataset.") var folder: String
+    @Option(help: "Also show this many first tokens as text.") var text = 0
+
+    func run() {
+      withoutWorld {
+        let dataset = try Dataset(folder)
+        let m = dataset.manifest
+        print("name         \(m.name)")
+        if let other = m.standsInFor { print("stands in    for \(other)") }
+        print("tokenizer    \(m.tokenizer) (\(m.tokenizerHash.prefix(16))), \(m.vocabulary) ids, end of text \(m.endOfText)")
+        print("codec        \(m.codec.rawValue)")
+        let bytes = m.shards.reduce(0) { $0 + $1.bytes }
+        print(
+          "tokens       \(m.tokens) in \(m.documents) documents, "
+            + String(format: "%.2f bits per token", Double(bytes) * 8 / Double(max(1, m.tokens))))
+        print("fingerprint  \(m.fingerprint)")
+        let rows = m.shards.map { [$0.file, "\($0.tokens)", "\($0.documents)", Format.bytes(Double($0.bytes))] }
+        print(Format.table([["shard", "tokens", "documents", "size"]] + rows))
+        if text > 0, let tokenizer = try? makeTokenizer(m.tokenizer) {
+          var tokens: [UInt32] = []
+          let shard = try dataset.shard(0)
+          try shard.read(0..<min(text, shard.tokenCount), into: &tokens)
+          print(String(decoding: tokenizer.decode(tokens), as: UTF8.self))
+        }
+      }
+    }
+  }
+
+  struct Verify: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Check every shard of a dataset: presence, size, SHA-256, and that all frames decode.")
+    @Argument(help: "Folders of datasets.") var folders: [String]
+
+    func run() {
+      withoutWorld {
+        var bad = 0
+        for folder in folders {
+          let dataset = try Dataset(folder)
+          let faults = dataset.verify { FileHandle.standardError.write(Data("jettrain: \($0)\n".utf8)) }
+          print("\(folder): \(dataset.manifest.shards.count) shards, \(faults) damaged")
+          bad += faults
+        }
+        if bad > 0 { Foundation.exit(ExitStatus.badData) }
+      }
+    }
+  }
+
+  struct MakeQuestions: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      commandName: "make-questions",
+      abstract: "Write seeded questions with answers as JSON Lines: arithmetic word problems and look-ups.")
+    @Option(help: "How many.") var count = 1000
+    @Option(help: "The same seed gives the same questions.") var seed: UInt64 = 1
+    @Option(help: "File to write.") var output: String
+
+    func run() {
+      withoutWorld {
+        var maker = QuestionMaker(seed: seed)
+        var lines = Data()
+        for _ in 0..<count {
+          let (question, answer) = maker.next()
+          lines += try jsonLine(["question": question, "answer": answer])
+        }
+        try writeDurably(lines, to: output)
+      }
+    }
+  }
+
+  struct Plan: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Show which sequences the steps of a job read.")
+    @Option(help: "The job file.") var job: String
+    @Option(help: "pretrain, distill or finetune.") var kind = "distill"
+    @Option(help: "Steps a:b, counted from 0.") var range = "0:4"
+
+    func run() {
+      withoutWorld {
+        guard let kind = JobKind(rawValue: kind) else { throw JobError(.usage, "--kind \(kind): unknown") }
+        let job = try Job(kind, path: job, overrides: [], ranks: 1)
+        let bounds = range.split(separator: ":").compactMap { Int($0) }
+        guard bounds.count == 2, 0 <= bounds[0], bounds[0] <= bounds[1], bounds[1] <= job.totalSteps else {
+          throw JobError(.usage, "--range \(range): expected a:b within 0:\(job.totalSteps)")
+        }
+        let mix = try Mix(job.mixName, folder: job.mixFolder)
+        for step in bounds[0]..<bounds[1] {
+          let (index, local) = job.locate(step)
+          let phase = job.phases[index]
+          let plan = try DataPlan(
+            mix: mix, root: job.dataRoot, context: phase.context, seed: job.seed, label: phase.name)
+          for sequence in local * phase.globalBatch..<(local + 1) * phase.globalBatch {
+            let place = plan.locate(sequence)
+            print(
+              "step \(step) \(phase.name) sequence \(sequence): \(plan.sources[place.source].name) "
+                + "epoch \(place.epoch) #\(place.sequence)")
+          }
+        }
+      }
+    }
+  }
+}

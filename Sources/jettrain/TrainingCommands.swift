@@ -1,0 +1,72 @@
+import ArgumentParser
+import CPUBackend
+import Foundation
+import MPI
+import Training
+
+extension ResumePolicy: ExpressibleByArgument {}
+
+/// What the three training commands have in common.
+struct TrainingOptions: ParsableArguments {
+  @Option(help: "The job file.")
+  var job: String?
+
+  @Option(help: "Folder for checkpoints, metrics and the final model; default Checkpoints/NAME.")
+  var runDir: String?
+
+  @Option(help: "auto goes on from the newest good checkpoint, must insists on one, never starts anew.")
+  var resume: ResumePolicy = .auto
+
+  @Option(name: .customLong("set"), help: ArgumentHelp("Override a key of the job, such as train.lr=3e-4.", valueName: "key=value"))
+  var overrides: [String] = []
+
+  @Option(help: "Save after this step and exit with 75, as if asked to stop.")
+  var stopAtStep: Int?
+
+  func run(_ kind: JobKind, overrides extra: [String] = []) {
+    withWorld { world in
+      var job = try Job(
+        kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
+        overrides: overrides + extra, ranks: world.size)
+      if let runDir { job.runFolder = runDir }
+      let backend = CPUBackend(threads: Machine.threads(world))
+      let trainer = try Trainer(job, world: world, backend: backend, resume: resume)
+      if case .stopped(let step) = try trainer.train(stopStep: stopAtStep) {
+        if world.isCoordinator {
+          FileHandle.standardError.write(
+            Data("jettrain: stopped at step \(step) as asked; the same command goes on\n".utf8))
+        }
+        stopped = true
+      }
+    }
+    if stopped { Foundation.exit(ExitStatus.stoppedOnRequest) }
+  }
+}
+
+/// Whether the run ended early on request; read after MPI was finalised.
+nonisolated(unsafe) private var stopped = false
+
+struct Pretrain: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Train a model from random weights: a demo's teacher, or a baseline.")
+  @OptionGroup var options: TrainingOptions
+  func run() { options.run(.pretrain) }
+}
+
+struct Distill: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Stage 1: distil a hybrid from its full-attention teacher, MLPs frozen.")
+  @OptionGroup var options: TrainingOptions
+  func run() { options.run(.distill) }
+}
+
+struct Finetune: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Stage 2: train the full model on the next token, from stage 1's result.")
+  @OptionGroup var options: TrainingOptions
+
+  @Option(help: "A mix: a name from Jobs/mixes, or a path.")
+  var mix: String?
+
+  func run() { options.run(.finetune, overrides: mix.map { ["data.mix=\($0)"] } ?? []) }
+}
