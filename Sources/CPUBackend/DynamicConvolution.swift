@@ -11,9 +11,16 @@ extension CPUBackend {
   /// The four taps of sixteen channels, one vector a tap.
   @inline(__always)
   private static func taps(_ kernels: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
-    let all = UnsafeRawPointer(kernels).loadUnaligned(as: SIMD64<Float>.self)
-    let (even, odd) = (all.evenHalf, all.oddHalf)
-    return (even.evenHalf, odd.evenHalf, even.oddHalf, odd.oddHalf)
+    // Two rounds of picking every other element; the compiler makes shuffles of it at this width, not at 64.
+    let (a, b, c, d) = (kernels.lanes(0), kernels.lanes(16), kernels.lanes(32), kernels.lanes(48))
+    let (even0, odd0) = (Lanes(lowHalf: a.evenHalf, highHalf: b.evenHalf), Lanes(lowHalf: a.oddHalf, highHalf: b.oddHalf))
+    let (even1, odd1) = (Lanes(lowHalf: c.evenHalf, highHalf: d.evenHalf), Lanes(lowHalf: c.oddHalf, highHalf: d.oddHalf))
+    return (
+      Lanes(lowHalf: even0.evenHalf, highHalf: even1.evenHalf),
+      Lanes(lowHalf: odd0.evenHalf, highHalf: odd1.evenHalf),
+      Lanes(lowHalf: even0.oddHalf, highHalf: even1.oddHalf),
+      Lanes(lowHalf: odd0.oddHalf, highHalf: odd1.oddHalf)
+    )
   }
 
   /// Pointers to the inputs of the four taps of token `t`; a shared row of zeros before the segment begins.
@@ -70,6 +77,15 @@ extension CPUBackend {
     }
   }
 
+  /// a0 b0 a1 b1 …
+  @inline(__always)
+  private static func interleaved(_ a: SIMD8<Float>, _ b: SIMD8<Float>) -> Lanes {
+    var both = Lanes()
+    both.evenHalf = a
+    both.oddHalf = b
+    return both
+  }
+
   private static func partialTaps(_ kernels: FloatPointer, _ count: Int) -> (Lanes, Lanes, Lanes, Lanes) {
     var taps = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
     for c in 0..<count {
@@ -104,16 +120,15 @@ extension CPUBackend {
           let (d0, d1) = (g * x0.lanes(c, n), g * x1.lanes(c, n))
           let (d2, d3) = (g * x2.lanes(c, n), g * x3.lanes(c, n))
           if n == laneCount {
-            var even = SIMD32<Float>()
-            var odd = SIMD32<Float>()
-            even.evenHalf = d0
-            even.oddHalf = d2
-            odd.evenHalf = d1
-            odd.oddHalf = d3
-            var all = SIMD64<Float>()
-            all.evenHalf = even
-            all.oddHalf = odd
-            UnsafeMutableRawPointer(kernelOut + c * 4).storeBytes(of: all, as: SIMD64<Float>.self)
+            let out = kernelOut + c * 4
+            let even0 = Self.interleaved(d0.lowHalf, d2.lowHalf)
+            let even1 = Self.interleaved(d0.highHalf, d2.highHalf)
+            let odd0 = Self.interleaved(d1.lowHalf, d3.lowHalf)
+            let odd1 = Self.interleaved(d1.highHalf, d3.highHalf)
+            out.store(Self.interleaved(even0.lowHalf, odd0.lowHalf), 0)
+            out.store(Self.interleaved(even0.highHalf, odd0.highHalf), 16)
+            out.store(Self.interleaved(even1.lowHalf, odd1.lowHalf), 32)
+            out.store(Self.interleaved(even1.highHalf, odd1.highHalf), 48)
           } else {
             for i in 0..<n {
               let tap = kernelOut + (c + i) * 4
