@@ -60,9 +60,21 @@ let package = Package(
         "Checkpointing", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel", "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ]),
-    .target(name: "TestSupport", dependencies: ["Tensors"], path: "Tests/TestSupport"),
+    .target(
+      name: "TestSupport", dependencies: ["CPUBackend", "Tensors"], path: "Tests/TestSupport",
+      swiftSettings: [.unsafeFlags(["-O"])]),
+    .testTarget(name: "OpsTests", dependencies: ["CPUBackend", "Ops", "Tensors", "TestSupport"]),
     .testTarget(
-      name: "ModelsTests", dependencies: ["CPUBackend", "Models", "NN", "Ops", "Safetensors", "TestSupport"]),
+      name: "ModelsTests",
+      dependencies: ["CPUBackend", "Evaluation", "Models", "NN", "Ops", "Safetensors", "Tensors", "TestSupport"]),
+    .testTarget(
+      name: "TokenStreamsTests", dependencies: ["Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"]),
+    .testTarget(
+      name: "TrainingTests",
+      dependencies: [
+        "CPUBackend", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams", "Training",
+      ]),
+    .testTarget(name: "RankTests", dependencies: ["jettrain"]),
   ],
   swiftLanguageModes: [.v6]
 )

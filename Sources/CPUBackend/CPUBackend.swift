@@ -14,6 +14,9 @@ package final class CPUBackend: Backend {
   package private(set) var peakBytes = 0
   package internal(set) var operations = 0.0
 
+  /// Whether new tensors begin as NaN, so that tests see what a kernel forgets to write.
+  package var poisonsNewTensors = false
+
   /// Seconds by kernel since it was set; nil when no profile is taken.
   package var profile: [String: Double]?
 
@@ -41,13 +44,10 @@ package final class CPUBackend: Backend {
     let size = Self.blockSize(byteCount)
     liveBytes += size
     peakBytes = max(peakBytes, liveBytes)
-    if let block = spare[size]?.popLast() {
-      return Storage(backend: self, address: block, byteCount: byteCount)
-    }
-    var block: UnsafeMutableRawPointer?
-    guard posix_memalign(&block, 64, size) == 0, let block else {
-      preconditionFailure("out of memory: \(size) bytes, \(liveBytes) lent out")
-    }
+    var block = spare[size]?.popLast()
+    if block == nil, posix_memalign(&block, 64, size) != 0 { block = nil }
+    guard let block else { preconditionFailure("out of memory: \(size) bytes, \(liveBytes) lent out") }
+    if poisonsNewTensors { memset(block, 0xFF, size) }
     return Storage(backend: self, address: block, byteCount: byteCount)
   }
 

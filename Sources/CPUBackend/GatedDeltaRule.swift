@@ -37,25 +37,29 @@ extension CPUBackend {
     }
   }
 
-  /// Fills γ and e^γ, and D (lower, zero above) for one head of a chunk.
+  /// Fills e^γ, e^(γC − γ), and D (lower, zero above) for one head of a chunk.
   private static func decays(
-    _ g: FloatPointer, stride: Int, _ c: Int, gamma: FloatPointer, exp expGamma: FloatPointer,
-    tail: FloatPointer, _ d: FloatPointer
+    _ g: FloatPointer, stride: Int, _ c: Int, exp expGamma: FloatPointer, tail: FloatPointer, _ d: FloatPointer
   ) {
-    var sum: Float = 0
-    for t in 0..<c {
-      sum += g[t * stride]
-      gamma[t] = sum
-    }
-    sweep(c) { i, n in
-      expGamma.store(gamma.lanes(i, n).exponential, i, n)
-      tail.store((sum - gamma.lanes(i, n)).exponential, i, n)
-    }
-    for t in 0..<c {
-      let row = d + t * c
-      let base = gamma[t]
-      sweep(t + 1) { i, n in row.store((base - gamma.lanes(i, n)).exponential, i, n) }
-      (row + t + 1).update(repeating: 0, count: c - t - 1)
+    // The sums in double precision: at strong decay they are large and their differences small.
+    withUnsafeTemporaryAllocation(of: Double.self, capacity: c) { gamma in
+      var sum = 0.0
+      for t in 0..<c {
+        sum += Double(g[t * stride])
+        gamma[t] = sum
+      }
+      for t in 0..<c {
+        expGamma[t] = Float(gamma[t])
+        tail[t] = Float(sum - gamma[t])
+        let row = d + t * c
+        for i in 0...t { row[i] = Float(gamma[t] - gamma[i]) }
+        sweep(t + 1) { i, n in row.store(row.lanes(i, n).exponential, i, n) }
+        (row + t + 1).update(repeating: 0, count: c - t - 1)
+      }
+      sweep(c) { i, n in
+        expGamma.store(expGamma.lanes(i, n).exponential, i, n)
+        tail.store(tail.lanes(i, n).exponential, i, n)
+      }
     }
   }
 
@@ -73,10 +77,10 @@ extension CPUBackend {
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
-        Scratch.rounded(K * V) + 3 * Scratch.rounded(C) + 3 * Scratch.rounded(C * C) + Scratch.rounded(C * V)
+        Scratch.rounded(K * V) + 2 * Scratch.rounded(C) + 3 * Scratch.rounded(C * C) + Scratch.rounded(C * V)
           + Scratch.rounded(C * K))
       let state = scratch.take(K * V)
-      let (gamma, expGamma, tail) = (scratch.take(C), scratch.take(C), scratch.take(C))
+      let (expGamma, tail) = (scratch.take(C), scratch.take(C))
       let (d, a, p) = (scratch.take(C * C), scratch.take(C * C), scratch.take(C * C))
       let (localU, kTail) = (scratch.take(C * V), scratch.take(C * K))
       if let initialStates {
@@ -96,7 +100,7 @@ extension CPUBackend {
         let (u, uStride) = corrected.map { ($0 + tokenHead * V, vStride) } ?? (localU, V)
         let uMatrix = Matrix(u, stride: uStride)
         starts.map { ($0 + (chunk.ordinal * heads + h) * K * V).update(from: state, count: K * V) }
-        Self.decays(pg + tokenHead, stride: heads, c, gamma: gamma, exp: expGamma, tail: tail, d)
+        Self.decays(pg + tokenHead, stride: heads, c, exp: expGamma, tail: tail, d)
 
         gemm(c, c, K, 1, kMatrix, kMatrix.transposed, 0, Matrix(a, stride: c))
         gemm(c, c, K, scale, qMatrix, kMatrix.transposed, 0, Matrix(p, stride: c))
@@ -146,11 +150,11 @@ extension CPUBackend {
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
-        Scratch.rounded(K * V) + 4 * Scratch.rounded(C) + 5 * Scratch.rounded(C * C)
+        Scratch.rounded(K * V) + 3 * Scratch.rounded(C) + 5 * Scratch.rounded(C * C)
           + 2 * Scratch.rounded(C * V) + 2 * Scratch.rounded(C * K))
       // Gradient of the state at the end of the chunk at hand, then at its start.
       let dState = scratch.take(K * V)
-      let (gamma, expGamma, tail) = (scratch.take(C), scratch.take(C), scratch.take(C))
+      let (expGamma, tail) = (scratch.take(C), scratch.take(C))
       let dGamma = scratch.take(C)
       let (d, a, p) = (scratch.take(C * C), scratch.take(C * C), scratch.take(C * C))
       let (dA, dP) = (scratch.take(C * C), scratch.take(C * C))
@@ -174,7 +178,7 @@ extension CPUBackend {
         let start = starts + (chunk.ordinal * heads + h) * K * V
         let startMatrix = Matrix(start, stride: V)
         let square = { (x: FloatPointer) in Matrix(x, stride: c) }
-        Self.decays(pg + tokenHead, stride: heads, c, gamma: gamma, exp: expGamma, tail: tail, d)
+        Self.decays(pg + tokenHead, stride: heads, c, exp: expGamma, tail: tail, d)
 
         // What the forward pass had: M in `a` (before β), P, and W = V − diag(e^γ) K S₀.
         gemm(c, c, K, 1, kMatrix, kMatrix.transposed, 0, square(a))

@@ -37,6 +37,7 @@ package final class DataPlan {
     sources = try mix.sources.enumerated().sorted { ($1.element.weight, $0.offset) < ($0.element.weight, $1.offset) }
       .map { _, source in
         let dataset = try Dataset(root + "/" + source.name)
+        try dataset.checkFiles()
         let count = dataset.manifest.shards.count
         guard count > mix.holdoutShards else {
           throw FileError(

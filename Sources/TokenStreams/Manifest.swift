@@ -123,6 +123,20 @@ package final class Dataset {
     return reader
   }
 
+  /// Checks that every shard is there and has its size: what a run can afford to know before it begins.
+  package func checkFiles() throws {
+    for record in manifest.shards {
+      let path = folder + "/" + record.file
+      var status = stat()
+      guard stat(path, &status) == 0 else {
+        throw FileError(path, "shard is missing; restore it or build the dataset anew")
+      }
+      guard Int(status.st_size) == record.bytes else {
+        throw FileError(path, "has \(status.st_size) bytes, the manifest says \(record.bytes): truncated, or another file")
+      }
+    }
+  }
+
   /// Checks every shard: presence, size, hash, and that all frames decode. Calls `report` with each finding.
   package func verify(_ report: (FileError) -> Void) -> Int {
     var bad = 0

@@ -1,0 +1,235 @@
+import Foundation
+import Testing
+
+/// The built program under the real mpirun: the same bits at any number of ranks, after a kill, and at a resume with
+/// another number; and what bad input does.
+@Suite(.serialized) final class RankTests {
+  private let folder: String
+  private static let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+    .deletingLastPathComponent().deletingLastPathComponent().path
+  private static let program: String = {
+    if let path = ProcessInfo.processInfo.environment["JETTRAIN"] { return path }
+    return repository + "/.build/debug/jettrain"
+  }()
+
+  init() throws {
+    folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-ranks-\(UUID())").path
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+    try makeInputs()
+  }
+
+  deinit { try? FileManager.default.removeItem(atPath: folder) }
+
+  // MARK: - Helpers
+
+  private func start(ranks: Int, _ arguments: [String]) throws -> (process: Process, errors: Pipe) {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    let mpi = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "\(ranks)"]
+    process.arguments = (ranks > 0 ? mpi : []) + [Self.program] + arguments
+    var environment = ProcessInfo.processInfo.environment
+    environment["OMPI_ALLOW_RUN_AS_ROOT"] = "1"
+    environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    process.environment = environment
+    process.currentDirectoryURL = URL(fileURLWithPath: folder)
+    let errors = Pipe()
+    process.standardError = errors
+    process.standardOutput = errors
+    try process.run()
+    return (process, errors)
+  }
+
+  /// Runs to the end; 0 ranks is without mpirun.
+  @discardableResult
+  private func jettrain(ranks: Int = 0, _ arguments: String..., expecting status: Int32 = 0) throws -> String {
+    let (process, errors) = try start(ranks: ranks, arguments)
+    let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    #expect(process.terminationStatus == status, "\(arguments.joined(separator: " "))\n\(output)")
+    return output
+  }
+
+  private func write(_ name: String, _ text: String) throws {
+    try Data(text.utf8).write(to: URL(fileURLWithPath: folder + "/" + name))
+  }
+
+  private func makeInputs() throws {
+    try jettrain("tokens", "make-questions", "--count", "800", "--seed", "3", "--output", "qa.jsonl")
+    try jettrain(
+      "tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "30000", "--output", "data/qa",
+      "qa.jsonl")
+    try write("mix.yaml", "sources: [{name: qa, weight: 1}]\n")
+    let common = """
+      "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+      "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true
+      """
+    try write("teacher.json", "{\"model_type\": \"qwen2\", \(common)}")
+    try write(
+      "hybrid.json",
+      """
+      {"model_type": "jet_nemotron", \(common), "layer_types": ["jet", "attn", "jet"], "efficient_attention_config":
+      {"jet": {"num_heads": 2, "head_dim": 8, "expand_v": 2.0, "norm_eps": "1e-5", "conv_size": 4, "dconv_generator_reduction": 8}}}
+      """)
+    let train = "seed: 1, context: 64, global_batch: 8, micro_batch: 2, lr: 2e-3"
+    let rest = "validation: {every: 10, sequences: 6}\ncheckpoints: {every: 5, keep_last: 20}\n"
+    try write(
+      "teacher.yaml",
+      "model: {student: teacher.json}\ndata: {root: data, mix: ./mix.yaml}\ntrain: {\(train), tokens: 2560}\nrun_dir: teacher\n")
+    try write(
+      "distill.yaml",
+      """
+      model: {teacher: teacher/model, student: hybrid.json}
+      data: {root: data, mix: ./mix.yaml}
+      train: {\(train)}
+      phases:
+      - {name: align, tokens: 4096, losses: {mixer_output: 1}, freeze: [mlp, embeddings, norms, attention]}
+      - {name: end, tokens: 6144, losses: {logits: 1, hidden: 0.5}, checkpoint_activations: true}
+      \(rest)
+      """)
+    try jettrain("pretrain", "--job", "teacher.yaml")
+  }
+
+  /// Every training line of a run's metrics: step, losses and gradient norm, to the last bit.
+  private func losses(_ run: String) throws -> [String] {
+    let text = try String(contentsOfFile: folder + "/\(run)/metrics.jsonl", encoding: .utf8)
+    return try text.split(separator: "\n").map { line in
+      let object = try #require(try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any])
+      let kept = object.filter { ["step", "loss", "losses", "grad_norm", "validation", "sequences"].contains($0.key) }
+      return String(decoding: try JSONSerialization.data(withJSONObject: kept, options: .sortedKeys), as: UTF8.self)
+    }
+  }
+
+  // MARK: - Determinism and resuming
+
+  @Test func sameBitsAtAnyNumberOfRanksAndAfterAKill() throws {
+    try jettrain("distill", "--job", "distill.yaml", "--run-dir", "one")
+    let reference = try losses("one")
+    #expect(reference.count == 20 + 3)
+    for ranks in [1, 2, 4] {
+      try jettrain(ranks: ranks, "distill", "--job", "distill.yaml", "--run-dir", "ranks-\(ranks)")
+      let output = try jettrain("checkpoint", "diff", "one", "ranks-\(ranks)")
+      #expect(output.contains("identical"), "\(output)")
+      #expect(try losses("ranks-\(ranks)") == reference)
+    }
+
+    // Killed at once in the middle, by force, then resumed on another number of ranks.
+    let (process, _) = try start(ranks: 2, ["distill", "--job", "distill.yaml", "--run-dir", "killed"])
+    let deadline = Date().addingTimeInterval(60)
+    while !FileManager.default.fileExists(atPath: folder + "/killed/step-00000005"), Date() < deadline { usleep(2000) }
+    let pgrep = Process()
+    pgrep.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    pgrep.arguments = ["pkill", "-9", "-f", "run-dir killed"]
+    try pgrep.run()
+    pgrep.waitUntilExit()
+    process.waitUntilExit()
+    #expect(!FileManager.default.fileExists(atPath: folder + "/killed/model"))
+    try jettrain(ranks: 4, "distill", "--job", "distill.yaml", "--run-dir", "killed", "--resume", "must")
+    #expect(try jettrain("checkpoint", "diff", "one", "killed").contains("identical"))
+    #expect(try losses("killed") == reference)
+
+    // Stopped on request, exactly between two phases and within one, saved by two ranks and resumed by one.
+    for step in [8, 11] {
+      let run = "stopped-\(step)"
+      try jettrain(
+        ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", run, "--stop-at-step", "\(step)", expecting: 75)
+      try jettrain(ranks: 1, "distill", "--job", "distill.yaml", "--run-dir", run)
+      #expect(try jettrain("checkpoint", "diff", "one", run).contains("identical"))
+      #expect(try losses(run) == reference)
+    }
+  }
+
+  @Test func damagedCheckpointsArePassedOverButNeverForgotten() throws {
+    try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "10", expecting: 75)
+    let newest = folder + "/run/step-00000010/shard-00001.safetensors.zst"
+    var bytes = try Data(contentsOf: URL(fileURLWithPath: newest))
+    bytes[bytes.count / 2] ^= 1
+    try bytes.write(to: URL(fileURLWithPath: newest))
+    #expect(try jettrain("checkpoint", "verify", "run", expecting: 65).contains("shard-00001"))
+    try FileManager.default.copyItem(atPath: folder + "/run", toPath: folder + "/hopeless")
+    try Data().write(to: URL(fileURLWithPath: folder + "/hopeless/step-00000005/shard-00000.safetensors.zst"))
+    // Not one whole checkpoint: stop, rather than begin anew without a word.
+    let refused = try jettrain("distill", "--job", "distill.yaml", "--run-dir", "hopeless", expecting: 65)
+    #expect(refused.contains("none of them whole"))
+
+    // A step that exists is never overwritten: the damaged one must be moved away by hand.
+    try FileManager.default.moveItem(atPath: folder + "/run/step-00000010", toPath: folder + "/damaged")
+    let output = try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run")
+    #expect(output.contains("from step 5"))
+    try jettrain("distill", "--job", "distill.yaml", "--run-dir", "whole")
+    #expect(try jettrain("checkpoint", "diff", "whole", "run").contains("identical"))
+  }
+
+  @Test func checkpointsAreOrdinaryFiles() throws {
+    try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run")
+    let shards = try FileManager.default.contentsOfDirectory(atPath: folder + "/run/step-00000020")
+      .filter { $0.hasSuffix(".zst") }
+    #expect(shards.count == 2)
+    for shard in shards {
+      let process = Process()
+      process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+      process.arguments = ["zstd", "-t", "-q", folder + "/run/step-00000020/" + shard]
+      try process.run()
+      process.waitUntilExit()
+      #expect(process.terminationStatus == 0)
+    }
+    // The exported model is the one that the run wrote.
+    try jettrain("checkpoint", "export", "run", "--output", "exported")
+    #expect(
+      FileManager.default.contentsEqual(
+        atPath: folder + "/run/model/model.safetensors", andPath: folder + "/exported/model.safetensors"))
+    try jettrain("eval", "run", "--teacher", "teacher/model", "--data", "data/qa", "--context", "64", "--sequences", "4")
+    try jettrain("generate", "exported", "--prompt", "Q: ", "--max-tokens", "5")
+  }
+
+  // MARK: - Bad input: one clear line, the right code, no hang
+
+  @Test func badInputEndsCleanly() throws {
+    func distill(_ ranks: Int, _ set: String..., expecting: Int32, saying text: String) throws {
+      let (process, errors) = try start(
+        ranks: ranks, ["distill", "--job", "distill.yaml", "--run-dir", "bad"] + set.flatMap { ["--set", $0] })
+      let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+      process.waitUntilExit()
+      #expect(process.terminationStatus == expecting, "\(set): \(output)")
+      #expect(output.contains(text), "\(set): \(output)")
+      let lines = output.split(separator: "\n").filter { $0.hasPrefix("jettrain: ") && $0.contains(text) }
+      #expect(lines.count == 1, "\(set): said \(lines.count) times\n\(output)")
+    }
+    try distill(2, "train.leraning_rate=1", expecting: 64, saying: "is not a key of this file")
+    try distill(0, "train.seed=many", expecting: 64, saying: "many is not a whole number")
+    try distill(3, expecting: 64, saying: "do not divide over 3 ranks")
+    try distill(0, "phases.0.tokens=1000", expecting: 64, saying: "is not a whole number of steps")
+    try distill(2, "model.teacher=nowhere", expecting: 65, saying: "there is no model folder")
+    try distill(2, "data.root=nowhere", expecting: 65, saying: "there is no manifest")
+    try distill(0, "data.tokenizer=gpt", expecting: 64, saying: "tokenizer gpt is not known")
+    try distill(2, "phases.0.lr=1e38", "train.clip=0", expecting: 70, saying: "nothing was updated")
+
+    // Damaged data is found where it is read, on whatever rank.
+    let shards = try FileManager.default.contentsOfDirectory(atPath: folder + "/data/qa").filter { $0.hasSuffix(".jtk.zst") }
+    for shard in shards.sorted().dropLast() {
+      let path = folder + "/data/qa/" + shard
+      var bytes = try Data(contentsOf: URL(fileURLWithPath: path))
+      bytes[bytes.count / 3] ^= 4
+      try bytes.write(to: URL(fileURLWithPath: path))
+    }
+    let flipped = try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "flipped", expecting: 65)
+    #expect(flipped.contains("frame 0"))
+    let first = folder + "/data/qa/" + shards.sorted()[0]
+    try Data(contentsOf: URL(fileURLWithPath: first)).dropLast(100).write(to: URL(fileURLWithPath: first))
+    let cut = try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "cut", expecting: 65)
+    #expect(cut.contains("truncated"))
+    try FileManager.default.removeItem(atPath: first)
+    let missing = try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "missing", expecting: 65)
+    #expect(missing.contains("shard is missing"))
+  }
+
+  @Test func checkpointsOfAnotherRunAreRefused() throws {
+    try jettrain("distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "5", expecting: 75)
+    let seed = try jettrain(
+      "distill", "--job", "distill.yaml", "--run-dir", "run", "--set", "train.seed=2", expecting: 65)
+    #expect(seed.contains("belongs to another run"))
+    let anew = try jettrain("distill", "--job", "distill.yaml", "--run-dir", "run", "--resume", "never", expecting: 64)
+    #expect(anew.contains("never overwritten"))
+    let none = try jettrain("distill", "--job", "distill.yaml", "--run-dir", "other", "--resume", "must", expecting: 65)
+    #expect(none.contains("no checkpoint to go on from"))
+  }
+}
