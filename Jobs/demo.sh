@@ -39,7 +39,7 @@ run $mpi_command "$jettrain" distill
 
 step "4. Stage 2: the hybrid is fine-tuned, stopped half way, and resumed"
 code=0
-run $mpi_command "$jettrain" finetune --mix redstone-qa --stop-at-step 120 || code=$?
+run $mpi_command "$jettrain" finetune --mix redstone-qa --stop-at-step 75 || code=$?
 [ "$code" -eq 75 ] || { echo "expected exit code 75 of a stopped run, got $code" >&2; exit 1; }
 run "$jettrain" checkpoint list Checkpoints/finetune
 run $mpi_command "$jettrain" finetune --mix redstone-qa --resume must

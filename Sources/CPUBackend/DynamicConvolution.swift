@@ -13,8 +13,12 @@ extension CPUBackend {
   private static func taps(_ kernels: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
     // Two rounds of picking every other element; the compiler makes shuffles of it at this width, not at 64.
     let (a, b, c, d) = (kernels.lanes(0), kernels.lanes(16), kernels.lanes(32), kernels.lanes(48))
-    let (even0, odd0) = (Lanes(lowHalf: a.evenHalf, highHalf: b.evenHalf), Lanes(lowHalf: a.oddHalf, highHalf: b.oddHalf))
-    let (even1, odd1) = (Lanes(lowHalf: c.evenHalf, highHalf: d.evenHalf), Lanes(lowHalf: c.oddHalf, highHalf: d.oddHalf))
+    let (even0, odd0) = (
+      Lanes(lowHalf: a.evenHalf, highHalf: b.evenHalf), Lanes(lowHalf: a.oddHalf, highHalf: b.oddHalf)
+    )
+    let (even1, odd1) = (
+      Lanes(lowHalf: c.evenHalf, highHalf: d.evenHalf), Lanes(lowHalf: c.oddHalf, highHalf: d.oddHalf)
+    )
     return (
       Lanes(lowHalf: even0.evenHalf, highHalf: even1.evenHalf),
       Lanes(lowHalf: odd0.evenHalf, highHalf: odd1.evenHalf),

@@ -73,16 +73,19 @@ extension CPUBackend {
     let ordinals = Self.firstOrdinals(segments)
     let (initialStates, finalStates) = (initial?.floats, final?.floats)
     let (starts, corrected) = (saved?.starts.floats, saved?.corrected.floats)
-    let C = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
+    let maxLength = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
-        Scratch.rounded(K * V) + 2 * Scratch.rounded(C) + 3 * Scratch.rounded(C * C) + Scratch.rounded(C * V)
-          + Scratch.rounded(C * K))
+        Scratch.rounded(K * V) + 2 * Scratch.rounded(maxLength) + 3 * Scratch.rounded(maxLength * maxLength)
+          + Scratch.rounded(maxLength * V)
+          + Scratch.rounded(maxLength * K))
       let state = scratch.take(K * V)
-      let (expGamma, tail) = (scratch.take(C), scratch.take(C))
-      let (d, a, p) = (scratch.take(C * C), scratch.take(C * C), scratch.take(C * C))
-      let (localU, kTail) = (scratch.take(C * V), scratch.take(C * K))
+      let (expGamma, tail) = (scratch.take(maxLength), scratch.take(maxLength))
+      let (d, a, p) = (
+        scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength)
+      )
+      let (localU, kTail) = (scratch.take(maxLength * V), scratch.take(maxLength * K))
       if let initialStates {
         state.update(from: initialStates + slice * K * V, count: K * V)
       } else {
@@ -146,20 +149,22 @@ extension CPUBackend {
     let ordinals = Self.firstOrdinals(segments)
     let (finalGradients, initialGradients) = (dFinal?.floats, dInitial?.floats)
     let (starts, corrected) = (saved.starts.floats, saved.corrected.floats)
-    let C = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
+    let maxLength = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
-        Scratch.rounded(K * V) + 3 * Scratch.rounded(C) + 5 * Scratch.rounded(C * C)
-          + 2 * Scratch.rounded(C * V) + 2 * Scratch.rounded(C * K))
+        Scratch.rounded(K * V) + 3 * Scratch.rounded(maxLength) + 5 * Scratch.rounded(maxLength * maxLength)
+          + 2 * Scratch.rounded(maxLength * V) + 2 * Scratch.rounded(maxLength * K))
       // Gradient of the state at the end of the chunk at hand, then at its start.
       let dState = scratch.take(K * V)
-      let (expGamma, tail) = (scratch.take(C), scratch.take(C))
-      let dGamma = scratch.take(C)
-      let (d, a, p) = (scratch.take(C * C), scratch.take(C * C), scratch.take(C * C))
-      let (dA, dP) = (scratch.take(C * C), scratch.take(C * C))
-      let (w, dR) = (scratch.take(C * V), scratch.take(C * V))
-      let (rowsK, rowsK2) = (scratch.take(C * K), scratch.take(C * K))
+      let (expGamma, tail) = (scratch.take(maxLength), scratch.take(maxLength))
+      let dGamma = scratch.take(maxLength)
+      let (d, a, p) = (
+        scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength)
+      )
+      let (dA, dP) = (scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength))
+      let (w, dR) = (scratch.take(maxLength * V), scratch.take(maxLength * V))
+      let (rowsK, rowsK2) = (scratch.take(maxLength * K), scratch.take(maxLength * K))
       if let finalGradients {
         dState.update(from: finalGradients + slice * K * V, count: K * V)
       } else {

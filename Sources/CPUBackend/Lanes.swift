@@ -60,7 +60,8 @@ extension SIMD16 where Scalar == Float {
     p = Lanes(repeating: 1.666_666_55e-1).addingProduct(p, r)
     p = Lanes(repeating: 5.000_000_1e-1).addingProduct(p, r)
     let e = (r + 1).addingProduct(p, r * r)
-    let bits = unsafeBitCast(shifted, to: SIMD16<Int32>.self)
+    let bits =
+      unsafeBitCast(shifted, to: SIMD16<Int32>.self)
       &- SIMD16<Int32>(repeating: 0x4B40_0000 - 127)
     let power = unsafeBitCast(bits &<< 23, to: Lanes.self)
     return (e * power).replacing(with: 0, where: low)

@@ -25,7 +25,9 @@ package struct Checkpoint {
   /// Calls `body` with every array of the checkpoint: its role, its parameter's name, the elements it holds of it,
   /// and a reader of them.
   package func forEachPiece(
-    _ body: (_ role: String, _ name: String, _ start: Int, _ count: Int, _ read: (UnsafeMutablePointer<Float>) throws -> Void)
+    _ body: (
+      _ role: String, _ name: String, _ start: Int, _ count: Int, _ read: (UnsafeMutablePointer<Float>) throws -> Void
+    )
       throws -> Void
   ) throws {
     for shard in manifest.shards {
@@ -95,7 +97,8 @@ package struct Checkpoint {
     }
   }
 
-  /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading.
+  /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading. Newer ones,
+  /// which are damaged, are set aside under another name, so that their steps can be saved again.
   ///
   /// - Returns: nil when the run has none at all.
   /// - Throws: When it has some, but none is good.
@@ -103,6 +106,7 @@ package struct Checkpoint {
     in run: RunFolder, world: Communicator, warn: (String) -> Void
   ) throws -> Checkpoint? {
     let steps = run.steps
+    var damaged: [Int] = []
     for step in steps.reversed() {
       let path = run.checkpoint(step: step)
       var fault: String?
@@ -115,7 +119,12 @@ package struct Checkpoint {
         found = checkpoint
       } catch { fault = "\(error)" }
       let faults = try world.allGather(Array((fault ?? "").utf8)).filter { !$0.isEmpty }
-      if faults.isEmpty { return found }
+      if faults.isEmpty {
+        if world.isCoordinator { for step in damaged { try run.setAside(step: step) } }
+        try world.barrier()
+        return found
+      }
+      damaged.append(step)
       warn("checkpoint \(path) is damaged and passed over: \(String(decoding: faults[0], as: UTF8.self))")
     }
     guard steps.isEmpty else {

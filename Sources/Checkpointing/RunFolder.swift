@@ -49,6 +49,13 @@ package struct RunFolder: Sendable {
     try writeDurably(Data((Self.name(step: step) + "\n").utf8), to: path + "/latest")
   }
 
+  /// Renames a damaged checkpoint to `step-N.damaged`, or the first such name that is free.
+  func setAside(step: Int) throws {
+    var name = checkpoint(step: step) + ".damaged"
+    while FileManager.default.fileExists(atPath: name) { name += "-again" }
+    try renameDurably(checkpoint(step: step), to: name)
+  }
+
   /// Deletes old checkpoints but the last `keepLast`, every `keepEvery`-th step (0: none), and `source`, which the
   /// running program resumed from.
   package func retain(keepLast: Int, keepEvery: Int, source: Int?) {

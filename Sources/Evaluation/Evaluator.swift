@@ -1,7 +1,7 @@
 import Models
 import Tensors
-import Training
 import TokenStreams
+import Training
 
 /// Losses of a model on held-out text.
 package struct Evaluation: Sendable {

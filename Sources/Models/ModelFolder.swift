@@ -77,7 +77,9 @@ extension HybridLM {
       let parts = parameter.name.split(separator: ".")
       if parts.count > 3, parts[3] == "self_attn", let index = Int(parts[2]),
         layers[index].type == .jet
-      { continue }
+      {
+        continue
+      }
       guard source.shape == parameter.shape else {
         throw ModelError(
           path: "student", reason: "\(parameter.name) is \(parameter.shape), the teacher's is \(source.shape)")

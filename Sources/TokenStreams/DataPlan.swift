@@ -41,7 +41,8 @@ package final class DataPlan {
         let count = dataset.manifest.shards.count
         guard count > mix.holdoutShards else {
           throw FileError(
-            dataset.folder, "has \(count) shards, of which mix \(mix.name) holds out \(mix.holdoutShards): "
+            dataset.folder,
+            "has \(count) shards, of which mix \(mix.name) holds out \(mix.holdoutShards): "
               + "build it with smaller --shard-tokens")
         }
         let stream = TokenStream(dataset, shards: 0..<count - mix.holdoutShards, context: context)

@@ -113,7 +113,10 @@ package struct DatasetBuilder {
           try shard.append(tokens, masked: masked)
           if shard.tokenCount >= recipe.shardTokens { try finishShard(shard) }
         }
-        report(finishedTokens + (writer?.tokenCount ?? 0), Double(sizes[..<ordinal].reduce(0, +)) / Double(total))
+        // Of a compressed input one cannot know; it counts as a whole at its end.
+        let isPlain = !input.hasSuffix(".gz") && !input.hasSuffix(".zst")
+        let done = sizes[..<ordinal].reduce(0, +) + (isPlain ? min(reader.bytesRead, sizes[ordinal]) : 0)
+        report(finishedTokens + (writer?.tokenCount ?? 0), Double(done) / Double(total))
       }
     }
     if let writer { try finishShard(writer) }

@@ -28,6 +28,8 @@ final class DocumentReader {
   private var position = 0
   private var line = 0
   private var isAtEnd = false
+  /// Bytes of the input taken so far, after decompression.
+  private(set) var bytesRead = 0
 
   init(_ path: String, format: DocumentFormat) throws {
     self.path = path
@@ -97,6 +99,7 @@ final class DocumentReader {
       try read(UnsafeMutableRawBufferPointer(rebasing: bytes[old...]))
     }
     buffer.removeLast(buffer.count - old - count)
+    bytesRead += count
     if count == 0 {
       isAtEnd = true
       try close()

@@ -132,7 +132,8 @@ package final class Dataset {
         throw FileError(path, "shard is missing; restore it or build the dataset anew")
       }
       guard Int(status.st_size) == record.bytes else {
-        throw FileError(path, "has \(status.st_size) bytes, the manifest says \(record.bytes): truncated, or another file")
+        throw FileError(
+          path, "has \(status.st_size) bytes, the manifest says \(record.bytes): truncated, or another file")
       }
     }
   }

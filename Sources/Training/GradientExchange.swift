@@ -67,7 +67,8 @@ package final class GradientExchange {
 
     let ranks = world.size
     let own = blockStarts[world.rank]..<blockStarts[world.rank + 1]
-    let rounds = ((0..<ranks).map { blockStarts[$0 + 1] - blockStarts[$0] }.max()! + Self.pieceBlocks - 1) / Self.pieceBlocks
+    let rounds =
+      ((0..<ranks).map { blockStarts[$0 + 1] - blockStarts[$0] }.max()! + Self.pieceBlocks - 1) / Self.pieceBlocks
     let received = backend.empty([ranks * Self.pieceBlocks * Arena.blockSize])
     for round in 0..<rounds {
       func piece(_ r: Int) -> Range<Int> {

@@ -4,8 +4,8 @@ import Foundation
 import Models
 import NN
 import Tensors
-import Tokenizers
 import TokenStreams
+import Tokenizers
 
 /// The models of a job: the student to be trained and, where losses or inheritance need it, its frozen teacher.
 package struct ModelSetup {

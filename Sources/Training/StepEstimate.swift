@@ -1,5 +1,5 @@
-import Models
 import MPI
+import Models
 import NN
 import Tensors
 import TokenStreams

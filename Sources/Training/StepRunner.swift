@@ -1,6 +1,6 @@
 import Foundation
-import Models
 import MPI
+import Models
 import NN
 import Optimizers
 import Tensors

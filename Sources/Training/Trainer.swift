@@ -1,9 +1,9 @@
-import Checkpointing
 import CPUBackend
+import Checkpointing
 import Files
 import Foundation
-import Models
 import MPI
+import Models
 import NN
 import Optimizers
 import Reporting
@@ -48,6 +48,7 @@ package final class Trainer {
   private var step = 0
   private var tokens = 0
   private var resumedFrom: Int?
+  private var lastSaved: Int?
 
   /// Reads models and data, agrees on them over the ranks, and goes to where the run stands.
   package init(_ job: Job, world: Communicator, backend: CPUBackend, resume: ResumePolicy) throws {
@@ -98,7 +99,8 @@ package final class Trainer {
       try run.removePartials()
       if policy == .never, let step = run.steps.last {
         throw JobError(
-          .usage, "\(run.path) holds checkpoints up to step \(step), which are never overwritten: choose another --run-dir")
+          .usage,
+          "\(run.path) holds checkpoints up to step \(step), which are never overwritten: choose another --run-dir")
       }
     }
     guard policy != .never,
@@ -125,7 +127,8 @@ package final class Trainer {
       ),
     ] where saved != now {
       throw CheckpointError(
-        checkpoint.path, "belongs to another run: its \(what) differs; choose another --run-dir, or restore what changed")
+        checkpoint.path,
+        "belongs to another run: its \(what) differs; choose another --run-dir, or restore what changed")
     }
     guard manifest.phase < job.phases.count else {
       throw CheckpointError(checkpoint.path, "was saved in phase \(manifest.phase), the job has \(job.phases.count)")
@@ -145,6 +148,7 @@ package final class Trainer {
     step = manifest.step
     tokens = manifest.tokens
     resumedFrom = step
+    lastSaved = step
     if phase == manifest.phase {
       phaseStep = manifest.phaseStep
       (firstStep, firstSequence) = (manifest.phaseStep, manifest.sequences)
@@ -194,7 +198,8 @@ package final class Trainer {
     let rate = Machine.matrixRate(backend)
     say(
       "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
-        + "\(world.size) ranks × \(backend.pool.threadCount) threads, \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)")
+        + "\(world.size) ranks × \(backend.pool.threadCount) threads, \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)"
+    )
     var operations = estimatedOperations()
     if step == 0, job.validationEvery > 0 { try validate(metrics) }
     while step < job.totalSteps {
@@ -309,7 +314,8 @@ package final class Trainer {
   }
 
   private func save() throws {
-    guard step != resumedFrom, !run.steps.contains(step) else { return }
+    guard step != lastSaved else { return }
+    lastSaved = step
     let (arena, optimizer) = (runner.arena, runner.optimizer)
     var pieces: [Piece] = []
     for (role, values, base) in [

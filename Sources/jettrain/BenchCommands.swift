@@ -1,14 +1,14 @@
 import ArgumentParser
-import Checkpointing
 import CPUBackend
+import Checkpointing
 import Files
 import Foundation
-import Models
 import MPI
+import Models
 import Reporting
 import Tensors
-import Training
 import TokenStreams
+import Training
 
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -57,7 +57,8 @@ struct Bench: ParsableCommand {
           rate = max(rate, Machine.matrixRate(backend)) * Double(world.size)
           let seconds = times.sorted()[times.count / 2]
           let estimate = StepEstimate(
-            student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, phase: phase, ranks: world.size)
+            student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, phase: phase,
+            ranks: world.size)
           let operations = estimate.operationsPerMicroBatch * Double(phase.microBatches)
           guard world.isCoordinator else { continue }
           try Bench.emit([
@@ -70,7 +71,10 @@ struct Bench: ParsableCommand {
           if let profile = backend.profile {
             let total = profile.values.reduce(0, +)
             let rows = profile.sorted { $0.value > $1.value }.map { name, time in
-              [name, String(format: "%.1f ms", time / Double(steps) * 1e3), String(format: "%.1f %%", time / total * 100)]
+              [
+                name, String(format: "%.1f ms", time / Double(steps) * 1e3),
+                String(format: "%.1f %%", time / total * 100),
+              ]
             }
             print(Format.table([["op", "a step", "share"]] + rows))
           }

@@ -1,6 +1,6 @@
 import ArgumentParser
-import Checkpointing
 import CPUBackend
+import Checkpointing
 import Foundation
 import Reporting
 import Training
@@ -42,8 +42,12 @@ struct CheckpointCommand: ParsableCommand {
       withoutWorld {
         let checkpoint = try Checkpoint(RunFolder.resolve(path))
         let m = checkpoint.manifest
-        print("\(checkpoint.path): step \(m.step), \(m.tokens) tokens, phase \(m.phase) step \(m.phaseStep), \(m.worldSize) ranks")
-        print("kind \(m.identity.kind)  model \(m.identity.model.prefix(16))  plan \(m.identity.plans.map { $0.prefix(16) }.joined(separator: " "))")
+        print(
+          "\(checkpoint.path): step \(m.step), \(m.tokens) tokens, phase \(m.phase) step \(m.phaseStep), \(m.worldSize) ranks"
+        )
+        print(
+          "kind \(m.identity.kind)  model \(m.identity.model.prefix(16))  plan \(m.identity.plans.map { $0.prefix(16) }.joined(separator: " "))"
+        )
         for shard in m.shards { print("  \(shard.file)  \(shard.bytes) bytes  \(shard.sha256.prefix(16))") }
         try checkpoint.forEachPiece { role, name, start, count, _ in
           print("  \(role) \(name)  \(count) elements from \(start)")
@@ -67,7 +71,8 @@ struct CheckpointCommand: ParsableCommand {
 
   struct Diff: ParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Compare two checkpoints array by array, whatever number of ranks saved them; exits 1 when they differ.")
+      abstract: "Compare two checkpoints array by array, whatever number of ranks saved them; exits 1 when they differ."
+    )
     @Argument(help: "A checkpoint or run folder.") var first: String
     @Argument(help: "Another.") var second: String
 
@@ -93,14 +98,16 @@ struct CheckpointCommand: ParsableCommand {
             differences += 1
           }
         }
-        print(differences == 0 ? "identical: \(left.count) arrays" : "different: \(differences) of \(left.count) arrays")
+        print(
+          differences == 0 ? "identical: \(left.count) arrays" : "different: \(differences) of \(left.count) arrays")
         if differences > 0 { Foundation.exit(1) }
       }
     }
   }
 
   struct Export: ParsableCommand {
-    static let configuration = CommandConfiguration(abstract: "Write a checkpoint's model as a Hugging Face folder (float32).")
+    static let configuration = CommandConfiguration(
+      abstract: "Write a checkpoint's model as a Hugging Face folder (float32).")
     @Argument(help: "A checkpoint, or a run folder for its latest.") var path: String
     @Option(help: "Folder to write.") var output: String
 

@@ -1,8 +1,8 @@
 import Checkpointing
 import Files
 import Foundation
-import Models
 import MPI
+import Models
 import Safetensors
 import Tokenizers
 import Training

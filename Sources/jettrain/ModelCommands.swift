@@ -6,8 +6,8 @@ import Foundation
 import Models
 import NN
 import Reporting
-import Tokenizers
 import TokenStreams
+import Tokenizers
 import Training
 
 /// Held-out text to measure on: a mix, or one dataset.
@@ -66,7 +66,8 @@ struct Generate: ParsableCommand {
   func run() {
     withoutWorld {
       guard maxTokens > 0, temperature >= 0, topP > 0, !prompt.isEmpty else {
-        throw JobError(.usage, "--max-tokens and --top-p must be above zero, --temperature not below, --prompt not empty")
+        throw JobError(
+          .usage, "--max-tokens and --top-p must be above zero, --temperature not below, --prompt not empty")
       }
       let backend = CPUBackend(threads: Machine.cores)
       let model = try loadModel(model, backend: backend)

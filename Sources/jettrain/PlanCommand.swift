@@ -16,7 +16,8 @@ struct PlanCommand: ParsableCommand {
   @Option(help: "Ranks that will run it.") var ranks = 1
   @Option(help: "Ranks on one host.") var ranksPerHost: Int?
   @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
-  @Option(help: "Measured tokens per second of all ranks; default: half of this machine's SGEMM rate.") var rate: Double?
+  @Option(help: "Measured tokens per second of all ranks; default: half of this machine's SGEMM rate.") var rate:
+    Double?
 
   func run() {
     withoutWorld {
@@ -25,12 +26,17 @@ struct PlanCommand: ParsableCommand {
       guard ranks > 0 else { throw JobError(.usage, "--ranks must be above zero") }
       let job = try Job(kind, path: job, overrides: overrides, ranks: ranks)
       let (student, teacher) = try job.configurations()
-      print("job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(ranks) ranks")
+      print(
+        "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(ranks) ranks"
+      )
       let local = min(ranks, ranksPerHost ?? ranks)
       let backend = CPUBackend(threads: max(1, Machine.cores / local))
       let matrixRate = Machine.matrixRate(backend) * Double(ranks)
       var rows = [
-        ["phase", "steps", "batch", "context", "trained", "ops/token", "state/rank", "peak/rank", "checkpoint", "tok/s", "time"]
+        [
+          "phase", "steps", "batch", "context", "trained", "ops/token", "state/rank", "peak/rank", "checkpoint",
+          "tok/s", "time",
+        ]
       ]
       var total = 0.0
       for phase in job.phases {
@@ -56,7 +62,9 @@ struct PlanCommand: ParsableCommand {
         }
       }
       print(Format.table(rows))
-      print("time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")")
+      print(
+        "time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")"
+      )
       if let mix = try? Mix(job.mixName, folder: job.mixFolder) {
         for source in mix.sources {
           if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {

@@ -3,8 +3,8 @@ import Files
 import Foundation
 import Parallel
 import Reporting
-import Tokenizers
 import TokenStreams
+import Tokenizers
 import Training
 
 extension TokenCodec: ExpressibleByArgument {}
@@ -77,7 +77,9 @@ struct Tokens: ParsableCommand {
         let m = dataset.manifest
         print("name         \(m.name)")
         if let other = m.standsInFor { print("stands in    for \(other)") }
-        print("tokenizer    \(m.tokenizer) (\(m.tokenizerHash.prefix(16))), \(m.vocabulary) ids, end of text \(m.endOfText)")
+        print(
+          "tokenizer    \(m.tokenizer) (\(m.tokenizerHash.prefix(16))), \(m.vocabulary) ids, end of text \(m.endOfText)"
+        )
         print("codec        \(m.codec.rawValue)")
         let bytes = m.shards.reduce(0) { $0 + $1.bytes }
         print(

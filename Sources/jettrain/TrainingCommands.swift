@@ -17,7 +17,9 @@ struct TrainingOptions: ParsableArguments {
   @Option(help: "auto goes on from the newest good checkpoint, must insists on one, never starts anew.")
   var resume: ResumePolicy = .auto
 
-  @Option(name: .customLong("set"), help: ArgumentHelp("Override a key of the job, such as train.lr=3e-4.", valueName: "key=value"))
+  @Option(
+    name: .customLong("set"),
+    help: ArgumentHelp("Override a key of the job, such as train.lr=3e-4.", valueName: "key=value"))
   var overrides: [String] = []
 
   @Option(help: "Save after this step and exit with 75, as if asked to stop.")

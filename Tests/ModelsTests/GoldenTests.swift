@@ -71,20 +71,20 @@ import Testing
     let golden = try SafetensorsFile(path: goldenFolder + "/ops/gated_delta_rule.safetensors")
     let shape = try #require(golden.entries["v"]).shape
     let (B, T, H, V) = (shape[0], shape[1], shape[2], shape[3])
-    let K = try #require(golden.entries["k"]).shape[3]
+    let keySize = try #require(golden.entries["k"]).shape[3]
     func load(_ name: String, _ shape: [Int]) throws -> Tensor {
       backend.tensor(try golden.floats(name), shape)
     }
     let segments = Segments(count: B, length: T)
-    let (q, k) = (try load("q", [B * T, H, K]), try load("k", [B * T, H, K]))
+    let (q, k) = (try load("q", [B * T, H, keySize]), try load("k", [B * T, H, keySize]))
     let (v, g) = (try load("v", [B * T, H, V]), try load("g", [B * T, H]))
     let beta = try load("beta", [B * T, H])
-    let initial = try load("initial_state", [B, H, K, V])
+    let initial = try load("initial_state", [B, H, keySize, V])
     let (o, final) = (backend.empty(v.shape), backend.empty(initial.shape))
     let saved = GatedDeltaRuleState(
-      starts: backend.empty([GatedDeltaRuleState.chunkCount(segments), H, K, V]),
+      starts: backend.empty([GatedDeltaRuleState.chunkCount(segments), H, keySize, V]),
       corrected: backend.empty(v.shape))
-    let scale = 1 / Float(K).squareRoot()
+    let scale = 1 / Float(keySize).squareRoot()
     backend.gatedDeltaRule(
       q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments, initial: initial, o: o,
       final: final, saved: saved)

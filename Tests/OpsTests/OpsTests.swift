@@ -13,7 +13,9 @@ import Testing
     let worst = report.gradients.max { $0.value < $1.value }
     print("op \(name): output \(report.output), worst gradient \(worst?.value ?? 0) (\(worst?.key ?? "none"))")
     #expect(report.output <= output, "\(name): output off by \(report.output)")
-    for (input, error) in report.gradients { #expect(error <= gradient, "\(name): gradient of \(input) off by \(error)") }
+    for (input, error) in report.gradients {
+      #expect(error <= gradient, "\(name): gradient of \(input) off by \(error)")
+    }
   }
 
   @Test(arguments: sizes) func linearMatches(n: Int) {
@@ -22,7 +24,9 @@ import Testing
     ]
     expectGood(
       "linear \(n)",
-      checkGradients(inputs) { linear($0[0], $0[1], bias: $0[2]) } twin: {
+      checkGradients(inputs) {
+        linear($0[0], $0[1], bias: $0[2])
+      } twin: {
         Naive.linear($0[0], $0[1], $0[2], inputs: 19)
       })
   }
@@ -33,7 +37,9 @@ import Testing
     ]
     expectGood(
       "linear 523x611",
-      checkGradients(inputs) { linear($0[0], $0[1], bias: $0[2]) } twin: {
+      checkGradients(inputs) {
+        linear($0[0], $0[1], bias: $0[2])
+      } twin: {
         Naive.linear($0[0], $0[1], $0[2], inputs: 70)
       })
   }
@@ -42,7 +48,9 @@ import Testing
     let inputs = [TestInput("x", [300, size], seed: 4), TestInput("w", [size], seed: 5)]
     expectGood(
       "rmsNorm \(size)",
-      checkGradients(inputs) { rmsNorm($0[0], weight: $0[1], epsilon: 1e-5) } twin: {
+      checkGradients(inputs) {
+        rmsNorm($0[0], weight: $0[1], epsilon: 1e-5)
+      } twin: {
         Naive.rmsNorm($0[0], $0[1], epsilon: 1e-5)
       })
   }
@@ -54,7 +62,9 @@ import Testing
     ]
     expectGood(
       "gatedRMSNorm \(size)",
-      checkGradients(inputs) { gatedRMSNorm($0[0], gate: $0[1], weight: $0[2], epsilon: 1e-5) } twin: {
+      checkGradients(inputs) {
+        gatedRMSNorm($0[0], gate: $0[1], weight: $0[2], epsilon: 1e-5)
+      } twin: {
         zip(Naive.rmsNorm($0[0], $0[2], epsilon: 1e-5), $0[1]).map { $0 * Naive.silu($1) }
       })
   }
@@ -62,7 +72,9 @@ import Testing
   @Test(arguments: sizes) func siluNormalizeMatches(size: Int) {
     expectGood(
       "siluNormalize \(size)",
-      checkGradients([TestInput("x", [9, 2, size], seed: 9, scale: 2)]) { siluNormalize($0[0]) } twin: {
+      checkGradients([TestInput("x", [9, 2, size], seed: 9, scale: 2)]) {
+        siluNormalize($0[0])
+      } twin: {
         Naive.siluNormalize($0[0], size: size, epsilon: 1e-6)
       })
   }
@@ -70,27 +82,38 @@ import Testing
   @Test(arguments: sizes) func activationsMatch(size: Int) {
     expectGood(
       "silu \(size)",
-      checkGradients([TestInput("x", [5, size], seed: 10, scale: 20)]) { silu($0[0]) } twin: { $0[0].map(Naive.silu) })
+      checkGradients([TestInput("x", [5, size], seed: 10, scale: 20)]) {
+        silu($0[0])
+      } twin: {
+        $0[0].map(Naive.silu)
+      })
     expectGood(
       "swiGLU \(size)",
       checkGradients([TestInput("gate", [5, size], seed: 11, scale: 6), TestInput("up", [5, size], seed: 12)]) {
         swiGLU(gate: $0[0], up: $0[1])
-      } twin: { zip($0[0], $0[1]).map { Naive.silu($0) * $1 } })
+      } twin: {
+        zip($0[0], $0[1]).map { Naive.silu($0) * $1 }
+      })
   }
 
   @Test func embeddingAndAddMatch() {
     let ids: [Int32] = [3, 0, 3, 3, 6, 1, 0]
     expectGood(
       "embedding",
-      checkGradients([TestInput("table", [7, 37], seed: 13)]) { embedding($0[0], $0[0].backend.tensor(ids)) } twin: {
-        table in ids.flatMap { Array(table[0][Int($0) * 37..<Int($0 + 1) * 37]) }
+      checkGradients([TestInput("table", [7, 37], seed: 13)]) {
+        embedding($0[0], $0[0].backend.tensor(ids))
+      } twin: {
+        table in
+        ids.flatMap { Array(table[0][Int($0) * 37..<Int($0 + 1) * 37]) }
       })
     // x used twice: the slots may share a gradient but not change each other's.
     expectGood(
       "add",
       checkGradients([TestInput("x", [5, 21], seed: 14), TestInput("y", [5, 21], seed: 15)]) {
         add(add($0[0], $0[1]), silu($0[0]))
-      } twin: { zip($0[0], $0[1]).map { $0 + $1 + Naive.silu($0) } })
+      } twin: {
+        zip($0[0], $0[1]).map { $0 + $1 + Naive.silu($0) }
+      })
   }
 
   @Test(arguments: [2, 6, 16, 34]) func rotaryMatches(size: Int) {
@@ -99,14 +122,17 @@ import Testing
       "rotary \(size)",
       checkGradients([TestInput("x", [5, 3, size], seed: 16)]) {
         rotaryEmbedding($0[0], positions: positions, theta: 1e6)
-      } twin: { Naive.rotate($0[0], heads: 3, size: size, positions: positions, theta: 1e6) })
+      } twin: {
+        Naive.rotate($0[0], heads: 3, size: size, positions: positions, theta: 1e6)
+      })
   }
 
   @Test(arguments: [1, 2, 63, 65, 150], [nil, 1, 17]) func attentionMatches(tokens: Int, window: Int?) {
     let (heads, groups, size) = (4, 2, 10)
     let segments = tokens < 3 ? [0..<tokens] : [0..<tokens / 3, tokens / 3..<tokens]
     let inputs = [
-      TestInput("q", [tokens, heads, size], seed: 17, scale: 3), TestInput("k", [tokens, groups, size], seed: 18, scale: 3),
+      TestInput("q", [tokens, heads, size], seed: 17, scale: 3),
+      TestInput("k", [tokens, groups, size], seed: 18, scale: 3),
       TestInput("v", [tokens, groups, size], seed: 19),
     ]
     expectGood(
@@ -149,7 +175,9 @@ import Testing
     ]
     expectGood(
       "dynamicConvolution \(tokens)x\(channels)",
-      checkGradients(inputs) { dynamicConvolution($0[0], kernels: $0[1], segments: Segments(segments)) } twin: {
+      checkGradients(inputs) {
+        dynamicConvolution($0[0], kernels: $0[1], segments: Segments(segments))
+      } twin: {
         Naive.dynamicConvolution($0[0], $0[1], channels: channels, segments: segments)
       })
   }

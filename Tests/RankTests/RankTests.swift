@@ -56,7 +56,8 @@ import Testing
   private func makeInputs() throws {
     try jettrain("tokens", "make-questions", "--count", "800", "--seed", "3", "--output", "qa.jsonl")
     try jettrain(
-      "tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "30000", "--output", "data/qa",
+      "tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "30000", "--output",
+      "data/qa",
       "qa.jsonl")
     try write("mix.yaml", "sources: [{name: qa, weight: 1}]\n")
     let common = """
@@ -74,7 +75,8 @@ import Testing
     let rest = "validation: {every: 10, sequences: 6}\ncheckpoints: {every: 5, keep_last: 20}\n"
     try write(
       "teacher.yaml",
-      "model: {student: teacher.json}\ndata: {root: data, mix: ./mix.yaml}\ntrain: {\(train), tokens: 2560}\nrun_dir: teacher\n")
+      "model: {student: teacher.json}\ndata: {root: data, mix: ./mix.yaml}\ntrain: {\(train), tokens: 2560}\nrun_dir: teacher\n"
+    )
     try write(
       "distill.yaml",
       """
@@ -139,7 +141,8 @@ import Testing
   }
 
   @Test func damagedCheckpointsArePassedOverButNeverForgotten() throws {
-    try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "10", expecting: 75)
+    try jettrain(
+      ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "10", expecting: 75)
     let newest = folder + "/run/step-00000010/shard-00001.safetensors.zst"
     var bytes = try Data(contentsOf: URL(fileURLWithPath: newest))
     bytes[bytes.count / 2] ^= 1
@@ -151,10 +154,10 @@ import Testing
     let refused = try jettrain("distill", "--job", "distill.yaml", "--run-dir", "hopeless", expecting: 65)
     #expect(refused.contains("none of them whole"))
 
-    // A step that exists is never overwritten: the damaged one must be moved away by hand.
-    try FileManager.default.moveItem(atPath: folder + "/run/step-00000010", toPath: folder + "/damaged")
+    // The damaged one is set aside, so that its step can be saved again.
     let output = try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run")
-    #expect(output.contains("from step 5"))
+    #expect(output.contains("damaged and passed over") && output.contains("from step 5"))
+    #expect(FileManager.default.fileExists(atPath: folder + "/run/step-00000010.damaged"))
     try jettrain("distill", "--job", "distill.yaml", "--run-dir", "whole")
     #expect(try jettrain("checkpoint", "diff", "whole", "run").contains("identical"))
   }
@@ -177,7 +180,8 @@ import Testing
     #expect(
       FileManager.default.contentsEqual(
         atPath: folder + "/run/model/model.safetensors", andPath: folder + "/exported/model.safetensors"))
-    try jettrain("eval", "run", "--teacher", "teacher/model", "--data", "data/qa", "--context", "64", "--sequences", "4")
+    try jettrain(
+      "eval", "run", "--teacher", "teacher/model", "--data", "data/qa", "--context", "64", "--sequences", "4")
     try jettrain("generate", "exported", "--prompt", "Q: ", "--max-tokens", "5")
   }
 
@@ -204,7 +208,9 @@ import Testing
     try distill(2, "phases.0.lr=1e38", "train.clip=0", expecting: 70, saying: "nothing was updated")
 
     // Damaged data is found where it is read, on whatever rank.
-    let shards = try FileManager.default.contentsOfDirectory(atPath: folder + "/data/qa").filter { $0.hasSuffix(".jtk.zst") }
+    let shards = try FileManager.default.contentsOfDirectory(atPath: folder + "/data/qa").filter {
+      $0.hasSuffix(".jtk.zst")
+    }
     for shard in shards.sorted().dropLast() {
       let path = folder + "/data/qa/" + shard
       var bytes = try Data(contentsOf: URL(fileURLWithPath: path))

@@ -104,7 +104,8 @@ package enum Naive {
     for (s, segment) in segments.enumerated() {
       for h in 0..<heads {
         let first = (s * heads + h) * keys * values
-        var state = initial.map { Array($0[first..<first + keys * values]) } ?? [Double](repeating: 0, count: keys * values)
+        var state =
+          initial.map { Array($0[first..<first + keys * values]) } ?? [Double](repeating: 0, count: keys * values)
         for t in segment {
           let (kt, vt) = ((t * heads + h) * keys, (t * heads + h) * values)
           let decay = exp(g[t * heads + h])

@@ -180,7 +180,8 @@ final class TemporaryFolder {
       let text = try writeText(folder, name + ".txt", seed: UInt64(index + 1))
       _ = try build(
         DatasetRecipe(
-          name: name, standsInFor: nil, inputs: [text], format: .text(separator: "%"), codec: .rank, shardTokens: 20_000,
+          name: name, standsInFor: nil, inputs: [text], format: .text(separator: "%"), codec: .rank,
+          shardTokens: 20_000,
           level: 3), folder.path + "/" + name)
     }
     let file = folder.path + "/mix.yaml"

@@ -1,7 +1,7 @@
 import CPUBackend
 import Foundation
-import Models
 import MPI
+import Models
 import NN
 import Optimizers
 import Tensors
@@ -22,7 +22,9 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
   func parameterCountsAreThePapers(name: String, count: Int) throws {
     let model = HybridLM(try ModelConfiguration(path: repository + "/Jobs/models/\(name).json"))
     #expect(model.store.count == count)
-    let mixer = model.store.parameters.filter { $0.name.hasPrefix("model.layers.0.self_attn.") }.reduce(0) { $0 + $1.count }
+    let mixer = model.store.parameters.filter { $0.name.hasPrefix("model.layers.0.self_attn.") }.reduce(0) {
+      $0 + $1.count
+    }
     if name == "jet-nemotron-2b" { #expect(mixer == 23_052_568) }
     if name == "jet-nemotron-4b" { #expect(mixer == 43_073_824) }
   }
@@ -60,7 +62,8 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
       let text = error.description
       for part in [
         "model.student: is missing", "model.studnet: is not a key of this file; did you mean student?",
-        "train.tokens: many is not a count", "train.micro_batch: 2 sequences do not divide", "train.lr: must be at least",
+        "train.tokens: many is not a count", "train.micro_batch: 2 sequences do not divide",
+        "train.lr: must be at least",
         "train.schedule: linear is not one of",
       ] { #expect(text.contains(part), "\(part) is missing from:\n\(text)") }
       #expect(error.kind == .usage)
@@ -75,7 +78,8 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
 
   @Test func shippedJobsAreValid() throws {
     for (kind, path) in [
-      (JobKind.pretrain, "teacher"), (.distill, "distill"), (.finetune, "finetune"), (.distill, "jet-nemotron-2b/distill"),
+      (JobKind.pretrain, "teacher"), (.distill, "distill"), (.finetune, "finetune"),
+      (.distill, "jet-nemotron-2b/distill"),
       (.finetune, "jet-nemotron-2b/finetune"), (.distill, "jet-nemotron-4b/distill"),
       (.finetune, "jet-nemotron-4b/finetune"), (.distill, "bench/jet-mini"),
     ] {
@@ -117,7 +121,9 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
           let g = Double(gradient[i]) * 0.5
           m[index][i] = 0.9 * m[index][i] + 0.1 * g
           v[index][i] = 0.95 * v[index][i] + 0.05 * g * g
-          let update = m[index][i] / (1 - pow(0.9, Double(step))) / ((v[index][i] / (1 - pow(0.95, Double(step)))).squareRoot() + 1e-8)
+          let update =
+            m[index][i] / (1 - pow(0.9, Double(step)))
+            / ((v[index][i] / (1 - pow(0.95, Double(step)))).squareRoot() + 1e-8)
           expected[index][i] -= 0.01 * update + (index == 0 ? 0.01 * 0.1 * expected[index][i] : 0)
         }
       }
