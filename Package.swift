@@ -72,7 +72,8 @@ let package = Package(
     .testTarget(
       name: "TrainingTests",
       dependencies: [
-        "CPUBackend", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams", "Training",
+        "Checkpointing", "CPUBackend", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams",
+        "Training",
       ]),
     .testTarget(name: "RankTests", dependencies: ["jettrain"]),
   ],

@@ -53,6 +53,7 @@ extension CPUBackend {
       let g = h * groups / heads
       let (rows, keys) = (block.queryCount, block.keyCount)
       var scratch = Scratch(Scratch.rounded(rows * keys))
+      defer { scratch.free() }
       let scores = scratch.take(rows * keys)
       let keyMatrix = Matrix(pk + block.firstKey * kStride + g * size, stride: kStride)
       gemm(
@@ -131,6 +132,7 @@ extension CPUBackend {
       let (cluster, g) = (clusters[slice / groups], slice % groups)
       let capacity = Scratch.rounded(Self.queryBlock * (cluster.map(\.keys.count).max() ?? 0))
       var scratch = Scratch(2 * capacity)
+      defer { scratch.free() }
       let (p, dS) = (scratch.take(capacity), scratch.take(capacity))
       for h in g * perGroup..<(g + 1) * perGroup {
         for block in cluster.flatMap({ span in (0..<Self.blockCount(span)).map { Block(span, block: $0) } }) {

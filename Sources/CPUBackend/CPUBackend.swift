@@ -20,6 +20,9 @@ package final class CPUBackend: Backend {
   /// Seconds by kernel since it was set; nil when no profile is taken.
   package var profile: [String: Double]?
 
+  /// The angles that rotary embeddings used last.
+  var lastRotaryTables: RotaryTables?
+
   /// Freed blocks by size, kept because fresh pages cost more than most kernels.
   private var spare: [Int: [UnsafeMutableRawPointer]] = [:]
 
@@ -57,6 +60,12 @@ package final class CPUBackend: Backend {
     liveBytes -= size
     // Large blocks go back to the system: they are arenas, which live as long as a phase.
     if size > 256 << 20 { free(address) } else { spare[size, default: []].append(address) }
+  }
+
+  /// Lends `count` floats, undefined, to `body`.
+  func withTemporary(_ count: Int, _ body: (FloatPointer) -> Void) {
+    let tensor = empty([count])
+    withExtendedLifetime(tensor) { body(tensor.floats) }
   }
 
   /// Rows that one slice of an element-wise loop takes: about 16,384 elements.

@@ -51,15 +51,16 @@ extension CPUBackend {
     let channels = x.columns
     let (px, pk, py, past) = (x.floats, kernels.floats, y.floats, history?.floats)
     let starts = Self.starts(segments)
-    let blank = zeros([channels])
-    let zeros = blank.floats
-    forEachSlice(rows: x.rows, columns: channels) { rows in
-      for t in rows {
-        let inputs = Inputs(
-          px, channels: channels, token: t, start: starts[t], zeros: zeros, history: past)
-        let out = py + t * channels
-        Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
-          out.store(u * u.sigmoid, c, n)
+    withTemporary(channels) { zeros in
+      zeros.update(repeating: 0, count: channels)
+      forEachSlice(rows: x.rows, columns: channels) { rows in
+        for t in rows {
+          let inputs = Inputs(
+            px, channels: channels, token: t, start: starts[t], zeros: zeros, history: past)
+          let out = py + t * channels
+          Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
+            out.store(u * u.sigmoid, c, n)
+          }
         }
       }
     }
@@ -108,58 +109,59 @@ extension CPUBackend {
     let (pdy, px, pk, pdx, pdk) = (dy.floats, x.floats, kernels.floats, dx.floats, dKernels.floats)
     let starts = Self.starts(segments)
     let ends = segments.ranges.flatMap { repeatElement($0.upperBound, count: $0.count) }
-    let blank = zeros([channels])
-    let zeros = blank.floats
-    let gradients = empty([x.rows, channels])
-    let du = gradients.floats
-    forEachSlice(rows: x.rows, columns: channels) { rows in
-      for t in rows {
-        let inputs = Inputs(px, channels: channels, token: t, start: starts[t], zeros: zeros, history: nil)
-        let (x0, x1, x2, x3) = inputs.rows
-        let (row, out, kernelOut) = (pdy + t * channels, du + t * channels, pdk + t * channels * 4)
-        Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
-          let s = u.sigmoid
-          let g = row.lanes(c, n) * s * (1 + u * (1 - s))
-          out.store(g, c, n)
-          let (d0, d1) = (g * x0.lanes(c, n), g * x1.lanes(c, n))
-          let (d2, d3) = (g * x2.lanes(c, n), g * x3.lanes(c, n))
-          if n == laneCount {
-            let out = kernelOut + c * 4
-            let even0 = Self.interleaved(d0.lowHalf, d2.lowHalf)
-            let even1 = Self.interleaved(d0.highHalf, d2.highHalf)
-            let odd0 = Self.interleaved(d1.lowHalf, d3.lowHalf)
-            let odd1 = Self.interleaved(d1.highHalf, d3.highHalf)
-            out.store(Self.interleaved(even0.lowHalf, odd0.lowHalf), 0)
-            out.store(Self.interleaved(even0.highHalf, odd0.highHalf), 16)
-            out.store(Self.interleaved(even1.lowHalf, odd1.lowHalf), 32)
-            out.store(Self.interleaved(even1.highHalf, odd1.highHalf), 48)
-          } else {
-            for i in 0..<n {
-              let tap = kernelOut + (c + i) * 4
-              (tap[0], tap[1], tap[2], tap[3]) = (d0[i], d1[i], d2[i], d3[i])
+    // A row of zeros for what lies outside a segment, and the gradients before the activation.
+    withTemporary((x.rows + 1) * channels) { zeros in
+      let du = zeros + channels
+      zeros.update(repeating: 0, count: channels)
+      forEachSlice(rows: x.rows, columns: channels) { rows in
+        for t in rows {
+          let inputs = Inputs(px, channels: channels, token: t, start: starts[t], zeros: zeros, history: nil)
+          let (x0, x1, x2, x3) = inputs.rows
+          let (row, out, kernelOut) = (pdy + t * channels, du + t * channels, pdk + t * channels * 4)
+          Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
+            let s = u.sigmoid
+            let g = row.lanes(c, n) * s * (1 + u * (1 - s))
+            out.store(g, c, n)
+            let (d0, d1) = (g * x0.lanes(c, n), g * x1.lanes(c, n))
+            let (d2, d3) = (g * x2.lanes(c, n), g * x3.lanes(c, n))
+            if n == laneCount {
+              let out = kernelOut + c * 4
+              let even0 = Self.interleaved(d0.lowHalf, d2.lowHalf)
+              let even1 = Self.interleaved(d0.highHalf, d2.highHalf)
+              let odd0 = Self.interleaved(d1.lowHalf, d3.lowHalf)
+              let odd1 = Self.interleaved(d1.highHalf, d3.highHalf)
+              out.store(Self.interleaved(even0.lowHalf, odd0.lowHalf), 0)
+              out.store(Self.interleaved(even0.highHalf, odd0.highHalf), 16)
+              out.store(Self.interleaved(even1.lowHalf, odd1.lowHalf), 32)
+              out.store(Self.interleaved(even1.highHalf, odd1.highHalf), 48)
+            } else {
+              for i in 0..<n {
+                let tap = kernelOut + (c + i) * 4
+                (tap[0], tap[1], tap[2], tap[3]) = (d0[i], d1[i], d2[i], d3[i])
+              }
             }
           }
         }
       }
-    }
-    // dx[t] gathers what the following tokens of its segment took from it.
-    forEachSlice(rows: x.rows, columns: channels) { rows in
-      for t in rows {
-        func gradient(_ ahead: Int) -> (FloatPointer, FloatPointer) {
-          t + ahead < ends[t]
-            ? (du + (t + ahead) * channels, pk + (t + ahead) * channels * 4) : (zeros, pk + t * channels * 4)
-        }
-        let ((g0, k0), (g1, k1), (g2, k2), (g3, k3)) = (gradient(0), gradient(1), gradient(2), gradient(3))
-        let out = pdx + t * channels
-        sweep(channels) { c, n in
-          func taps(_ k: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
-            n == laneCount ? Self.taps(k + c * 4) : Self.partialTaps(k + c * 4, n)
+      // dx[t] gathers what the following tokens of its segment took from it.
+      forEachSlice(rows: x.rows, columns: channels) { rows in
+        for t in rows {
+          func gradient(_ ahead: Int) -> (FloatPointer, FloatPointer) {
+            t + ahead < ends[t]
+              ? (du + (t + ahead) * channels, pk + (t + ahead) * channels * 4) : (zeros, pk + t * channels * 4)
           }
-          var sum = g0.lanes(c, n) * taps(k0).3
-          sum = sum.addingProduct(g1.lanes(c, n), taps(k1).2)
-          sum = sum.addingProduct(g2.lanes(c, n), taps(k2).1)
-          sum = sum.addingProduct(g3.lanes(c, n), taps(k3).0)
-          out.store(sum, c, n)
+          let ((g0, k0), (g1, k1), (g2, k2), (g3, k3)) = (gradient(0), gradient(1), gradient(2), gradient(3))
+          let out = pdx + t * channels
+          sweep(channels) { c, n in
+            func taps(_ k: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
+              n == laneCount ? Self.taps(k + c * 4) : Self.partialTaps(k + c * 4, n)
+            }
+            var sum = g0.lanes(c, n) * taps(k0).3
+            sum = sum.addingProduct(g1.lanes(c, n), taps(k1).2)
+            sum = sum.addingProduct(g2.lanes(c, n), taps(k2).1)
+            sum = sum.addingProduct(g3.lanes(c, n), taps(k3).0)
+            out.store(sum, c, n)
+          }
         }
       }
     }

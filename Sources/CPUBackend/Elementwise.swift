@@ -105,30 +105,19 @@ extension CPUBackend {
     let (heads, size) = (x.shape[1], x.shape[2])
     let half = size / 2
     let (source, target, rows) = (x.floats, y.floats, x.rows)
-    // Angles in double precision: float32 loses a turn at positions beyond 2^17.
-    let frequencies = (0..<half).map { Self.inversePower(Double(theta), Double(2 * $0) / Double(size)) }
+    let tables = rotaryTables(upTo: Int(positions.max() ?? 0), half: half, theta: theta)
+    let (cosines, sines) = (tables.cosines, tables.sines)
     positions.withUnsafeBufferPointer { positions in
       forEachSlice(rows: rows, columns: heads * size) { range in
-        var cosines = [Float](repeating: 0, count: half)
-        var sines = [Float](repeating: 0, count: half)
-        cosines.withUnsafeMutableBufferPointer { cosines in
-          sines.withUnsafeMutableBufferPointer { sines in
-            let (c, s) = (cosines.baseAddress!, sines.baseAddress!)
-            for n in range {
-              for i in 0..<half {
-                let (sine, cosine) = Self.sineCosine(Double(positions[n]) * frequencies[i])
-                c[i] = Float(cosine)
-                s[i] = Float(sine) * direction
-              }
-              for h in 0..<heads {
-                let base = (n * heads + h) * size
-                sweep(half) { i, lanes in
-                  let (a, b) = (source.lanes(base + i, lanes), source.lanes(base + half + i, lanes))
-                  let (cosine, sine) = (c.lanes(i, lanes), s.lanes(i, lanes))
-                  target.store(a * cosine - b * sine, base + i, lanes)
-                  target.store(b * cosine + a * sine, base + half + i, lanes)
-                }
-              }
+        for n in range {
+          let (c, s) = (cosines + Int(positions[n]) * half, sines + Int(positions[n]) * half)
+          for h in 0..<heads {
+            let base = (n * heads + h) * size
+            sweep(half) { i, lanes in
+              let (a, b) = (source.lanes(base + i, lanes), source.lanes(base + half + i, lanes))
+              let (cosine, sine) = (c.lanes(i, lanes), s.lanes(i, lanes) * direction)
+              target.store(a * cosine - b * sine, base + i, lanes)
+              target.store(b * cosine + a * sine, base + half + i, lanes)
             }
           }
         }

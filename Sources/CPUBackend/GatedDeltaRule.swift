@@ -63,6 +63,23 @@ extension CPUBackend {
     }
   }
 
+  /// A and P of one head of a chunk.
+  private static func decayedProducts(
+    _ c: Int, _ keySize: Int, _ scale: Float, _ q: Matrix, _ k: Matrix, _ d: FloatPointer, _ betas: FloatPointer,
+    stride: Int, a: FloatPointer, p: FloatPointer
+  ) {
+    gemm(c, c, keySize, 1, k, k.transposed, 0, Matrix(a, stride: c))
+    gemm(c, c, keySize, scale, q, k.transposed, 0, Matrix(p, stride: c))
+    for t in 0..<c {
+      let (dRow, aRow, pRow, b) = (d + t * c, a + t * c, p + t * c, betas[t * stride])
+      sweep(c) { i, n in
+        let decay = dRow.lanes(i, n)
+        aRow.store(aRow.lanes(i, n) * decay * b, i, n)
+        pRow.store(pRow.lanes(i, n) * decay, i, n)
+      }
+    }
+  }
+
   package func gatedDeltaRule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float, segments: Segments,
     initial: Tensor?, o: Tensor, final: Tensor?, saved: GatedDeltaRuleState?
@@ -80,6 +97,7 @@ extension CPUBackend {
         Scratch.rounded(K * V) + 2 * Scratch.rounded(maxLength) + 3 * Scratch.rounded(maxLength * maxLength)
           + Scratch.rounded(maxLength * V)
           + Scratch.rounded(maxLength * K))
+      defer { scratch.free() }
       let state = scratch.take(K * V)
       let (expGamma, tail) = (scratch.take(maxLength), scratch.take(maxLength))
       let (d, a, p) = (
@@ -105,16 +123,7 @@ extension CPUBackend {
         starts.map { ($0 + (chunk.ordinal * heads + h) * K * V).update(from: state, count: K * V) }
         Self.decays(pg + tokenHead, stride: heads, c, exp: expGamma, tail: tail, d)
 
-        gemm(c, c, K, 1, kMatrix, kMatrix.transposed, 0, Matrix(a, stride: c))
-        gemm(c, c, K, scale, qMatrix, kMatrix.transposed, 0, Matrix(p, stride: c))
-        for t in 0..<c {
-          let (dRow, aRow, pRow, b) = (d + t * c, a + t * c, p + t * c, betas[t * heads])
-          sweep(c) { i, n in
-            let decay = dRow.lanes(i, n)
-            aRow.store(aRow.lanes(i, n) * decay * b, i, n)
-            pRow.store(pRow.lanes(i, n) * decay, i, n)
-          }
-        }
+        Self.decayedProducts(c, K, scale, qMatrix, kMatrix, d, betas, stride: heads, a: a, p: p)
         gemm(c, V, K, 1, kMatrix, stateMatrix, 0, uMatrix)
         for t in 0..<c {
           let (row, value) = (u + t * uStride, vPointer + t * vStride)
@@ -155,6 +164,7 @@ extension CPUBackend {
       var scratch = Scratch(
         Scratch.rounded(K * V) + 3 * Scratch.rounded(maxLength) + 5 * Scratch.rounded(maxLength * maxLength)
           + 2 * Scratch.rounded(maxLength * V) + 2 * Scratch.rounded(maxLength * K))
+      defer { scratch.free() }
       // Gradient of the state at the end of the chunk at hand, then at its start.
       let dState = scratch.take(K * V)
       let (expGamma, tail) = (scratch.take(maxLength), scratch.take(maxLength))
@@ -185,17 +195,8 @@ extension CPUBackend {
         let square = { (x: FloatPointer) in Matrix(x, stride: c) }
         Self.decays(pg + tokenHead, stride: heads, c, exp: expGamma, tail: tail, d)
 
-        // What the forward pass had: M in `a` (before β), P, and W = V − diag(e^γ) K S₀.
-        gemm(c, c, K, 1, kMatrix, kMatrix.transposed, 0, square(a))
-        gemm(c, c, K, scale, qMatrix, kMatrix.transposed, 0, square(p))
-        for t in 0..<c {
-          let (dRow, aRow, pRow, b) = (d + t * c, a + t * c, p + t * c, betas[t * heads])
-          sweep(c) { i, n in
-            let decay = dRow.lanes(i, n)
-            aRow.store(aRow.lanes(i, n) * decay * b, i, n)
-            pRow.store(pRow.lanes(i, n) * decay, i, n)
-          }
-        }
+        // What the forward pass had: A, P, and W = V − diag(e^γ) K S₀.
+        Self.decayedProducts(c, K, scale, qMatrix, kMatrix, d, betas, stride: heads, a: a, p: p)
         gemm(c, V, K, 1, kMatrix, startMatrix, 0, Matrix(w, stride: V))
         for t in 0..<c {
           let (row, value, e) = (w + t * V, pv + tokenHead * V + t * vStride, expGamma[t])

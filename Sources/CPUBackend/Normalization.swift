@@ -59,15 +59,15 @@ extension CPUBackend {
   ) {
     let block = 256
     let blocks = (rows + block - 1) / block
-    let scratch = empty([max(1, blocks), columns])
-    let partials = scratch.floats
-    parallel(blocks) { b in
-      let partial = partials + b * columns
-      partial.update(repeating: 0, count: columns)
-      for row in b * block..<min(rows, (b + 1) * block) { contribute(row, partial) }
+    withTemporary(max(1, blocks) * columns) { partials in
+      parallel(blocks) { b in
+        let partial = partials + b * columns
+        partial.update(repeating: 0, count: columns)
+        for row in b * block..<min(rows, (b + 1) * block) { contribute(row, partial) }
+      }
+      if !adds { out.update(repeating: 0, count: columns) }
+      for b in 0..<blocks { axpy(1, partials + b * columns, into: out, columns) }
     }
-    if !adds { out.update(repeating: 0, count: columns) }
-    for b in 0..<blocks { axpy(1, partials + b * columns, into: out, columns) }
   }
 
   package func gatedNormalize(

@@ -1,5 +1,5 @@
-/// Working memory of one slice of a kernel, cut from a single allocation.
-struct Scratch: ~Copyable {
+/// Working memory of one slice of a kernel, cut from a single allocation; the slice frees it when it is done.
+struct Scratch {
   private let memory: FloatPointer
   private var used = 0
   private let capacity: Int
@@ -20,5 +20,5 @@ struct Scratch: ~Copyable {
   /// What `count` floats take up.
   static func rounded(_ count: Int) -> Int { (count + 15) / 16 * 16 }
 
-  deinit { memory.deallocate() }
+  func free() { memory.deallocate() }
 }

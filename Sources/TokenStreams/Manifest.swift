@@ -66,7 +66,10 @@ package struct Manifest: Codable, Sendable {
   package init(folder: String) throws {
     let path = folder + "/" + Self.fileName
     guard FileManager.default.fileExists(atPath: path) else {
-      throw FileError(path, "there is no manifest; an unfinished build has none: run tokens build again")
+      throw FileError(
+        path,
+        "there is no manifest: build the dataset with `jettrain tokens build` (an unfinished build goes on), or run `./bootstrap demo` for small ones"
+      )
     }
     let data = try readFile(path)
     guard let manifest = try? JSONDecoder().decode(Manifest.self, from: data) else {

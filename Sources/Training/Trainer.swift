@@ -208,8 +208,7 @@ package final class Trainer {
         operations = estimatedOperations()
         say("phase \(job.phases[phaseIndex].name)")
       }
-      let result = try trainStep(metrics, operations: operations, rate: rate)
-      _ = result
+      try trainStep(metrics, operations: operations, rate: rate)
       let isLast = step == job.totalSteps
       let mustStop = stopStep.map { step >= $0 } ?? false
       if job.validationEvery > 0, isLast || step % job.validationEvery == 0 { try validate(metrics) }
@@ -223,7 +222,7 @@ package final class Trainer {
     return .finished
   }
 
-  private func trainStep(_ metrics: MetricsLog?, operations: Double, rate: Double) throws -> StepResult {
+  private func trainStep(_ metrics: MetricsLog?, operations: Double, rate: Double) throws {
     let phase = job.phases[phaseIndex]
     var clock = PhaseClock()
     let start = firstSequence + (phaseStep - firstStep) * phase.globalBatch
@@ -237,7 +236,7 @@ package final class Trainer {
     step += 1
     phaseStep += 1
     tokens += phase.tokensPerStep
-    guard let metrics else { return result }
+    guard let metrics else { return }
     var seconds = result.seconds
     seconds["data"] = clock.seconds["data"]
     seconds["total"] = clock.total
@@ -251,11 +250,10 @@ package final class Trainer {
     ])
     let left = Double(job.totalSteps - step) * clock.total
     let line =
-      "step \(step)/\(job.totalSteps)  tokens \(Format.count(Double(tokens)))  loss \(String(format: "%.4f", result.loss))  "
+      "step \(step)/\(job.totalSteps)  tokens \(Format.count(Double(tokens)))  loss \(String(format: "%.5g", result.loss))  "
       + "lr \(String(format: "%.2e", learningRate))  grad \(String(format: "%.3f", result.gradientNorm))  "
       + "\(Format.count(speed)) tok/s  \(Int(share * 100))% of SGEMM  ETA \(Format.duration(left))"
     if step % job.logEvery == 0 || step == job.totalSteps { progress.update(line, isFinal: step == job.totalSteps) }
-    return result
   }
 
   private static func named(_ losses: LossSums, _ weights: LossWeights) -> [String: Double] {

@@ -1,6 +1,24 @@
 import Foundation
 import Testing
 
+/// Runs python3 and gives its exit status and output.
+private func python(_ arguments: [String], _ folder: String) throws -> (status: Int32, output: String) {
+  let process = Process()
+  process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+  process.arguments = ["python3"] + arguments
+  process.currentDirectoryURL = URL(fileURLWithPath: folder)
+  let pipe = Pipe()
+  process.standardOutput = pipe
+  process.standardError = pipe
+  try process.run()
+  let output = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+  process.waitUntilExit()
+  return (process.terminationStatus, output)
+}
+
+private let pythonHasSafetensors =
+  (try? python(["-c", "import safetensors.numpy"], FileManager.default.temporaryDirectory.path).status == 0) ?? false
+
 /// The built program under the real mpirun: the same bits at any number of ranks, after a kill, and at a resume with
 /// another number; and what bad input does.
 @Suite(.serialized) final class RankTests {
@@ -183,6 +201,29 @@ import Testing
     try jettrain(
       "eval", "run", "--teacher", "teacher/model", "--data", "data/qa", "--context", "64", "--sequences", "4")
     try jettrain("generate", "exported", "--prompt", "Q: ", "--max-tokens", "5")
+  }
+
+  /// The safetensors package of Python opens a decompressed shard.
+  @Test(.enabled(if: pythonHasSafetensors, "needs python3 with the safetensors and numpy packages"))
+  func pythonOpensCheckpoints() throws {
+    try jettrain(
+      ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "10", expecting: 75)
+    try write(
+      "open.py",
+      """
+      import subprocess, sys
+      from safetensors.numpy import load
+      total = 0
+      for rank in range(2):
+          data = subprocess.run(["zstd", "-dc", f"run/step-00000010/shard-{rank:05}.safetensors.zst"],
+                                check=True, capture_output=True).stdout
+          arrays = load(data)
+          assert all(str(a.dtype) == "float32" for a in arrays.values())
+          total += sum(a.size for k, a in arrays.items() if k.startswith("parameter/"))
+      print(total)
+      """)
+    let (status, output) = try python(["open.py"], folder)
+    #expect(status == 0 && (Int(output.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0) > 1000, "\(output)")
   }
 
   // MARK: - Bad input: one clear line, the right code, no hang

@@ -1,4 +1,5 @@
 import CPUBackend
+import Checkpointing
 import Foundation
 import MPI
 import Models
@@ -27,6 +28,23 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     }
     if name == "jet-nemotron-2b" { #expect(mixer == 23_052_568) }
     if name == "jet-nemotron-4b" { #expect(mixer == 43_073_824) }
+  }
+
+  /// The checkpoint in Checkpoints/golden, written by the first version: every later one must still read it.
+  @Test func goldenCheckpointIsRead() throws {
+    let checkpoint = try Checkpoint(RunFolder.resolve(repository + "/Checkpoints/golden"))
+    try checkpoint.verify()
+    #expect(checkpoint.manifest.step == 3 && checkpoint.manifest.worldSize == 2)
+    let arrays = try checkpoint.assemble()
+    let text = try String(contentsOfFile: repository + "/Checkpoints/golden/sums.txt", encoding: .utf8)
+    let lines = text.split(separator: "\n").map { $0.split(separator: " ") }
+    #expect(lines.count == arrays.count)
+    for line in lines {
+      let array = try #require(arrays[String(line[0])], "\(line[0]) is missing")
+      // Bit patterns added up: every element counts, exactly.
+      let sum = array.reduce(UInt64(0)) { $0 &+ UInt64($1.bitPattern) }
+      #expect(String(sum) == line[2] && String(array.count) == line[1], "\(line[0])")
+    }
   }
 
   private func job(_ text: String, kind: JobKind = .distill, ranks: Int = 1, set: [String] = []) throws -> Job {

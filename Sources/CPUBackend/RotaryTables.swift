@@ -1,0 +1,46 @@
+/// Cosines and sines of the rotary angles of positions 0, 1, …: `[positions, half]` each.
+///
+/// Angles in double precision: float32 loses a turn at positions beyond 2^17.
+final class RotaryTables {
+  let half: Int
+  let theta: Float
+  let positions: Int
+  let cosines: FloatPointer
+  let sines: FloatPointer
+
+  /// Tables that reach `position` at least.
+  init(upTo position: Int, half: Int, theta: Float) {
+    self.half = half
+    self.theta = theta
+    var positions = 256
+    while positions <= position { positions *= 2 }
+    self.positions = positions
+    cosines = .allocate(capacity: positions * half)
+    sines = .allocate(capacity: positions * half)
+    let frequencies = (0..<half).map { CPUBackend.inversePower(Double(theta), Double($0) / Double(half)) }
+    for row in 0..<positions {
+      for i in 0..<half {
+        let (sine, cosine) = CPUBackend.sineCosine(Double(row) * frequencies[i])
+        cosines[row * half + i] = Float(cosine)
+        sines[row * half + i] = Float(sine)
+      }
+    }
+  }
+
+  deinit {
+    cosines.deallocate()
+    sines.deallocate()
+  }
+}
+
+extension CPUBackend {
+  /// The tables used last, where they still fit.
+  func rotaryTables(upTo position: Int, half: Int, theta: Float) -> RotaryTables {
+    if let known = lastRotaryTables, known.half == half, known.theta == theta, known.positions > position {
+      return known
+    }
+    let tables = RotaryTables(upTo: position, half: half, theta: theta)
+    lastRotaryTables = tables
+    return tables
+  }
+}
