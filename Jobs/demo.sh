@@ -11,8 +11,16 @@ run() {
 }
 
 step "1. Text becomes token shards"
-rm -rf "$data" Checkpoints/teacher Checkpoints/distill Checkpoints/finetune
+rm -rf "$data"
 mkdir -p "$data"
+# Runs of before are moved aside, never removed.
+for name in teacher distill finetune; do
+  if [ -e "Checkpoints/$name" ]; then
+    aside="Checkpoints/$name.before-$(date +%Y%m%d-%H%M%S)"
+    echo "Checkpoints/$name exists; moving it to $aside"
+    mv "Checkpoints/$name" "$aside"
+  fi
+done
 if [ $# -gt 0 ]; then
   run "$jettrain" tokens build --output "$data/nemotron-cc" --stands-in-for nemotron-cc --shard-tokens 500000 "$@"
 else

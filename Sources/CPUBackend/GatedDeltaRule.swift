@@ -63,13 +63,25 @@ extension CPUBackend {
     }
   }
 
-  /// A and P of one head of a chunk.
-  private static func decayedProducts(
-    _ c: Int, _ keySize: Int, _ scale: Float, _ q: Matrix, _ k: Matrix, _ d: FloatPointer, _ betas: FloatPointer,
-    stride: Int, a: FloatPointer, p: FloatPointer
+  /// Keys above, scaled queries below, `[2c, K]`: one product with Kᵀ or S₀ serves both.
+  private static func stack(
+    _ c: Int, _ keySize: Int, _ scale: Float, _ k: Matrix, _ q: Matrix, into rows: FloatPointer
   ) {
-    gemm(c, c, keySize, 1, k, k.transposed, 0, Matrix(a, stride: c))
-    gemm(c, c, keySize, scale, q, k.transposed, 0, Matrix(p, stride: c))
+    for t in 0..<c {
+      (rows + t * keySize).update(from: k.start + t * k.stride, count: keySize)
+      scaled(scale, q.start + t * q.stride, into: rows + (c + t) * keySize, keySize)
+    }
+  }
+
+  /// A above P, `[2c, c]`, of one head of a chunk, from its stacked keys and queries.
+  private static func decayedProducts(
+    _ c: Int, _ keySize: Int, _ keysAndQueries: FloatPointer, _ d: FloatPointer, _ betas: FloatPointer, stride: Int,
+    into a: FloatPointer
+  ) {
+    let p = a + c * c
+    gemm(
+      2 * c, c, keySize, 1, Matrix(keysAndQueries, stride: keySize),
+      Matrix(keysAndQueries, stride: keySize).transposed, 0, Matrix(a, stride: c))
     for t in 0..<c {
       let (dRow, aRow, pRow, b) = (d + t * c, a + t * c, p + t * c, betas[t * stride])
       sweep(c) { i, n in
@@ -94,16 +106,15 @@ extension CPUBackend {
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
-        Scratch.rounded(K * V) + 2 * Scratch.rounded(maxLength) + 3 * Scratch.rounded(maxLength * maxLength)
-          + Scratch.rounded(maxLength * V)
-          + Scratch.rounded(maxLength * K))
+        Scratch.rounded(K * V) + 2 * Scratch.rounded(maxLength) + Scratch.rounded(maxLength * maxLength)
+          + Scratch.rounded(2 * maxLength * maxLength) + Scratch.rounded(maxLength * V)
+          + Scratch.rounded(2 * maxLength * V) + Scratch.rounded(2 * maxLength * K))
       defer { scratch.free() }
       let state = scratch.take(K * V)
       let (expGamma, tail) = (scratch.take(maxLength), scratch.take(maxLength))
-      let (d, a, p) = (
-        scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength)
-      )
-      let (localU, kTail) = (scratch.take(maxLength * V), scratch.take(maxLength * K))
+      let (d, a) = (scratch.take(maxLength * maxLength), scratch.take(2 * maxLength * maxLength))
+      let (localU, fromState) = (scratch.take(maxLength * V), scratch.take(2 * maxLength * V))
+      let keysAndQueries = scratch.take(2 * maxLength * K)
       if let initialStates {
         state.update(from: initialStates + slice * K * V, count: K * V)
       } else {
@@ -113,8 +124,6 @@ extension CPUBackend {
       for chunk in Self.chunks(segments.ranges[s], ordinal: ordinals[s]) {
         let c = chunk.length
         let tokenHead = chunk.first * heads + h
-        let qMatrix = Matrix(pq + tokenHead * K, stride: kStride)
-        let kMatrix = Matrix(pk + tokenHead * K, stride: kStride)
         let vPointer = pv + tokenHead * V
         let oPointer = po + tokenHead * V
         let betas = pb + tokenHead
@@ -123,24 +132,25 @@ extension CPUBackend {
         starts.map { ($0 + (chunk.ordinal * heads + h) * K * V).update(from: state, count: K * V) }
         Self.decays(pg + tokenHead, stride: heads, c, exp: expGamma, tail: tail, d)
 
-        Self.decayedProducts(c, K, scale, qMatrix, kMatrix, d, betas, stride: heads, a: a, p: p)
-        gemm(c, V, K, 1, kMatrix, stateMatrix, 0, uMatrix)
+        Self.stack(
+          c, K, scale, Matrix(pk + tokenHead * K, stride: kStride), Matrix(pq + tokenHead * K, stride: kStride),
+          into: keysAndQueries)
+        Self.decayedProducts(c, K, keysAndQueries, d, betas, stride: heads, into: a)
+        gemm(2 * c, V, K, 1, Matrix(keysAndQueries, stride: K), stateMatrix, 0, Matrix(fromState, stride: V))
         for t in 0..<c {
-          let (row, value) = (u + t * uStride, vPointer + t * vStride)
+          let (row, value, out) = (u + t * uStride, vPointer + t * vStride, oPointer + t * vStride)
+          let (known, answer) = (fromState + t * V, fromState + (c + t) * V)
           let (e, b) = (expGamma[t], betas[t * heads])
-          sweep(V) { i, n in row.store((value.lanes(i, n) - row.lanes(i, n) * e) * b, i, n) }
+          sweep(V) { i, n in
+            row.store((value.lanes(i, n) - known.lanes(i, n) * e) * b, i, n)
+            out.store(answer.lanes(i, n) * e, i, n)
+          }
+          scaled(tail[t], keysAndQueries + t * K, into: keysAndQueries + t * K, K)
         }
         solveUnitLower(c, V, Matrix(a, stride: c), transposed: false, uMatrix)
-
-        gemm(c, V, K, scale, qMatrix, stateMatrix, 0, Matrix(oPointer, stride: vStride))
-        for t in 0..<c {
-          let row = oPointer + t * vStride
-          scaled(expGamma[t], row, into: row, V)
-          scaled(tail[t], kMatrix.start + t * kStride, into: kTail + t * K, K)
-        }
-        gemm(c, V, c, 1, Matrix(p, stride: c), uMatrix, 1, Matrix(oPointer, stride: vStride))
+        gemm(c, V, c, 1, Matrix(a + c * c, stride: c), uMatrix, 1, Matrix(oPointer, stride: vStride))
         scaled(expGamma[c - 1], state, into: state, K * V)
-        gemm(K, V, c, 1, Matrix(kTail, stride: K).transposed, uMatrix, 1, stateMatrix)
+        gemm(K, V, c, 1, Matrix(keysAndQueries, stride: K).transposed, uMatrix, 1, stateMatrix)
       }
       finalStates.map { ($0 + slice * K * V).update(from: state, count: K * V) }
     }
@@ -162,19 +172,21 @@ extension CPUBackend {
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
-        Scratch.rounded(K * V) + 3 * Scratch.rounded(maxLength) + 5 * Scratch.rounded(maxLength * maxLength)
-          + 2 * Scratch.rounded(maxLength * V) + 2 * Scratch.rounded(maxLength * K))
+        Scratch.rounded(K * V) + 3 * Scratch.rounded(maxLength) + Scratch.rounded(maxLength * maxLength)
+          + 2 * Scratch.rounded(2 * maxLength * maxLength) + Scratch.rounded(maxLength * V)
+          + Scratch.rounded(2 * maxLength * V) + Scratch.rounded(maxLength * K) + 2 * Scratch.rounded(2 * maxLength * K)
+      )
       defer { scratch.free() }
       // Gradient of the state at the end of the chunk at hand, then at its start.
       let dState = scratch.take(K * V)
       let (expGamma, tail) = (scratch.take(maxLength), scratch.take(maxLength))
       let dGamma = scratch.take(maxLength)
-      let (d, a, p) = (
-        scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength)
-      )
-      let (dA, dP) = (scratch.take(maxLength * maxLength), scratch.take(maxLength * maxLength))
-      let (w, dR) = (scratch.take(maxLength * V), scratch.take(maxLength * V))
-      let (rowsK, rowsK2) = (scratch.take(maxLength * K), scratch.take(maxLength * K))
+      // Stacks of two: A above P and their gradients, dR (then dW) above dO, keys above queries.
+      let (d, a) = (scratch.take(maxLength * maxLength), scratch.take(2 * maxLength * maxLength))
+      let dA = scratch.take(2 * maxLength * maxLength)
+      let (w, dR) = (scratch.take(maxLength * V), scratch.take(2 * maxLength * V))
+      let (rowsK, keysAndQueries) = (scratch.take(maxLength * K), scratch.take(2 * maxLength * K))
+      let throughStart = scratch.take(2 * maxLength * K)
       if let finalGradients {
         dState.update(from: finalGradients + slice * K * V, count: K * V)
       } else {
@@ -187,7 +199,6 @@ extension CPUBackend {
         let qMatrix = Matrix(pq + tokenHead * K, stride: kStride)
         let kMatrix = Matrix(pk + tokenHead * K, stride: kStride)
         let uMatrix = Matrix(corrected + tokenHead * V, stride: vStride)
-        let dOMatrix = Matrix(pdo + tokenHead * V, stride: vStride)
         let (dQRows, dKRows, dVRows) = (pdq + tokenHead * K, pdk + tokenHead * K, pdv + tokenHead * V)
         let betas = pb + tokenHead
         let start = starts + (chunk.ordinal * heads + h) * K * V
@@ -196,20 +207,22 @@ extension CPUBackend {
         Self.decays(pg + tokenHead, stride: heads, c, exp: expGamma, tail: tail, d)
 
         // What the forward pass had: A, P, and W = V − diag(e^γ) K S₀.
-        Self.decayedProducts(c, K, scale, qMatrix, kMatrix, d, betas, stride: heads, a: a, p: p)
-        gemm(c, V, K, 1, kMatrix, startMatrix, 0, Matrix(w, stride: V))
+        Self.stack(c, K, scale, kMatrix, qMatrix, into: keysAndQueries)
+        Self.decayedProducts(c, K, keysAndQueries, d, betas, stride: heads, into: a)
+        let (p, dP, dOCopy) = (a + c * c, dA + c * c, dR + c * V)
+        gemm(c, V, K, 1, Matrix(keysAndQueries, stride: K), startMatrix, 0, Matrix(w, stride: V))
         for t in 0..<c {
           let (row, value, e) = (w + t * V, pv + tokenHead * V + t * vStride, expGamma[t])
           sweep(V) { i, n in row.store(value.lanes(i, n) - row.lanes(i, n) * e, i, n) }
-          scaled(tail[t], kMatrix.start + t * kStride, into: rowsK + t * K, K)
+          scaled(tail[t], keysAndQueries + t * K, into: rowsK + t * K, K)
+          (dOCopy + t * V).update(from: pdo + tokenHead * V + t * vStride, count: V)
         }
 
-        // dU = (diag(tail) K) dS + Pᵀ dO, then dR = (I + A)⁻ᵀ dU.
+        // dU = (diag(tail) K) dS + Pᵀ dO, then dR = (I + A)⁻ᵀ dU; dA = −dR Uᵀ (here without its sign), dP = dO Uᵀ.
         gemm(c, V, K, 1, Matrix(rowsK, stride: K), dStateMatrix, 0, Matrix(dR, stride: V))
-        gemm(c, V, c, 1, square(p).transposed, dOMatrix, 1, Matrix(dR, stride: V))
+        gemm(c, V, c, 1, square(p).transposed, Matrix(dOCopy, stride: V), 1, Matrix(dR, stride: V))
         solveUnitLower(c, V, square(a), transposed: true, Matrix(dR, stride: V))
-        gemm(c, c, V, -1, Matrix(dR, stride: V), uMatrix.transposed, 0, square(dA))
-        gemm(c, c, V, 1, dOMatrix, uMatrix.transposed, 0, square(dP))
+        gemm(2 * c, c, V, 1, Matrix(dR, stride: V), uMatrix.transposed, 0, square(dA))
 
         // The parts of dβ and dγ that come through A and P; dA and dP become gradients of K Kᵀ and Q Kᵀ.
         dGamma.update(repeating: 0, count: c)
@@ -222,16 +235,17 @@ extension CPUBackend {
           var throughA = Lanes.zero
           var throughBoth = Lanes.zero
           sweep(t + 1) { i, n in
-            let fromA = dARow.lanes(i, n) * aRow.lanes(i, n)
+            let fromA = -dARow.lanes(i, n) * aRow.lanes(i, n)
             let both = fromA + dPRow.lanes(i, n) * pRow.lanes(i, n)
             throughA += fromA
             throughBoth += both
             dGamma.store(dGamma.lanes(i, n) - both, i, n)
             let decay = dRow.lanes(i, n)
-            dARow.store(dARow.lanes(i, n) * decay * b, i, n)
+            dARow.store(-dARow.lanes(i, n) * decay * b, i, n)
             dPRow.store(dPRow.lanes(i, n) * decay, i, n)
           }
-          (dARow + t + 1).update(repeating: 0, count: c - t - 1)
+          // dA + dAᵀ is what K sees: the upper half mirrors the lower.
+          for i in 0..<t { dA[i * c + t] = dARow[i] }
           (dPRow + t + 1).update(repeating: 0, count: c - t - 1)
           dGamma[t] += throughBoth.total
           // Σ dA·M = Σ dA·A / β, taken from W alone where β underflows.
@@ -243,25 +257,21 @@ extension CPUBackend {
           scaled(betas[t * heads], dR + t * V, into: dR + t * V, V)
           (dVRows + t * vStride).update(from: dR + t * V, count: V)
         }
-        let dW = Matrix(dR, stride: V)
+        gemm(2 * c, K, V, 1, Matrix(dR, stride: V), startMatrix.transposed, 0, Matrix(throughStart, stride: K))
 
         // dQ = scale · (dP K + diag(e^γ) dO S₀ᵀ)
-        gemm(c, K, V, scale, dOMatrix, startMatrix.transposed, 0, Matrix(dQRows, stride: kStride))
         for t in 0..<c {
           let row = dQRows + t * kStride
-          scaled(expGamma[t], row, into: row, K)
+          scaled(scale * expGamma[t], throughStart + (c + t) * K, into: row, K)
           dGamma[t] += dot(row, qMatrix.start + t * kStride, K)
         }
-        gemm(c, K, c, scale, square(dP), kMatrix, 1, Matrix(dQRows, stride: kStride))
+        gemm(c, K, c, scale, square(dP), Matrix(keysAndQueries, stride: K), 1, Matrix(dQRows, stride: kStride))
 
-        // dK = diag(tail) U dSᵀ − diag(e^γ) dW S₀ᵀ + scale · dPᵀ Q + (dA + dAᵀ) K
+        // dK = diag(tail) U dSᵀ − diag(e^γ) dW S₀ᵀ + dPᵀ (scale · Q) + (dA + dAᵀ) K
         gemm(c, K, V, 1, uMatrix, dStateMatrix.transposed, 0, Matrix(rowsK, stride: K))
-        gemm(c, K, V, 1, dW, startMatrix.transposed, 0, Matrix(rowsK2, stride: K))
         var atEnd = dot(start, dState, K * V) * expGamma[c - 1]
         for t in 0..<c {
-          let (x, y, key, out) = (
-            rowsK + t * K, rowsK2 + t * K, kMatrix.start + t * kStride, dKRows + t * kStride
-          )
+          let (x, y, key, out) = (rowsK + t * K, throughStart + t * K, keysAndQueries + t * K, dKRows + t * kStride)
           let fromEnd = dot(x, key, K) * tail[t]
           atEnd += fromEnd
           dGamma[t] -= fromEnd + dot(y, key, K) * expGamma[t]
@@ -270,18 +280,16 @@ extension CPUBackend {
         }
         dGamma[c - 1] += atEnd
         let dKMatrix = Matrix(dKRows, stride: kStride)
-        gemm(c, K, c, scale, square(dP).transposed, qMatrix, 1, dKMatrix)
-        gemm(c, K, c, 1, square(dA), kMatrix, 1, dKMatrix)
-        gemm(c, K, c, 1, square(dA).transposed, kMatrix, 1, dKMatrix)
+        gemm(c, K, c, 1, square(dP).transposed, Matrix(keysAndQueries + c * K, stride: K), 1, dKMatrix)
+        gemm(c, K, c, 1, square(dA), Matrix(keysAndQueries, stride: K), 1, dKMatrix)
 
         // dS₀ = e^γC dS + (scale · diag(e^γ) Q)ᵀ dO − (diag(e^γ) K)ᵀ dW
         for t in 0..<c {
-          scaled(scale * expGamma[t], qMatrix.start + t * kStride, into: rowsK + t * K, K)
-          scaled(expGamma[t], kMatrix.start + t * kStride, into: rowsK2 + t * K, K)
+          scaled(-expGamma[t], keysAndQueries + t * K, into: keysAndQueries + t * K, K)
+          scaled(expGamma[t], keysAndQueries + (c + t) * K, into: keysAndQueries + (c + t) * K, K)
         }
         scaled(expGamma[c - 1], dState, into: dState, K * V)
-        gemm(K, V, c, 1, Matrix(rowsK, stride: K).transposed, dOMatrix, 1, dStateMatrix)
-        gemm(K, V, c, -1, Matrix(rowsK2, stride: K).transposed, dW, 1, dStateMatrix)
+        gemm(K, V, 2 * c, 1, Matrix(keysAndQueries, stride: K).transposed, Matrix(dR, stride: V), 1, dStateMatrix)
 
         var sum: Float = 0
         for t in stride(from: c - 1, through: 0, by: -1) {

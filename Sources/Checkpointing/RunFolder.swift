@@ -16,6 +16,7 @@ package struct RunFolder: Sendable {
     return prefix + String(repeating: "0", count: max(0, 8 - digits.count)) + digits
   }
 
+  /// Where the checkpoint of this step lies, or would.
   package func checkpoint(step: Int) -> String { path + "/" + Self.name(step: step) }
 
   /// Where a save gathers before it is one.

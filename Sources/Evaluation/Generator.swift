@@ -48,6 +48,7 @@ package final class Generator {
   private let caches: [any MixerCache]
   private var position = 0
 
+  /// A sequence without tokens yet.
   package init(_ model: HybridLM, backend: any Backend) {
     self.model = model
     self.backend = backend

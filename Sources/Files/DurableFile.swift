@@ -11,6 +11,7 @@ package final class DurableFile {
   package private(set) var byteCount = 0
   private var isOpen = true
 
+  /// Creates the temporary file.
   package init(_ path: String) throws {
     self.path = path
     temporary = path + ".partial"
@@ -22,6 +23,7 @@ package final class DurableFile {
     if isOpen { close(descriptor) }
   }
 
+  /// Appends bytes and takes them into the hash.
   package func write(_ bytes: UnsafeRawBufferPointer) throws {
     hasher.update(bufferPointer: bytes)
     var rest = bytes
@@ -36,6 +38,7 @@ package final class DurableFile {
     byteCount += bytes.count
   }
 
+  /// Appends bytes and takes them into the hash.
   package func write(_ bytes: some ContiguousBytes) throws {
     try bytes.withUnsafeBytes { try write($0) }
   }

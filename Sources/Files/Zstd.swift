@@ -58,6 +58,7 @@ package final class ZstdReader {
   /// What the library still expects; not zero at the end of the file means truncation.
   private var expected = 0
 
+  /// Opens the file at `path`.
   package init(_ path: String) throws {
     self.path = path
     descriptor = open(path, O_RDONLY | O_CLOEXEC)

@@ -6,11 +6,13 @@ package struct Linear {
   package let weight: Parameter
   package let bias: Parameter?
 
+  /// Creates `weight` and, if asked, `bias` under `scope`.
   package init(_ scope: ParameterScope, _ inputs: Int, _ outputs: Int, bias: Bool = false) {
     weight = scope.parameter("weight", [outputs, inputs], .normal(0.02))
     self.bias = bias ? scope.parameter("bias", [outputs], .zeros) : nil
   }
 
+  /// A layer of parameters that were created elsewhere, with an initialisation of their own.
   package init(weight: Parameter, bias: Parameter?) {
     self.weight = weight
     self.bias = bias
@@ -27,6 +29,7 @@ package struct RMSNorm {
   package let weight: Parameter
   package let epsilon: Float
 
+  /// Creates `weight` under `scope`.
   package init(_ scope: ParameterScope, _ size: Int, epsilon: Float) {
     weight = scope.parameter("weight", [size], .ones)
     self.epsilon = epsilon
@@ -44,6 +47,7 @@ package struct SwiGLU {
   private let up: Linear
   private let down: Linear
 
+  /// Creates `gate_proj`, `up_proj` and `down_proj` under `scope`.
   package init(_ scope: ParameterScope, hidden: Int, intermediate: Int) {
     gate = Linear(scope.scope("gate_proj"), hidden, intermediate)
     up = Linear(scope.scope("up_proj"), hidden, intermediate)

@@ -89,6 +89,7 @@ package struct ParameterScope {
   package let store: ParameterStore
   private let path: String
 
+  /// The scope at `path` of `store`.
   package init(_ store: ParameterStore, path: String = "") {
     self.store = store
     self.path = path

@@ -5,6 +5,7 @@ package struct RandomStream: RandomNumberGenerator {
   private var state: UInt64
   private var spare: Float?
 
+  /// The stream of this seed and name; others are independent of it.
   package init(seed: UInt64, name: String) {
     // FNV-1a over the name, started from the mixed seed, so that near seeds and names are far apart.
     var hash: UInt64 = 0xCBF2_9CE4_8422_2325 ^ Self.mixed(seed &+ 0x9E37_79B9_7F4A_7C15)
@@ -19,6 +20,7 @@ package struct RandomStream: RandomNumberGenerator {
     return z ^ (z >> 31)
   }
 
+  /// The next 64 bits.
   package mutating func next() -> UInt64 {
     state &+= 0x9E37_79B9_7F4A_7C15
     return Self.mixed(state)

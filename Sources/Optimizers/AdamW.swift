@@ -25,6 +25,7 @@ package final class AdamW {
   package let moment2: Tensor
   private let settings: Settings
 
+  /// Moments of zero for the elements `slice` of `arena`.
   package init(_ arena: Arena, slice: Range<Int>, settings: Settings) {
     self.arena = arena
     self.slice = slice

@@ -2,6 +2,7 @@ import Foundation
 
 /// How the learning rate goes over a phase: a linear warm-up, then one of three shapes down to a floor.
 package struct Schedule: Sendable, Equatable {
+  /// What comes after the warm-up.
   package enum Shape: String, Sendable, CaseIterable {
     case constant
     /// Half a cosine from the peak to the floor.

@@ -12,6 +12,7 @@ package final class ThreadPool: @unchecked Sendable {
   private let shared = Shared()
   private var isRunning = false
 
+  /// A pool of this many threads, the caller included; at least one.
   package init(threads: Int) {
     threadCount = max(1, threads)
     for _ in 1..<threadCount {

@@ -23,6 +23,9 @@ package final class MetricsLog {
     try file.seekToEnd()
   }
 
+  /// Brings what was written to disk, so that a checkpoint never knows of steps that the log does not.
+  package func flush() throws { try file.synchronize() }
+
   /// Adds one line.
   package func write(_ fields: [String: Any]) throws {
     try file.write(contentsOf: jsonLine(fields))

@@ -11,6 +11,7 @@ package final class GradientSlot {
   /// Whether `gradient` is a tensor that another slot may hold too.
   private var isShared = false
 
+  /// - Parameter home: Where the gradient shall lie; a fresh tensor when nil.
   package init(shape: [Int], backend: any Backend, home: Tensor? = nil) {
     self.shape = shape
     self.backend = backend
@@ -63,6 +64,7 @@ package final class Tape {
 
   package init() {}
 
+  /// Adds the backward half of an op that just ran.
   package func append(_ step: @escaping () -> Void) { steps.append(step) }
 
   /// Runs the recorded steps from last to first; each frees what it held as soon as it is done.

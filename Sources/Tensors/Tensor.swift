@@ -10,6 +10,7 @@ package struct Tensor {
   /// Where the gradient of this tensor gathers; nil when none is asked for.
   package var slot: GradientSlot?
 
+  /// A view of `storage` that begins `offset` elements in.
   package init(
     storage: Storage, offset: Int = 0, shape: [Int], dtype: DType = .float32, slot: GradientSlot? = nil
   ) {

@@ -96,6 +96,7 @@ package final class Dataset {
 
   static let codebookName = "codebook.zst"
 
+  /// Reads manifest and codebook of the dataset in `folder` and checks them; shards are opened when they are read.
   package init(_ folder: String) throws {
     self.folder = folder
     manifest = try Manifest(folder: folder)

@@ -7,13 +7,10 @@ package final class ShardReader {
   package let header: ShardHeader
   package let index: DocumentIndex
   private let codebook: Codebook?
-  private let descriptor: Int32
   /// Position, compressed and decompressed size of every token frame.
   private let frames: [(offset: Int, compressed: Int, decompressed: Int)]
-  /// The frames decoded last, newest at the end.
-  private var cache: [(frame: Int, tokens: [UInt32])] = []
-
-  private static let cachedFrames = 4
+  /// The frame decoded last: the next sequence often goes on in it.
+  private var cache: (frame: Int, tokens: [UInt32])?
 
   /// - Parameters:
   ///   - codebook: of the dataset, for codec `rank`
@@ -27,7 +24,7 @@ package final class ShardReader {
         ? FileError(path, "shard is missing; restore it or build the dataset anew")
         : FileError.system(path, "cannot be opened")
     }
-    self.descriptor = descriptor
+    defer { close(descriptor) }
     let size = Int(lseek(descriptor, 0, SEEK_END))
     if let record, record.bytes != size {
       throw FileError(
@@ -94,8 +91,6 @@ package final class ShardReader {
     }
   }
 
-  deinit { close(descriptor) }
-
   private static func read(_ descriptor: Int32, _ path: String, _ offset: Int, _ count: Int) throws -> [UInt8] {
     try [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
       while filled < count {
@@ -113,10 +108,9 @@ package final class ShardReader {
 
   /// All tokens of one frame.
   package func frame(_ ordinal: Int) throws -> [UInt32] {
-    if let hit = cache.firstIndex(where: { $0.frame == ordinal }) { return cache[hit].tokens }
+    if let cache, cache.frame == ordinal { return cache.tokens }
     let tokens = try decode(ordinal)
-    if cache.count == Self.cachedFrames { cache.removeFirst() }
-    cache.append((ordinal, tokens))
+    cache = (ordinal, tokens)
     return tokens
   }
 
@@ -125,6 +119,10 @@ package final class ShardReader {
     let count = min(
       ShardLayout.tokensPerFrame, index.tokenCount - ordinal * ShardLayout.tokensPerFrame)
     guard entry.decompressed <= count * 4 else { throw FileError(path, "frame \(ordinal) is damaged") }
+    // Opened for each frame: a plan jumps between thousands of shards, a process may hold a thousand files.
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
+    defer { close(descriptor) }
     let compressed = try Self.read(descriptor, path, entry.offset, entry.compressed)
     let place = "\(path): frame \(ordinal)"
     // Four bytes more than needed, so that the decoder may read whole words.

@@ -11,6 +11,9 @@ package final class TokenStream {
   private let starts: [Int]
   package let context: Int
 
+  /// - Parameters:
+  ///   - shards: ordinals of consecutive shards
+  ///   - context: tokens of a sequence
   package init(_ dataset: Dataset, shards: Range<Int>, context: Int) {
     self.dataset = dataset
     self.shards = shards

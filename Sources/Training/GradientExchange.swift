@@ -16,6 +16,7 @@ package final class GradientExchange {
   /// Elements that one rank sends to another at a time.
   private static let pieceBlocks = 64
 
+  /// Shares the blocks of `arena` out over the ranks of `world`.
   package init(_ arena: Arena, world: Communicator) {
     self.world = world
     self.arena = arena
@@ -34,15 +35,17 @@ package final class GradientExchange {
 
   private var backend: any Backend { arena.gradients.backend }
 
-  /// Takes the gradients of the next micro-batch of this rank; `isOnly` when there is just one in the step.
-  package func add(isOnly: Bool) {
-    guard !isOnly else { return }
+  /// Takes the gradients of the next micro-batch of this rank. After the last one the gradient arena holds the sum.
+  package func add(isLast: Bool) {
     for level in levels.indices {
-      guard let left = levels[level] else { return place(level) }
-      backend.add(left, scale: 1, into: arena.gradients)
-      levels[level] = nil
+      if let left = levels[level] {
+        backend.add(left, scale: 1, into: arena.gradients)
+        levels[level] = nil
+      } else if !isLast {
+        return place(level)
+      }
     }
-    place(levels.count)
+    if !isLast { place(levels.count) }
   }
 
   /// Keeps what the gradient arena holds as the sum of 2^level micro-batches.
@@ -52,17 +55,8 @@ package final class GradientExchange {
     if level == levels.count { levels.append(kept) } else { levels[level] = kept }
   }
 
-  /// Sums over micro-batches and ranks; the slice of this rank in the gradient arena then holds the sum over the
-  /// global batch.
+  /// Sums over ranks; the slice of this rank in the gradient arena then holds the sum over the global batch.
   package func reduce() throws {
-    var sum: Tensor?
-    for level in levels.indices {
-      guard let left = levels[level] else { continue }
-      if let right = sum { backend.add(right, scale: 1, into: left) }
-      sum = left
-      levels[level] = nil
-    }
-    if let sum { backend.copy(sum, into: arena.gradients) }
     guard world.size > 1 else { return }
 
     let ranks = world.size

@@ -61,6 +61,9 @@ package struct MicroBatchLosses {
   private let checkpointing: Bool
   private let backend: any Backend
 
+  /// - Parameters:
+  ///   - teacher: needed where a weight of a distillation loss is above zero
+  ///   - checkpointing: keep only the input of each layer for backward
   package init(
     student: HybridLM, teacher: HybridLM?, weights: LossWeights, checkpointing: Bool, backend: any Backend
   ) {

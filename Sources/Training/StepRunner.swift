@@ -48,11 +48,11 @@ package final class StepRunner {
 
   /// Runs forward and backward on this rank's micro-batches and sums their gradients on this rank.
   package func accumulate(_ batches: [SequenceBatch], over counts: TokenCounts) -> [LossSums] {
-    batches.map { batch in
+    batches.enumerated().map { index, batch in
       arena.beginBackward()
       let sums = losses(batch, gradientsOver: counts)
       arena.endBackward()
-      exchange.add(isOnly: batches.count == 1)
+      exchange.add(isLast: index == batches.count - 1)
       return sums
     }
   }

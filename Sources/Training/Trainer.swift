@@ -212,7 +212,10 @@ package final class Trainer {
       let isLast = step == job.totalSteps
       let mustStop = stopStep.map { step >= $0 } ?? false
       if job.validationEvery > 0, isLast || step % job.validationEvery == 0 { try validate(metrics) }
-      if isLast || mustStop || (job.checkpointEvery > 0 && step % job.checkpointEvery == 0) { try save() }
+      if isLast || mustStop || (job.checkpointEvery > 0 && step % job.checkpointEvery == 0) {
+        try metrics?.flush()
+        try save()
+      }
       if mustStop && !isLast { return .stopped(step: step) }
     }
     try agree(world) {

@@ -21,12 +21,13 @@ struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "Time training steps of every phase of a job, on random weights and tokens; also under mpirun.")
     @Option(help: "The job file.") var job: String
+    @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
     @Option(help: "Timed steps; the median counts.") var steps = 5
     @Flag(help: "Also print the time by op.") var profile = false
 
     func run() {
       withWorld { world in
-        let job = try Job(.distill, path: job, overrides: [], ranks: world.size)
+        let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
         let (studentShape, teacherShape) = try job.configurations()
         for phase in job.phases {
           let backend = CPUBackend(threads: Machine.threads(world))

@@ -101,7 +101,7 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
       (.finetune, "jet-nemotron-2b/finetune"), (.distill, "jet-nemotron-4b/distill"),
       (.finetune, "jet-nemotron-4b/finetune"), (.distill, "bench/jet-mini"),
     ] {
-      let read = try Job(kind, path: "\(repository)/Jobs/\(path).yaml", overrides: [], ranks: 2)
+      let read = try Job(kind, path: "\(repository)/Jobs/\(path).yaml", overrides: [], ranks: path.hasPrefix("bench") ? 1 : 2)
       _ = try Mix(read.mixName, folder: repository + "/Jobs/mixes")
     }
   }
@@ -163,10 +163,10 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     let arena = Arena(store, backend: backend) { _ in true }
     let exchange = GradientExchange(arena, world: .alone)
     let gradients = (0..<count).map { randomFloats(100, seed: UInt64($0 + 1)).map { $0 * 1e3 + 1e-3 } }
-    for gradient in gradients {
+    for (index, gradient) in gradients.enumerated() {
       arena.beginBackward()
       parameter.value.slot!.accumulate(backend.tensor(gradient, [100]))
-      exchange.add(isOnly: count == 1)
+      exchange.add(isLast: index == count - 1)
     }
     try exchange.reduce()
     func tree(_ parts: [[Float]]) -> [Float] {
