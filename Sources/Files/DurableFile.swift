@@ -3,55 +3,84 @@ import Foundation
 
 /// A file that appears whole or not at all: written under a temporary name, hashed on the way, flushed to disk and
 /// renamed by ``finish()``. One that is never finished leaves nothing behind but its temporary file.
+///
+/// The caller's thread hashes while another one writes what was hashed before.
 package final class DurableFile {
   package let path: String
   private let temporary: String
-  private let descriptor: Int32
+  private let writer: Writer
   private var hasher = SHA256()
   package private(set) var byteCount = 0
-  private var isOpen = true
 
   /// Creates the temporary file.
   package init(_ path: String) throws {
     self.path = path
     temporary = path + ".partial"
-    descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o666)
+    let descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o666)
     guard descriptor >= 0 else { throw FileError.system(temporary, "cannot be created") }
+    writer = Writer(descriptor, path: temporary)
   }
 
-  deinit {
-    if isOpen { close(descriptor) }
-  }
-
-  /// Appends bytes and takes them into the hash.
-  package func write(_ bytes: UnsafeRawBufferPointer) throws {
-    hasher.update(bufferPointer: bytes)
-    var rest = bytes
-    while !rest.isEmpty {
-      let written = Foundation.write(descriptor, rest.baseAddress, rest.count)
-      if written < 0 {
-        if errno == EINTR { continue }
-        throw FileError.system(temporary, "cannot be written")
-      }
-      rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(written))
-    }
+  /// Appends bytes and takes them into the hash. A failure to write them may show only at a later call.
+  package func write(_ bytes: [UInt8]) throws {
+    hasher.update(data: bytes)
     byteCount += bytes.count
-  }
-
-  /// Appends bytes and takes them into the hash.
-  package func write(_ bytes: some ContiguousBytes) throws {
-    try bytes.withUnsafeBytes { try write($0) }
+    try writer.write(bytes)
   }
 
   /// Flushes, renames to the final name, and flushes the folder.
   ///
   /// - Returns: The SHA-256 of the content, in hexadecimal.
   package func finish() throws -> String {
-    guard fsync(descriptor) == 0 else { throw FileError.system(temporary, "cannot be flushed") }
-    isOpen = false
-    guard close(descriptor) == 0 else { throw FileError.system(temporary, "cannot be closed") }
+    try writer.flush()
     try renameDurably(temporary, to: path)
     return hexadecimal(hasher.finalize())
+  }
+
+  /// Writes to a descriptor in the order of the calls, on a queue of its own.
+  private final class Writer: @unchecked Sendable {
+    private let descriptor: Int32
+    private let path: String
+    private let queue = DispatchQueue(label: "jettrain.durable-file")
+    /// How many pieces may wait: what bounds the memory.
+    private let room = DispatchSemaphore(value: 8)
+    /// Touched on the queue alone.
+    private var fault: FileError?
+
+    init(_ descriptor: Int32, path: String) {
+      self.descriptor = descriptor
+      self.path = path
+    }
+
+    deinit { close(descriptor) }
+
+    func write(_ bytes: [UInt8]) throws {
+      room.wait()
+      queue.async { [self] in
+        bytes.withUnsafeBytes { append($0) }
+        room.signal()
+      }
+    }
+
+    private func append(_ bytes: UnsafeRawBufferPointer) {
+      var rest = bytes
+      while !rest.isEmpty, fault == nil {
+        let written = Foundation.write(descriptor, rest.baseAddress, rest.count)
+        if written >= 0 {
+          rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(written))
+        } else if errno != EINTR {
+          fault = FileError.system(path, "cannot be written")
+        }
+      }
+    }
+
+    /// Waits for all writes and brings them to disk.
+    func flush() throws {
+      try queue.sync {
+        if let fault { throw fault }
+        guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
+      }
+    }
   }
 }
 
@@ -72,7 +101,7 @@ package func flushFolder(_ path: String) throws {
 /// Replaces the file at `path` by `content`, durably and at once.
 package func writeDurably(_ content: Data, to path: String) throws {
   let file = try DurableFile(path)
-  try file.write(content)
+  try file.write(Array(content))
   _ = try file.finish()
 }
 

@@ -3,7 +3,7 @@ import Foundation
 
 /// Zstandard frames (RFC 8878).
 package enum Zstd {
-  /// One frame that holds `bytes`, with a content checksum.
+  /// One frame that holds `bytes`, with a content checksum. Negative levels are the fast ones.
   package static func compress(_ bytes: UnsafeRawBufferPointer, level: Int32) -> [UInt8] {
     let context = ZSTD_createCCtx()
     defer { ZSTD_freeCCtx(context) }

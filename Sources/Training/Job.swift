@@ -171,7 +171,7 @@ extension Job {
     checkpointEvery = checkpoints.integer("every") ?? 0
     keepLast = checkpoints.integer("keep_last", from: 1) ?? 3
     keepEvery = checkpoints.integer("keep_every") ?? 0
-    compressionLevel = Int32(checkpoints.integer("compression_level", from: 1) ?? 1)
+    compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)
     checkpoints.rejectUnknownKeys()
     logEvery = root.integer("log_every", from: 1) ?? 10
     root.rejectUnknownKeys()

@@ -56,7 +56,7 @@ package enum Machine {
 extension Machine {
   /// What a process holds besides tensors: the program and its libraries, and OpenBLAS's packing buffers, of which
   /// every thread touches its own. Measured, see docs/design.md.
-  package static func baseMemory(threads: Int) -> Int { (40 << 20) + threads * (2 << 20) }
+  package static func baseMemory(threads: Int) -> Int { (58 << 20) + threads * (2 << 20) }
 }
 
 extension Machine {

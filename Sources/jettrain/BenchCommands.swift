@@ -147,7 +147,7 @@ struct Bench: ParsableCommand {
       commandName: "checkpoint", abstract: "Save and verify random weights; the ceiling is a plain write with fsync.")
     @Option(help: "Folder on the disk to measure.") var folder = "Checkpoints"
     @Option(help: "Megabytes of weights and moments.") var megabytes = 1024
-    @Option(help: "Compression level of zstd.") var level = 1
+    @Option(help: "Compression level of zstd.") var level = -1
 
     func run() {
       withoutWorld {

@@ -49,7 +49,7 @@ struct PlanCommand: ParsableCommand {
           phase.name, "\(phase.steps)", "\(phase.globalBatch)", "\(phase.context)",
           Format.count(Double(estimate.trained)), Format.count(perToken), Format.bytes(Double(estimate.stateBytes)),
           Format.bytes(Double(estimate.peakBytes + Machine.baseMemory(threads: backend.pool.threadCount))),
-          Format.bytes(Double(estimate.trained) * 12 * 0.92), Format.count(speed), Format.duration(seconds),
+          Format.bytes(Double(estimate.trained) * 12), Format.count(speed), Format.duration(seconds),
         ])
         if phase == job.phases.first {
           print("student \(Format.count(Double(estimate.parameters))) parameters (\(estimate.parameters))")

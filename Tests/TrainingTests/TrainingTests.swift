@@ -101,7 +101,8 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
       (.finetune, "jet-nemotron-2b/finetune"), (.distill, "jet-nemotron-4b/distill"),
       (.finetune, "jet-nemotron-4b/finetune"), (.distill, "bench/jet-mini"),
     ] {
-      let read = try Job(kind, path: "\(repository)/Jobs/\(path).yaml", overrides: [], ranks: path.hasPrefix("bench") ? 1 : 2)
+      let read = try Job(
+        kind, path: "\(repository)/Jobs/\(path).yaml", overrides: [], ranks: path.hasPrefix("bench") ? 1 : 2)
       _ = try Mix(read.mixName, folder: repository + "/Jobs/mixes")
     }
   }
