@@ -39,9 +39,7 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
     restored.insert(name)
     try read(parameter.value.floats + start)
   }
-  let frozen = ModelSetup.hash(model) { !restored.contains($0.name) }
-  let isWhole = manifest.phase > 0 || frozen == manifest.identity.frozen
-  guard isWhole else {
+  guard ModelSetup.hash(model, where: { !restored.contains($0.name) }) == manifest.identity.frozen else {
     throw CheckpointError(
       checkpoint.path, "the weights it was trained upon have changed since (\(job["teacher"] ?? job["student"] ?? ""))")
   }

@@ -90,6 +90,11 @@ package final class Trainer {
     if world.isCoordinator { progress.print(text) }
   }
 
+  /// Whether any phase trains `parameter`: what checkpoints hold.
+  private func trainsEver(_ parameter: Parameter) -> Bool {
+    job.phases.contains { $0.trains(parameter, of: models.student) }
+  }
+
   // MARK: - Where the run stands
 
   private func restore(_ policy: ResumePolicy) throws {
@@ -136,10 +141,10 @@ package final class Trainer {
     let isPhaseDone = manifest.phaseStep >= job.phases[manifest.phase].steps
     let phase = isPhaseDone && manifest.phase + 1 < job.phases.count ? manifest.phase + 1 : manifest.phase
 
-    // Parameters that trained in an earlier phase must not be written into the teacher's, which they may share.
+    // What is restored must not be written into the teacher's parameters, which it may share.
     let store = models.student.store
     for parameter in store.parameters
-    where job.phases[...manifest.phase].contains(where: { $0.trains(parameter, of: models.student) }) {
+    where trainsEver(parameter) {
       let own = backend.empty(parameter.shape)
       backend.copy(parameter.value, into: own)
       parameter.value = own
@@ -174,7 +179,7 @@ package final class Trainer {
       }
     }
     let expected = store.parameters.reduce(0) { sum, parameter in
-      job.phases[...manifest.phase].contains { $0.trains(parameter, of: models.student) } ? sum + parameter.count : sum
+      trainsEver(parameter) ? sum + parameter.count : sum
     }
     guard restored == expected else {
       throw CheckpointError(checkpoint.path, "holds \(restored) trained weights, the job has \(expected)")
@@ -334,11 +339,9 @@ package final class Trainer {
       }
     }
     if world.isCoordinator {
-      // What trained in an earlier phase and rests now.
+      // What trains in another phase and rests now.
       for parameter in models.student.store.parameters
-      where !parameter.isTrained
-        && job.phases[...phaseIndex].contains(where: { $0.trains(parameter, of: models.student) })
-      {
+      where !parameter.isTrained && trainsEver(parameter) {
         pieces.append(
           Piece(
             role: "parameter", name: parameter.name, shape: parameter.shape, range: 0..<parameter.count,

@@ -278,5 +278,12 @@ private let pythonHasSafetensors =
     #expect(anew.contains("never overwritten"))
     let none = try jettrain("distill", "--job", "distill.yaml", "--run-dir", "other", "--resume", "must", expecting: 65)
     #expect(none.contains("no checkpoint to go on from"))
+    // A checkpoint of the first phase is a whole model, unless the weights below it have changed.
+    try jettrain("eval", "run", "--data", "data/qa", "--context", "64", "--sequences", "4")
+    try jettrain("pretrain", "--job", "teacher.yaml", "--run-dir", "another", "--set", "train.seed=9")
+    try FileManager.default.removeItem(atPath: folder + "/teacher/model")
+    try FileManager.default.moveItem(atPath: folder + "/another/model", toPath: folder + "/teacher/model")
+    let changed = try jettrain("eval", "run", "--data", "data/qa", "--context", "64", expecting: 65)
+    #expect(changed.contains("have changed since"))
   }
 }
