@@ -4,12 +4,11 @@ import Foundation
 /// A file that appears whole or not at all: written under a temporary name, hashed on the way, flushed to disk and
 /// renamed by ``finish()``. One that is never finished leaves nothing behind but its temporary file.
 ///
-/// The caller's thread hashes while another one writes what was hashed before.
+/// One thread hashes and another writes, so that the caller can go on with the next piece.
 package final class DurableFile {
   package let path: String
   private let temporary: String
   private let writer: Writer
-  private var hasher = SHA256()
   package private(set) var byteCount = 0
 
   /// Creates the temporary file.
@@ -23,29 +22,34 @@ package final class DurableFile {
 
   /// Appends bytes and takes them into the hash. A failure to write them may show only at a later call.
   package func write(_ bytes: [UInt8]) throws {
-    hasher.update(data: bytes)
     byteCount += bytes.count
-    try writer.write(bytes)
+    writer.write(bytes)
   }
 
   /// Flushes, renames to the final name, and flushes the folder.
   ///
   /// - Returns: The SHA-256 of the content, in hexadecimal.
   package func finish() throws -> String {
-    try writer.flush()
+    let hash = try writer.flush()
     try renameDurably(temporary, to: path)
-    return hexadecimal(hasher.finalize())
+    return hash
   }
 
-  /// Writes to a descriptor in the order of the calls, on a queue of its own.
+  /// Hashes and writes in the order of the calls, each on a queue of its own.
   private final class Writer: @unchecked Sendable {
     private let descriptor: Int32
     private let path: String
-    private let queue = DispatchQueue(label: "jettrain.durable-file")
-    /// How many pieces may wait: what bounds the memory.
-    private let room = DispatchSemaphore(value: 8)
-    /// Touched on the queue alone.
+    private let queue = DispatchQueue(label: "jettrain.durable-file.write")
+    private let hashQueue = DispatchQueue(label: "jettrain.durable-file.hash")
+    /// Touched on the hash queue alone.
+    private var hasher = SHA256()
+    /// How many pieces may wait, each to be hashed and to be written: what bounds the memory.
+    private let room = DispatchSemaphore(value: 16)
+    /// Touched on the writing queue alone, both.
     private var fault: FileError?
+    private var unflushed = 0
+
+    private static let flushInterval = 64 << 20
 
     init(_ descriptor: Int32, path: String) {
       self.descriptor = descriptor
@@ -54,8 +58,13 @@ package final class DurableFile {
 
     deinit { close(descriptor) }
 
-    func write(_ bytes: [UInt8]) throws {
+    func write(_ bytes: [UInt8]) {
       room.wait()
+      room.wait()
+      hashQueue.async { [self] in
+        hasher.update(data: bytes)
+        room.signal()
+      }
       queue.async { [self] in
         bytes.withUnsafeBytes { append($0) }
         room.signal()
@@ -72,14 +81,21 @@ package final class DurableFile {
           fault = FileError.system(path, "cannot be written")
         }
       }
+      unflushed += bytes.count
+      // The disk works while the caller compresses, so that the final flush finds little left.
+      if unflushed >= Self.flushInterval, fault == nil {
+        if fdatasync(descriptor) != 0 { fault = FileError.system(path, "cannot be flushed") }
+        unflushed = 0
+      }
     }
 
-    /// Waits for all writes and brings them to disk.
-    func flush() throws {
+    /// Waits for all writes, brings them to disk, and gives the hash of all bytes.
+    func flush() throws -> String {
       try queue.sync {
         if let fault { throw fault }
         guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
       }
+      return hashQueue.sync { hexadecimal(hasher.finalize()) }
     }
   }
 }
