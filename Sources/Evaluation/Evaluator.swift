@@ -15,13 +15,17 @@ package struct Evaluation: Sendable {
   package init(
     model: HybridLM, teacher: HybridLM?, plan: DataPlan, sequences: Int, backend: any Backend
   ) throws {
+    let places = plan.validation(count: sequences)
+    guard !places.isEmpty else {
+      throw JobError(.data, "the held-out shards of \(plan.mix.name) have no whole sequence of \(plan.context) tokens")
+    }
     let losses = MicroBatchLosses(
       student: model, teacher: teacher,
       weights: LossWeights(logits: teacher == nil ? 0 : 1, crossEntropy: 1), checkpointing: false,
       backend: backend)
     var sums = LossSums()
     var counts = TokenCounts(labels: 0, tokens: 0)
-    for place in plan.validation(count: sequences) {
+    for place in places {
       var batch = SequenceBatch()
       try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
       sums = LossSums(values: zip(sums.values, losses(batch, gradientsOver: nil).values).map(+))

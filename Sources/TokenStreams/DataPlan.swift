@@ -29,7 +29,10 @@ package final class DataPlan {
   /// - Parameters:
   ///   - root: folder that holds the datasets, one folder a source
   ///   - label: what this stretch of data is for; different labels give different orders
-  package init(mix: Mix, root: String, context: Int, seed: UInt64, label: String) throws {
+  ///   - trains: whether training data is asked for; without, a dataset may consist of held-out shards alone
+  package init(
+    mix: Mix, root: String, context: Int, seed: UInt64, label: String, trains: Bool = true
+  ) throws {
     self.mix = mix
     self.context = context
     var hash = "mix \(mix.name) context \(context) holdout \(mix.holdoutShards) \(mix.exhaustion) label \(label)"
@@ -39,19 +42,19 @@ package final class DataPlan {
         let dataset = try Dataset(root + "/" + source.name)
         try dataset.checkFiles()
         let count = dataset.manifest.shards.count
-        guard count > mix.holdoutShards else {
+        guard count > mix.holdoutShards || !trains else {
           throw FileError(
             dataset.folder,
             "has \(count) shards, of which mix \(mix.name) holds out \(mix.holdoutShards): "
               + "build it with smaller --shard-tokens")
         }
-        let stream = TokenStream(dataset, shards: 0..<count - mix.holdoutShards, context: context)
-        guard stream.sequenceCount > 0 else {
+        let stream = TokenStream(dataset, shards: 0..<max(0, count - mix.holdoutShards), context: context)
+        guard stream.sequenceCount > 0 || !trains else {
           throw FileError(dataset.folder, "has no whole sequence of \(context) tokens to train on")
         }
         return Source(
           name: source.name, weight: source.weight, stream: stream,
-          holdout: TokenStream(dataset, shards: count - mix.holdoutShards..<count, context: context))
+          holdout: TokenStream(dataset, shards: max(0, count - mix.holdoutShards)..<count, context: context))
       }
     for source in sources {
       hash += " source \(source.name) \(source.weight) \(source.stream.dataset.manifest.fingerprint)"

@@ -20,12 +20,13 @@ struct HeldOut: ParsableArguments {
   func plan() throws -> DataPlan {
     if let mix {
       return try DataPlan(
-        mix: Mix(mix, folder: "Jobs/mixes"), root: data, context: context, seed: 0, label: "evaluation")
+        mix: Mix(mix, folder: "Jobs/mixes"), root: data, context: context, seed: 0, label: "evaluation",
+        trains: false)
     }
     let url = URL(fileURLWithPath: data)
     return try DataPlan(
       mix: Mix(of: url.lastPathComponent), root: url.deletingLastPathComponent().path, context: context, seed: 0,
-      label: "evaluation")
+      label: "evaluation", trains: false)
   }
 }
 
