@@ -8,8 +8,6 @@ static inline MPI_Datatype jettrain_float(void) { return MPI_FLOAT; }
 static inline MPI_Datatype jettrain_double(void) { return MPI_DOUBLE; }
 static inline MPI_Datatype jettrain_int64(void) { return MPI_INT64_T; }
 static inline MPI_Op jettrain_sum(void) { return MPI_SUM; }
-static inline MPI_Op jettrain_max(void) { return MPI_MAX; }
-static inline MPI_Op jettrain_min(void) { return MPI_MIN; }
 static inline void *jettrain_in_place(void) { return MPI_IN_PLACE; }
 static inline void jettrain_return_errors(void) {
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);

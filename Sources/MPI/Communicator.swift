@@ -15,19 +15,6 @@ package struct MPIError: Error, CustomStringConvertible {
   }
 }
 
-/// How the elements of several ranks combine in ``Communicator/allReduce(_:_:)-swift.method``.
-package enum Reduction {
-  case sum, maximum, minimum
-
-  fileprivate var operation: MPI_Op {
-    switch self {
-    case .sum: jettrain_sum()
-    case .maximum: jettrain_max()
-    case .minimum: jettrain_min()
-    }
-  }
-}
-
 /// The processes of one job. A process that no launcher started is a world of one, and calls no MPI at all.
 ///
 /// Every collective is blocking and must be entered by all ranks in the same order. Not Sendable: the main
@@ -70,21 +57,13 @@ package final class Communicator {
     guard code == MPI_SUCCESS else { throw MPIError(operation: operation, code: code) }
   }
 
-  /// Combines `values` element by element over all ranks, in place.
-  package func allReduce(_ values: inout [Int64], _ reduction: Reduction) throws {
+  /// Sums `values` element by element over all ranks, in place.
+  package func sum(_ values: inout [Int64]) throws {
     guard size > 1 else { return }
     try Self.check(
       "MPI_Allreduce",
       MPI_Allreduce(
-        jettrain_in_place(), &values, Int32(values.count), jettrain_int64(), reduction.operation,
-        jettrain_comm_world()))
-  }
-
-  /// Element-wise reduction of one integer.
-  package func allReduce(_ value: Int, _ reduction: Reduction) throws -> Int {
-    var values = [Int64(value)]
-    try allReduce(&values, reduction)
-    return Int(values[0])
+        jettrain_in_place(), &values, Int32(values.count), jettrain_int64(), jettrain_sum(), jettrain_comm_world()))
   }
 
   /// Every rank's `values`, in rank order; each rank must give the same number of them.
@@ -104,7 +83,7 @@ package final class Communicator {
     guard size > 1 else { return [bytes] }
     var counts = [Int64](repeating: 0, count: size)
     counts[rank] = Int64(bytes.count)
-    try allReduce(&counts, .sum)
+    try sum(&counts)
     let lengths = counts.map { Int32($0) }
     var displacements = [Int32](repeating: 0, count: size)
     for r in 1..<size { displacements[r] = displacements[r - 1] + lengths[r - 1] }
@@ -121,7 +100,7 @@ package final class Communicator {
   package func broadcast(_ bytes: [UInt8], from root: Int = 0) throws -> [UInt8] {
     guard size > 1 else { return bytes }
     var count = [Int64(rank == root ? bytes.count : 0)]
-    try allReduce(&count, .sum)
+    try sum(&count)
     var buffer = rank == root ? bytes : [UInt8](repeating: 0, count: Int(count[0]))
     try Self.check(
       "MPI_Bcast",

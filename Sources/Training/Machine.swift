@@ -38,14 +38,9 @@ package enum Machine {
   }
 
   /// The most memory that this process has held at once, in bytes.
-  package static var peakMemory: Int { statusField("VmHWM") }
-
-  /// Memory that this process holds now, in bytes.
-  package static var memory: Int { statusField("VmRSS") }
-
-  private static func statusField(_ name: String) -> Int {
+  package static var peakMemory: Int {
     let text = (try? String(contentsOfFile: "/proc/self/status", encoding: .utf8)) ?? ""
-    for line in text.split(separator: "\n") where line.hasPrefix(name) {
+    for line in text.split(separator: "\n") where line.hasPrefix("VmHWM") {
       let digits = line.filter(\.isNumber)
       return (Int(digits) ?? 0) * 1024
     }

@@ -69,7 +69,7 @@ package final class StepRunner {
     var totals = [
       Int64(batches.reduce(0) { $0 + $1.countedLabels }), Int64(batches.reduce(0) { $0 + $1.tokens.count }),
     ]
-    try world.allReduce(&totals, .sum)
+    try world.sum(&totals)
     let counts = TokenCounts(labels: Int(totals[0]), tokens: Int(totals[1]))
     let sums = accumulate(batches, over: counts)
     clock.mark("compute")
