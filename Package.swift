@@ -35,11 +35,11 @@ let package = Package(
       name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "Ops", dependencies: ["Tensors"]),
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
-    .target(name: "Safetensors", dependencies: ["Tensors"], swiftSettings: kernelFlags),
-    .target(name: "Models", dependencies: ["NN", "Ops", "Safetensors", "Tensors"]),
-    .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
     .target(name: "Files", dependencies: ["CZstd", crypto]),
-    .target(name: "Tokenizers", dependencies: [crypto]),
+    .target(name: "Safetensors", dependencies: ["Files", "Tensors"], swiftSettings: kernelFlags),
+    .target(name: "Models", dependencies: ["Files", "NN", "Ops", "Safetensors", "Tensors"]),
+    .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
+    .target(name: "Tokenizers", dependencies: [crypto], swiftSettings: [.unsafeFlags(["-O"])]),
     .target(
       name: "TokenStreams", dependencies: ["Files", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
@@ -67,6 +67,7 @@ let package = Package(
     .testTarget(
       name: "ModelsTests",
       dependencies: ["CPUBackend", "Evaluation", "Models", "NN", "Ops", "Safetensors", "Tensors", "TestSupport"]),
+    .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"]),
     .testTarget(
       name: "TokenStreamsTests", dependencies: ["Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"]),
     .testTarget(

@@ -8,6 +8,10 @@ extension CPUBackend {
 
   package func copy(_ x: Tensor, into y: Tensor) {
     precondition(x.count == y.count, "copy of \(x.shape) into \(y.shape)")
+    if x.dtype == .bfloat16 {
+      let (source, target) = (x.bfloats, y.floats)
+      return forEachSlice(count: x.count) { offset, count in widen(source + offset, into: target + offset, count) }
+    }
     let (source, target) = (x.floats, y.floats)
     forEachSlice(count: x.count) { offset, count in
       (target + offset).update(from: source + offset, count: count)
@@ -78,6 +82,12 @@ extension CPUBackend {
   }
 
   package func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor) {
+    if table.dtype == .bfloat16 {
+      let (table, ids, columns, out) = (table.bfloats, ids.integers, table.columns, (out.floats, ids.count))
+      return forEachSlice(rows: out.1, columns: columns) { rows in
+        for n in rows { widen(table + Int(ids[n]) * columns, into: out.0 + n * columns, columns) }
+      }
+    }
     let (table, ids, columns, out) = (table.floats, ids.integers, table.columns, (out.floats, ids.count))
     forEachSlice(rows: out.1, columns: columns) { rows in
       for n in rows {

@@ -61,6 +61,12 @@ extension CPUBackend {
       inner == (bTransposed ? bColumns : bRows) && c.rows == rows && c.columns == columns,
       "multiply of \(a.shape)\(aTransposed ? "ᵀ" : "") and \(b.shape)\(bTransposed ? "ᵀ" : "") into \(c.shape)")
     operations += 2 * Double(rows) * Double(columns) * Double(inner)
+    if b.dtype == .bfloat16 {
+      precondition(!aTransposed, "a transposed matrix times weights in bfloat16")
+      return multiplyWide(
+        a.floats, b.bfloats, transposed: bTransposed, into: c.floats, rows: rows, columns: columns, inner: inner,
+        alpha: alpha, adds: adds)
+    }
     let (pa, pb, pc) = (a.floats, b.floats, c.floats)
     let beta: Float = adds ? 1 : 0
     // Rows of c follow rows of a, its columns those of b; the longer side is cut.

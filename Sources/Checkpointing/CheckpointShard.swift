@@ -72,7 +72,7 @@ enum CheckpointShard {
   static func read(_ shard: CheckpointManifest.Shard, folder: String) throws -> SafetensorsFile {
     let path = folder + "/" + shard.file
     try verify(shard, folder: folder)
-    var content = Data()
+    var content: [UInt8] = []
     let reader = try ZstdReader(path)
     var buffer = [UInt8](repeating: 0, count: 4 << 20)
     while true {
@@ -80,7 +80,7 @@ enum CheckpointShard {
       if count == 0 { break }
       content.append(contentsOf: buffer[..<count])
     }
-    return try SafetensorsFile(data: content, path: path)
+    return try SafetensorsFile(content: content, path: path)
   }
 
   /// Compares size and SHA-256 with the manifest.

@@ -1,4 +1,5 @@
 import Foundation
+import Safetensors
 
 /// A `config.json` or a model folder that cannot be used.
 package struct ModelError: Error, CustomStringConvertible {
@@ -50,6 +51,36 @@ package struct ModelConfiguration: Sendable {
   package var json: Data
 
   package var layerCount: Int { layerTypes.count }
+
+  /// Whether weights as released are bfloat16, and so stay in memory.
+  package var keepsBFloat16: Bool {
+    let object = rawObject
+    return (object["torch_dtype"] ?? object["dtype"]) as? String == "bfloat16"
+  }
+
+  /// The file's object with all its keys.
+  var rawObject: [String: Any] {
+    // It was parsed before.
+    (try? JSONSerialization.jsonObject(with: json) as? [String: Any]) ?? [:]
+  }
+
+  /// The object of a `config.json` for weights of this type: the keys of the source, and what
+  /// `from_pretrained(…, trust_remote_code=True)` needs to find NVlabs' modelling code.
+  func exported(as type: SafetensorsType) -> [String: Any] {
+    var object = rawObject
+    object["dtype"] = nil
+    object["torch_dtype"] = type == .bfloat16 ? "bfloat16" : "float32"
+    switch modelType {
+    case "jet_nemotron":
+      object["architectures"] = ["JetNemotronForCausalLM"]
+      object["auto_map"] = [
+        "AutoConfig": "configuration_jet_nemotron.JetNemotronConfig",
+        "AutoModelForCausalLM": "modeling_jet_nemotron.JetNemotronForCausalLM",
+      ]
+    default: object["architectures"] = ["Qwen2ForCausalLM"]
+    }
+    return object
+  }
 
   /// Reads `path`, a `config.json` or a folder that holds one.
   package init(path: String) throws {

@@ -1,70 +1,100 @@
+import Files
 import Foundation
 import NN
 import Safetensors
 import Tensors
 
-/// Reading and writing models as Hugging Face folders: `config.json`, and `model.safetensors` or shards with an
-/// index.
+/// Reading models from Hugging Face folders: `config.json`, and `model.safetensors` or shards with an index.
 extension HybridLM {
-  /// The model in the folder at `path`, with all its weights, as float32.
+  /// The model in the folder at `path`, with all its weights.
+  ///
+  /// Matrices of bfloat16 and float32 stay where they are, in the mapped files: nothing is copied, and ranks on a host
+  /// share them. Vectors, float16, and arrays at odd addresses become float32 of their own.
   package static func load(_ path: String, backend: any Backend) throws -> HybridLM {
     let model = HybridLM(try ModelConfiguration(path: path))
-    try model.loadWeights(path, backend: backend)
+    if backend is ShapeBackend {
+      model.initialize(seed: 0, backend: backend)
+    } else {
+      try model.loadWeights(path, backend: backend)
+    }
     return model
   }
 
   private func loadWeights(_ path: String, backend: any Backend) throws {
-    let files = try Self.weightFiles(path)
-    var sources: [String: SafetensorsFile] = [:]
-    for file in files {
-      for name in file.entries.keys {
-        guard sources.updateValue(file, forKey: name) == nil else {
-          throw ModelError(path: file.path, reason: "\(name) is in two files of the folder")
-        }
-      }
-    }
+    var sources = try Self.weightSources(path)
+    var missing: [String] = []
     for parameter in store.parameters {
-      guard let file = sources.removeValue(forKey: parameter.name), let entry = file.entries[parameter.name]
-      else { throw ModelError(path: path, reason: "the weights lack \(parameter.name)") }
+      guard let file = sources.removeValue(forKey: parameter.name), let entry = file.entries[parameter.name] else {
+        missing.append(parameter.name)
+        continue
+      }
       guard entry.shape == parameter.shape else {
         throw ModelError(
           path: file.path,
           reason: "\(parameter.name) has shape \(entry.shape), config.json asks for \(parameter.shape)")
       }
-      let value = backend.empty(parameter.shape)
-      try file.read(parameter.name, into: value.floats)
-      parameter.value = value
+      if parameter.shape.count > 1, let view = file.view(parameter.name, on: backend) {
+        parameter.value = view
+      } else {
+        let value = backend.empty(parameter.shape)
+        try file.read(parameter.name, into: value.floats)
+        parameter.value = value
+      }
     }
-    sources["lm_head.weight"] = configuration.tiesEmbeddings ? nil : sources["lm_head.weight"]
-    if let surplus = sources.keys.min() {
+    if configuration.tiesEmbeddings { sources["lm_head.weight"] = nil }
+    // Tables of angles that old versions of transformers saved; they follow from config.json.
+    for name in sources.keys where name.hasSuffix(".rotary_emb.inv_freq") { sources[name] = nil }
+    guard missing.isEmpty, sources.isEmpty else {
+      let faults = [("lack", missing), ("hold, but config.json does not ask for,", sources.keys.sorted())]
       throw ModelError(
-        path: path, reason: "the weights hold \(surplus), which config.json does not ask for")
+        path: path,
+        reason: "the weights "
+          + faults.filter { !$0.1.isEmpty }.map { "\($0.0) \(Self.listed($0.1))" }.joined(separator: "; and "))
     }
   }
 
-  private static func weightFiles(_ path: String) throws -> [SafetensorsFile] {
+  /// The first few names, and how many more.
+  private static func listed(_ names: [String]) -> String {
+    names.prefix(8).joined(separator: ", ") + (names.count > 8 ? " and \(names.count - 8) more" : "")
+  }
+
+  /// The file that holds each array of the folder.
+  private static func weightSources(_ path: String) throws -> [String: SafetensorsFile] {
     let index = path + "/model.safetensors.index.json"
-    guard let data = FileManager.default.contents(atPath: index) else {
-      return [try SafetensorsFile(path: path + "/model.safetensors")]
+    guard FileManager.default.fileExists(atPath: index) else {
+      let file = try SafetensorsFile(path: path + "/model.safetensors")
+      return Dictionary(uniqueKeysWithValues: file.entries.keys.map { ($0, file) })
     }
-    guard let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any],
+    guard let object = try? JSONSerialization.jsonObject(with: readFile(index)) as? [String: Any],
       let map = object["weight_map"] as? [String: String]
     else { throw ModelError(path: index, reason: "has no weight_map") }
-    return try Set(map.values).sorted().map { name in
-      guard !name.contains("/") else {
+    var sources: [String: SafetensorsFile] = [:]
+    for name in Set(map.values).sorted() {
+      guard !name.contains("/"), name != "..", name != "." else {
         throw ModelError(path: index, reason: "names a file outside its folder: \(name)")
       }
-      return try SafetensorsFile(path: path + "/" + name)
+      let file = try SafetensorsFile(path: path + "/" + name)
+      for array in file.entries.keys {
+        guard sources.updateValue(file, forKey: array) == nil else {
+          throw ModelError(path: file.path, reason: "\(array) is in two files of the folder")
+        }
+      }
     }
+    for (array, name) in map where sources[array]?.path != path + "/" + name {
+      throw ModelError(path: index, reason: "says that \(array) is in \(name), which does not hold it")
+    }
+    return sources
   }
 
   /// Gives every parameter without a value its initial one.
   package func initialize(seed: UInt64, backend: any Backend) {
     for parameter in store.parameters where !parameter.hasValue {
-      parameter.value =
-        backend is ShapeBackend
-        ? backend.empty(parameter.shape)
-        : backend.tensor(parameter.initialValues(seed: seed), parameter.shape)
+      if backend is ShapeBackend {
+        let isNarrow = configuration.keepsBFloat16 && parameter.shape.count > 1
+        parameter.value = backend.empty(parameter.shape, isNarrow ? .bfloat16 : .float32)
+      } else {
+        parameter.value = backend.tensor(parameter.initialValues(seed: seed), parameter.shape)
+      }
     }
   }
 
@@ -85,30 +115,6 @@ extension HybridLM {
           path: "student", reason: "\(parameter.name) is \(parameter.shape), the teacher's is \(source.shape)")
       }
       parameter.value = source.value.detached
-    }
-  }
-
-  /// Writes the folder `path`: `config.json` and float32 weights in one file.
-  package func save(_ path: String) throws {
-    try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
-    try configuration.json.write(to: URL(fileURLWithPath: path + "/config.json"))
-    let header = try SafetensorsHeader(
-      store.parameters.map { .init(name: $0.name, shape: $0.shape) }, metadata: ["format": "pt"])
-    let temporary = path + "/model.safetensors.partial"
-    guard FileManager.default.createFile(atPath: temporary, contents: nil),
-      let file = FileHandle(forWritingAtPath: temporary)
-    else { throw ModelError(path: temporary, reason: "cannot be created") }
-    try file.write(contentsOf: header.bytes)
-    for parameter in store.parameters {
-      let value = parameter.value
-      try file.write(
-        contentsOf: Data(
-          bytesNoCopy: UnsafeMutableRawPointer(value.floats), count: value.count * 4, deallocator: .none))
-    }
-    try file.synchronize()
-    try file.close()
-    guard rename(temporary, path + "/model.safetensors") == 0 else {
-      throw ModelError(path: path, reason: "cannot be renamed: \(String(cString: strerror(errno)))")
     }
   }
 }

@@ -37,9 +37,7 @@ package final class Arena {
     values = backend.zeros([blockCount * Self.blockSize])
     gradients = backend.zeros([blockCount * Self.blockSize])
     for parameter in store.parameters where !isTrained(parameter) && parameter.isTrained {
-      let own = backend.empty(parameter.shape)
-      backend.copy(parameter.value, into: own)
-      parameter.value = own
+      parameter.own(on: backend)
     }
     for entry in entries {
       let home = view(entry, of: values)

@@ -47,6 +47,14 @@ package final class Parameter {
   package var hasValue: Bool { stored != nil }
   package var isTrained: Bool { stored?.slot != nil }
 
+  /// Gives the parameter float32 values of its own, a copy of those it has: what it shares with a file or another
+  /// model must not change with it.
+  package func own(on backend: any Backend) {
+    let copy = backend.empty(shape)
+    backend.copy(value, into: copy)
+    value = copy
+  }
+
   /// The initial values, a pure function of the seed and the name: no matter in which order, or on which rank.
   package func initialValues(seed: UInt64) -> [Float] {
     var random = RandomStream(seed: seed, name: name)

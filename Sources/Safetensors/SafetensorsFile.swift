@@ -1,4 +1,4 @@
-import Foundation
+import Files
 import Tensors
 
 /// A safetensors file that cannot be used, and why.
@@ -32,7 +32,8 @@ package enum SafetensorsType: String, Sendable {
 
 /// A file of named arrays, read by memory map (format: github.com/huggingface/safetensors).
 ///
-/// The header is not trusted: lengths, offsets, shapes, and overlaps are checked before anything is read.
+/// The header is not trusted: lengths, offsets, shapes, overlaps and names that occur twice are checked before
+/// anything is read or allocated by what they say.
 package final class SafetensorsFile {
   /// One array: where it lies in the file.
   package struct Entry: Sendable {
@@ -45,60 +46,82 @@ package final class SafetensorsFile {
   package let path: String
   package let entries: [String: Entry]
   package let metadata: [String: String]
-  private let data: Data
+  private let bytes: UnsafeRawBufferPointer
+  /// Keeps `bytes` where they are.
+  private let owner: AnyObject
 
+  /// Maps the file at `path`.
   package convenience init(path: String) throws {
-    do {
-      try self.init(data: Data(contentsOf: URL(fileURLWithPath: path), options: .alwaysMapped), path: path)
-    } catch let error as SafetensorsError {
-      throw error
-    } catch {
-      throw SafetensorsError(path: path, reason: "cannot be read: \(error.localizedDescription)")
-    }
+    let file = try MappedFile(path)
+    try self.init(bytes: file.bytes, owner: file, path: path)
   }
 
-  /// The arrays in `data`; `path` names them in errors.
-  package init(data: Data, path: String) throws {
+  /// The arrays in `content`; `path` names it in errors.
+  package convenience init(content: [UInt8], path: String) throws {
+    let owner = HeapBytes(content)
+    try self.init(bytes: UnsafeRawBufferPointer(owner.bytes), owner: owner, path: path)
+  }
+
+  private init(bytes: UnsafeRawBufferPointer, owner: AnyObject, path: String) throws {
     self.path = path
-    self.data = data
+    self.bytes = bytes
+    self.owner = owner
     func fail(_ reason: String) -> SafetensorsError { SafetensorsError(path: path, reason: reason) }
-    guard data.count >= 8 else { throw fail("\(data.count) bytes are too few for a safetensors header") }
-    let length = data.withUnsafeBytes { UInt64(littleEndian: $0.loadUnaligned(as: UInt64.self)) }
-    guard length <= 100_000_000, Int(length) <= data.count - 8 else {
-      throw fail("the header claims \(length) bytes, the file has \(data.count)")
+    guard bytes.count >= 8 else { throw fail("\(bytes.count) bytes are too few for a safetensors header") }
+    let length = UInt64(littleEndian: bytes.loadUnaligned(as: UInt64.self))
+    guard length <= 100_000_000, Int(length) <= bytes.count - 8 else {
+      throw fail("the header claims \(length) bytes, the file has \(bytes.count)")
     }
     let body = 8 + Int(length)
-    guard
-      let object = try? JSONSerialization.jsonObject(with: data.subdata(in: 8..<body)) as? [String: Any]
-    else { throw fail("the header is not a JSON object") }
+    var parser = HeaderParser(UnsafeRawBufferPointer(rebasing: bytes[8..<body]))
+    let header: (fields: [String: HeaderParser.Field], metadata: [String: String])
+    do { header = try parser.parse() } catch let fault as HeaderParser.Fault { throw fail(fault.reason) }
     var entries: [String: Entry] = [:]
-    for (name, value) in object where name != "__metadata__" {
-      guard let fields = value as? [String: Any], let typeName = fields["dtype"] as? String,
-        let shape = fields["shape"] as? [Int], let offsets = fields["data_offsets"] as? [Int],
-        offsets.count == 2
+    for (name, field) in header.fields {
+      guard let typeName = field.dtype, let shape = field.shape, let offsets = field.offsets, offsets.count == 2
       else { throw fail("\(name): dtype, shape or data_offsets are missing") }
       guard let type = SafetensorsType(rawValue: typeName) else {
         throw fail("\(name): element type \(typeName) is not supported (F32, F16, BF16, I32, I64 are)")
       }
-      var count = 1
+      var size = type.size
       for extent in shape {
-        let (product, overflow) = count.multipliedReportingOverflow(by: extent)
-        guard extent >= 0, !overflow else { throw fail("\(name): impossible shape \(shape)") }
-        count = product
+        let (product, overflow) = size.multipliedReportingOverflow(by: extent)
+        guard !overflow else { throw fail("\(name): impossible shape \(shape)") }
+        size = product
       }
-      let (size, overflow) = count.multipliedReportingOverflow(by: type.size)
-      guard offsets[0] >= 0, offsets[0] <= offsets[1], offsets[1] <= data.count - body, !overflow,
-        offsets[1] - offsets[0] == size
+      guard offsets[0] <= offsets[1], offsets[1] <= bytes.count - body, offsets[1] - offsets[0] == size
       else { throw fail("\(name): offsets \(offsets) do not fit shape \(shape) of \(typeName) and the file") }
       entries[name] = Entry(type: type, shape: shape, bytes: body + offsets[0]..<body + offsets[1])
     }
     var end = body
-    for (name, entry) in entries.sorted(by: { $0.value.bytes.lowerBound < $1.value.bytes.lowerBound }) {
+    let inOrder = entries.sorted {
+      ($0.value.bytes.lowerBound, $0.value.bytes.upperBound, $0.key) < (
+        $1.value.bytes.lowerBound, $1.value.bytes.upperBound, $1.key
+      )
+    }
+    for (name, entry) in inOrder {
       guard entry.bytes.lowerBound >= end else { throw fail("\(name) overlaps another array") }
       end = entry.bytes.upperBound
     }
     self.entries = entries
-    metadata = object["__metadata__"] as? [String: String] ?? [:]
+    metadata = header.metadata
+  }
+
+  /// The array as it lies in memory, without a copy: for float32 and bfloat16 at a whole multiple of their size; nil
+  /// for others. The tensor keeps the file mapped and must not be written to.
+  package func view(_ name: String, on backend: any Backend) -> Tensor? {
+    guard let entry = entries[name], entry.count > 0, let base = bytes.baseAddress else { return nil }
+    let dtype: DType
+    switch entry.type {
+    case .float32: dtype = .float32
+    case .bfloat16: dtype = .bfloat16
+    case .float16, .int32, .int64: return nil
+    }
+    let address = base + entry.bytes.lowerBound
+    guard Int(bitPattern: address) % dtype.size == 0 else { return nil }
+    let storage = Storage(
+      backend: backend, borrowed: UnsafeMutableRawPointer(mutating: address), byteCount: entry.bytes.count, owner: self)
+    return Tensor(storage: storage, shape: entry.shape, dtype: dtype)
   }
 
   /// Converts elements `range` of `name` to float32 into `out`.
@@ -106,26 +129,29 @@ package final class SafetensorsFile {
     guard let entry = entries[name] else {
       throw SafetensorsError(path: path, reason: "there is no array \(name)")
     }
+    guard [.float32, .float16, .bfloat16].contains(entry.type) else {
+      throw SafetensorsError(path: path, reason: "\(name) holds integers where floats are expected")
+    }
     let range = range ?? 0..<entry.count
     precondition(range.upperBound <= entry.count, "elements \(range) of \(name) \(entry.shape)")
-    try data.withUnsafeBytes { bytes in
-      let source = UnsafeRawBufferPointer(rebasing: bytes[entry.bytes]).baseAddress!
-        .advanced(by: range.lowerBound * entry.type.size)
-      switch entry.type {
-      case .float32:
-        UnsafeMutableRawPointer(out).copyMemory(from: source, byteCount: range.count * 4)
-      case .bfloat16:
-        for i in 0..<range.count {
-          let bits = source.loadUnaligned(fromByteOffset: i * 2, as: UInt16.self)
-          out[i] = Float(bitPattern: UInt32(bits) << 16)
-        }
-      case .float16:
-        for i in 0..<range.count {
-          out[i] = Self.single(half: source.loadUnaligned(fromByteOffset: i * 2, as: UInt16.self))
-        }
-      case .int32, .int64:
-        throw SafetensorsError(path: path, reason: "\(name) holds integers where floats are expected")
+    if range.isEmpty { return }
+    let source = bytes.baseAddress! + entry.bytes.lowerBound + range.lowerBound * entry.type.size
+    Self.convert(source, entry.type, into: out, range.count)
+  }
+
+  // A function of its own: inside a throwing one, Swift 6.3 loses the register that says whether an error was thrown.
+  @inline(never)
+  private static func convert(
+    _ source: UnsafeRawPointer, _ type: SafetensorsType, into out: UnsafeMutablePointer<Float>, _ count: Int
+  ) {
+    switch type {
+    case .bfloat16:
+      for i in 0..<count {
+        out[i] = Float(bitPattern: UInt32(source.loadUnaligned(fromByteOffset: i * 2, as: UInt16.self)) << 16)
       }
+    case .float16:
+      for i in 0..<count { out[i] = single(half: source.loadUnaligned(fromByteOffset: i * 2, as: UInt16.self)) }
+    default: UnsafeMutableRawPointer(out).copyMemory(from: source, byteCount: count * 4)
     }
   }
 
@@ -146,13 +172,11 @@ package final class SafetensorsFile {
     guard let entry = entries[name], entry.type == .int32 || entry.type == .int64 else {
       throw SafetensorsError(path: path, reason: "there is no integer array \(name)")
     }
-    return data.withUnsafeBytes { bytes in
-      (0..<entry.count).map { i in
-        let offset = entry.bytes.lowerBound + i * entry.type.size
-        return entry.type == .int32
-          ? bytes.loadUnaligned(fromByteOffset: offset, as: Int32.self)
-          : Int32(truncatingIfNeeded: bytes.loadUnaligned(fromByteOffset: offset, as: Int64.self))
-      }
+    return (0..<entry.count).map { i in
+      let offset = entry.bytes.lowerBound + i * entry.type.size
+      return entry.type == .int32
+        ? bytes.loadUnaligned(fromByteOffset: offset, as: Int32.self)
+        : Int32(truncatingIfNeeded: bytes.loadUnaligned(fromByteOffset: offset, as: Int64.self))
     }
   }
 
@@ -167,4 +191,16 @@ package final class SafetensorsFile {
     default: return Float(bitPattern: sign | (exponent + 112) << 23 | fraction << 13)
     }
   }
+}
+
+/// Bytes on the heap, at an address that stays.
+private final class HeapBytes {
+  let bytes: UnsafeMutableRawBufferPointer
+
+  init(_ content: [UInt8]) {
+    bytes = .allocate(byteCount: content.count, alignment: 64)
+    bytes.copyBytes(from: content)
+  }
+
+  deinit { bytes.deallocate() }
 }

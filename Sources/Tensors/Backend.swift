@@ -16,13 +16,15 @@ package protocol Backend: AnyObject {
   func release(_ address: UnsafeMutableRawPointer?, byteCount: Int)
 
   func fill(_ x: Tensor, with value: Float)
+  /// y = x; bfloat16 is widened to float32.
   func copy(_ x: Tensor, into y: Tensor)
   /// y += scale · x
   func add(_ x: Tensor, scale: Float, into y: Tensor)
   /// out = x + y
   func sum(_ x: Tensor, _ y: Tensor, into out: Tensor)
 
-  /// c = alpha · op(a) op(b), or added to c; matrices by their first dimension and the rest.
+  /// c = alpha · op(a) op(b), or added to c; matrices by their first dimension and the rest. b may be bfloat16 where
+  /// a is not transposed.
   func multiply(
     _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,
     alpha: Float, adds: Bool)
@@ -31,7 +33,7 @@ package protocol Backend: AnyObject {
   /// sums[d] = Σ_n x[n, d]
   func sumRows(_ x: Tensor, into sums: Tensor, adds: Bool)
 
-  /// out[n] = table[ids[n]]
+  /// out[n] = table[ids[n]]; the table may be bfloat16.
   func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor)
   /// table[ids[n]] += x[n], in the order of n
   func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor)

@@ -17,9 +17,12 @@ extension Backend {
 }
 
 extension Tensor {
-  /// The elements as a host array; zeros where only shapes are computed.
+  /// The elements as a host array of float32; zeros where only shapes are computed.
   package func toArray() -> [Float] {
     guard storage.address != nil else { return [Float](repeating: 0, count: count) }
+    if dtype == .bfloat16 {
+      return UnsafeBufferPointer(start: bfloats, count: count).map { Float(bitPattern: UInt32($0) << 16) }
+    }
     return Array(UnsafeBufferPointer(start: floats, count: count))
   }
 

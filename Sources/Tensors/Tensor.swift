@@ -65,4 +65,15 @@ package struct Tensor {
     precondition(dtype == .int32, "expected int32, got \(dtype)")
     return storage.address!.assumingMemoryBound(to: Int32.self) + offset
   }
+
+  /// The elements in host memory, as the upper halves of float32.
+  package var bfloats: UnsafeMutablePointer<UInt16> {
+    precondition(dtype == .bfloat16, "expected bfloat16, got \(dtype)")
+    return storage.address!.assumingMemoryBound(to: UInt16.self) + offset
+  }
+
+  /// The elements in host memory, whatever their type.
+  package var hostBytes: UnsafeRawBufferPointer {
+    UnsafeRawBufferPointer(start: storage.address! + offset * dtype.size, count: count * dtype.size)
+  }
 }

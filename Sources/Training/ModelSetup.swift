@@ -21,7 +21,7 @@ package struct ModelSetup {
           "model.teacher \(path): there is no model folder; train one with `jettrain pretrain`, or give the folder of "
             + "a downloaded model")
       }
-      return try Self.load(path, backend)
+      return try HybridLM.load(path, backend: backend)
     }
     if job.kind == .finetune {
       guard FileManager.default.fileExists(atPath: job.student + "/config.json") else {
@@ -29,7 +29,7 @@ package struct ModelSetup {
           .data,
           "model.student \(job.student): there is no model folder; run `jettrain distill` first, or set model.student")
       }
-      student = try Self.load(job.student, backend)
+      student = try HybridLM.load(job.student, backend: backend)
     } else {
       student = HybridLM(try ModelConfiguration(path: job.student))
       if job.kind == .distill {
@@ -39,13 +39,6 @@ package struct ModelSetup {
       }
     }
     student.initialize(seed: job.seed, backend: backend)
-  }
-
-  private static func load(_ path: String, _ backend: any Backend) throws -> HybridLM {
-    guard backend is ShapeBackend else { return try HybridLM.load(path, backend: backend) }
-    let model = HybridLM(try ModelConfiguration(path: path))
-    model.initialize(seed: 0, backend: backend)
-    return model
   }
 
   private static func checkCompatible(_ student: ModelConfiguration, _ teacher: ModelConfiguration) throws {
@@ -83,8 +76,7 @@ package struct ModelSetup {
     var hasher = SHA256()
     for parameter in model.store.parameters where isIncluded(parameter) {
       hasher.update(data: Data(parameter.name.utf8))
-      let value = parameter.value
-      hasher.update(bufferPointer: UnsafeRawBufferPointer(start: value.floats, count: value.count * 4))
+      hasher.update(bufferPointer: parameter.value.hostBytes)
     }
     return hexadecimal(hasher.finalize())
   }

@@ -36,7 +36,8 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
     guard let parameter = model.store[name], start + count <= parameter.count else {
       throw CheckpointError(checkpoint.path, "holds \(name), which the model does not have")
     }
-    restored.insert(name)
+    // It may lie in a mapped file, or be shared with the teacher.
+    if restored.insert(name).inserted { parameter.own(on: backend) }
     try read(parameter.value.floats + start)
   }
   guard ModelSetup.hash(model, where: { !restored.contains($0.name) }) == manifest.identity.frozen else {

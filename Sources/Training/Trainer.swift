@@ -143,12 +143,7 @@ package final class Trainer {
 
     // What is restored must not be written into the teacher's parameters, which it may share.
     let store = models.student.store
-    for parameter in store.parameters
-    where trainsEver(parameter) {
-      let own = backend.empty(parameter.shape)
-      backend.copy(parameter.value, into: own)
-      parameter.value = own
-    }
+    for parameter in store.parameters where trainsEver(parameter) { parameter.own(on: backend) }
     beginPhase(phase)
     step = manifest.step
     tokens = manifest.tokens
@@ -224,7 +219,7 @@ package final class Trainer {
       if mustStop && !isLast { return .stopped(step: step) }
     }
     try agree(world) {
-      if world.isCoordinator { try models.student.save(run.path + "/model") }
+      if world.isCoordinator { try ModelWriter().write(models.student, to: run.path + "/model") }
     }
     say("finished: the model is in \(run.path)/model")
     return .finished

@@ -2,6 +2,7 @@ import ArgumentParser
 import CPUBackend
 import Checkpointing
 import Foundation
+import Models
 import Reporting
 import Training
 
@@ -115,7 +116,7 @@ struct CheckpointCommand: ParsableCommand {
       withoutWorld {
         let backend = CPUBackend(threads: Machine.cores)
         let model = try loadModel(Checkpoint(RunFolder.resolve(path)), backend: backend)
-        try model.save(output)
+        try ModelWriter().write(model, to: output)
         print("\(output): \(model.store.count) parameters")
       }
     }

@@ -26,7 +26,7 @@ enum ExitStatus {
       }
     case let error as FileError: error.kind == .system ? inputOutput : badData
     case is CheckpointError, is ModelError, is SafetensorsError, is PeerError: badData
-    case is TokenizerError: usage
+    case is TokenizerError: badData
     case is CocoaError: inputOutput
     default: internalFault
     }

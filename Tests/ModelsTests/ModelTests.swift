@@ -77,7 +77,7 @@ import Testing
     let model = try HybridLM.load(goldenFolder + "/jet", backend: backend)
     let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-\(UUID())").path
     defer { try? FileManager.default.removeItem(atPath: folder) }
-    try model.save(folder)
+    try ModelWriter().write(model, to: folder)
     let again = try HybridLM.load(folder, backend: backend)
     for parameter in model.store.parameters {
       #expect(again.store[parameter.name]!.value.toArray() == parameter.value.toArray())

@@ -245,7 +245,7 @@ private let pythonHasSafetensors =
     try distill(0, "phases.0.tokens=1000", expecting: 64, saying: "is not a whole number of steps")
     try distill(2, "model.teacher=nowhere", expecting: 65, saying: "there is no model folder")
     try distill(2, "data.root=nowhere", expecting: 65, saying: "there is no manifest")
-    try distill(0, "data.tokenizer=gpt", expecting: 64, saying: "tokenizer gpt is not known")
+    try distill(0, "data.tokenizer=gpt", expecting: 65, saying: "there is no such tokenizer")
     try distill(2, "phases.0.lr=1e38", "train.clip=0", expecting: 70, saying: "nothing was updated")
 
     // Damaged data is found where it is read, on whatever rank.

@@ -1,0 +1,156 @@
+import Files
+import Foundation
+import NN
+import Safetensors
+import Tensors
+
+/// Writing models as Hugging Face folders that transformers, and NVlabs' own modelling code, load.
+package struct ModelWriter {
+  /// Element type of the weights: float32, or bfloat16, rounded to nearest even.
+  package var type: SafetensorsType
+  /// Most bytes of arrays in one file; what Hugging Face's tools call the shard size.
+  package var shardBytes: Int
+  /// A folder whose tokenizer, generation settings and modelling code go along.
+  package var companions: String?
+
+  package init(type: SafetensorsType = .float32, shardBytes: Int = 5_000_000_000, companions: String? = nil) {
+    precondition(type == .float32 || type == .bfloat16, "models are written as float32 or bfloat16, not \(type)")
+    self.type = type
+    self.shardBytes = shardBytes
+    self.companions = companions
+  }
+
+  /// Files beside the weights that belong to a model, where its source has them.
+  private static let companionNames = [
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "configuration_jet_nemotron.py", "modeling_jet_nemotron.py",
+  ]
+
+  /// Writes `model` into the folder `path`. The configuration comes last: a folder without it is no model, so that
+  /// what was cut short cannot be taken for one.
+  ///
+  /// - Parameter values: of a parameter, made when they are written; by default those it has
+  /// - Returns: bytes of all weight files
+  @discardableResult
+  package func write(
+    _ model: HybridLM, to path: String, values: (Parameter) throws -> Tensor = { $0.value }
+  ) throws -> Int {
+    try createFolder(path)
+    let configurationPath = path + "/config.json"
+    for name in try FileManager.default.contentsOfDirectory(atPath: path)
+    where name == "config.json" || (name.hasPrefix("model") && name.contains(".safetensors")) {
+      try FileManager.default.removeItem(atPath: path + "/" + name)
+    }
+    let shards = split(model.store.parameters)
+    var total = 0
+    var map: [String: String] = [:]
+    for (index, parameters) in shards.enumerated() {
+      let name =
+        shards.count == 1
+        ? "model.safetensors" : "model-\(Self.padded(index + 1))-of-\(Self.padded(shards.count)).safetensors"
+      total += try write(parameters, to: path + "/" + name, values: values)
+      for parameter in parameters { map[parameter.name] = name }
+    }
+    if shards.count > 1 {
+      let size = model.store.count * type.size
+      try writeJSON(
+        ["metadata": ["total_size": size], "weight_map": map], to: path + "/model.safetensors.index.json")
+    }
+    if let companions { try carry(from: companions, to: path) }
+    if !FileManager.default.fileExists(atPath: path + "/generation_config.json") {
+      try writeJSON(
+        model.configuration.rawObject.filter { ["bos_token_id", "eos_token_id", "pad_token_id"].contains($0.key) },
+        to: path + "/generation_config.json")
+    }
+    try writeJSON(model.configuration.exported(as: type), to: configurationPath)
+    return total
+  }
+
+  private static func padded(_ number: Int) -> String {
+    let digits = String(number)
+    return String(repeating: "0", count: max(0, 5 - digits.count)) + digits
+  }
+
+  /// Parameters in their order, cut where a file would grow too large; an array is never cut.
+  private func split(_ parameters: [Parameter]) -> [[Parameter]] {
+    var shards: [[Parameter]] = [[]]
+    var size = 0
+    for parameter in parameters {
+      let bytes = parameter.count * type.size
+      if size + bytes > shardBytes, !shards[shards.count - 1].isEmpty {
+        shards.append([])
+        size = 0
+      }
+      shards[shards.count - 1].append(parameter)
+      size += bytes
+    }
+    return shards
+  }
+
+  private func write(
+    _ parameters: [Parameter], to path: String, values: (Parameter) throws -> Tensor
+  ) throws -> Int {
+    let header = try SafetensorsHeader(
+      parameters.map { .init(name: $0.name, type: type, shape: $0.shape) }, metadata: ["format": "pt"])
+    let file = try DurableFile(path)
+    try file.write(Array(header.bytes))
+    for parameter in parameters {
+      let value = try values(parameter)
+      let piece = 4 << 20
+      for first in stride(from: 0, to: value.count, by: piece) {
+        try file.write(Self.encoded(value, first..<min(first + piece, value.count), as: type))
+      }
+    }
+    _ = try file.finish()
+    return header.fileSize
+  }
+
+  /// Elements `range` of `value` as `type`.
+  private static func encoded(_ value: Tensor, _ range: Range<Int>, as type: SafetensorsType) -> [UInt8] {
+    switch (value.dtype, type) {
+    case (.bfloat16, .bfloat16), (.float32, .float32):
+      return Array(value.hostBytes[range.lowerBound * type.size..<range.upperBound * type.size])
+    case (.float32, .bfloat16):
+      let floats = value.floats
+      return [UInt8](unsafeUninitializedCapacity: range.count * 2) { out, count in
+        for (i, index) in range.enumerated() {
+          let bits = bfloat16(rounding: floats[index])
+          (out[2 * i], out[2 * i + 1]) = (UInt8(truncatingIfNeeded: bits), UInt8(bits >> 8))
+        }
+        count = range.count * 2
+      }
+    case (.bfloat16, .float32):
+      let halves = value.bfloats
+      return [UInt8](unsafeUninitializedCapacity: range.count * 4) { out, count in
+        for (i, index) in range.enumerated() {
+          (out[4 * i], out[4 * i + 1]) = (0, 0)
+          (out[4 * i + 2], out[4 * i + 3]) = (UInt8(truncatingIfNeeded: halves[index]), UInt8(halves[index] >> 8))
+        }
+        count = range.count * 4
+      }
+    default: preconditionFailure("\(value.dtype) cannot be written as \(type)")
+    }
+  }
+
+  private func carry(from source: String, to path: String) throws {
+    guard URL(fileURLWithPath: source).standardizedFileURL != URL(fileURLWithPath: path).standardizedFileURL
+    else { return }
+    for name in Self.companionNames + ["generation_config.json"]
+    where FileManager.default.fileExists(atPath: source + "/" + name) {
+      try writeDurably(readFile(source + "/" + name), to: path + "/" + name)
+    }
+  }
+
+  private func writeJSON(_ object: [String: Any], to path: String) throws {
+    let data = try JSONSerialization.data(
+      withJSONObject: object, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes])
+    try writeDurably(data + Data("\n".utf8), to: path)
+  }
+}
+
+/// The upper half of the float32 nearest to `value`, ties to even; NaN stays NaN.
+package func bfloat16(rounding value: Float) -> UInt16 {
+  let bits = value.bitPattern
+  guard !value.isNaN else { return UInt16(truncatingIfNeeded: bits >> 16) | 0x40 }
+  return UInt16(truncatingIfNeeded: (bits &+ 0x7FFF &+ (bits >> 16 & 1)) >> 16)
+}
