@@ -14,6 +14,8 @@ enum CharacterClasses {
   private static func classify(_ scalar: Unicode.Scalar) -> CharacterClass {
     if scalar == "\r" || scalar == "\n" { return .newline }
     if scalar.properties.isWhitespace { return .space }
+    // The reference (`tokenizers`) knows the letters and numbers of Unicode 16; a newer one is nothing to it.
+    guard let age = scalar.properties.age, age.major <= 16 else { return .other }
     switch scalar.properties.generalCategory {
     case .uppercaseLetter, .lowercaseLetter, .titlecaseLetter, .modifierLetter, .otherLetter: return .letter
     case .decimalNumber, .letterNumber, .otherNumber: return .number

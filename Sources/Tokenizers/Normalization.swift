@@ -1,10 +1,8 @@
-import Foundation
-
 /// Unicode normalisation form C of byte text, without touching what has it already.
 enum Normalization {
   /// Whether a scalar never changes under NFC, and nothing before it or behind it combines across its front: what
   /// begins there can be normalised apart from what comes before. Only ranges that are known to be so; others take the
-  /// slow way. A test compares every scalar with Foundation.
+  /// slow way. A test asks Foundation about every scalar.
   @inline(__always)
   static func isInert(_ value: UInt32) -> Bool {
     switch value {
@@ -17,6 +15,14 @@ enum Normalization {
     case 0x1F300..<0x1FB00, 0x20000..<0x2A6E0: true  // pictographs, ideographs
     default: false
     }
+  }
+
+  /// Whether NFC by the tables of Unicode 9 may change a scalar or combine it with its neighbours. The reference
+  /// (`tokenizers`) has those tables: what was added later is to it a character that combines with nothing.
+  @inline(__always)
+  private static func mayChange(_ value: UInt32) -> Bool {
+    guard !isInert(value), let age = Unicode.Scalar(value)?.properties.age else { return false }
+    return age.major <= 9
   }
 
   /// Text as valid UTF-8, in form C if asked; nil when it is already. What is not UTF-8 becomes U+FFFD, one for each
@@ -59,17 +65,27 @@ enum Normalization {
     var i = 0
     while i < bytes.count {
       let (value, length) = CharacterClasses.scalar(text, i)
-      if isInert(value) {
-        boundary = i
+      if !mayChange(value) {
+        // What the reference does not know is kept out of the run, lest Foundation combine it.
+        boundary = isInert(value) ? i : i + length
         i += length
         continue
       }
       var end = i + length
-      while end < bytes.count, case let next = CharacterClasses.scalar(text, end), !isInert(next.value) {
+      while end < bytes.count, case let next = CharacterClasses.scalar(text, end), mayChange(next.value) {
         end += next.length
       }
       let run = UnsafeBufferPointer(rebasing: bytes[boundary..<end])
-      let composed = Array(String(decoding: run, as: UTF8.self).precomposedStringWithCanonicalMapping.utf8)
+      let scalars = sequence(state: boundary) { position -> UInt32? in
+        guard position < end else { return nil }
+        let (value, length) = CharacterClasses.scalar(text, position)
+        position += length
+        return value
+      }
+      var composed: [UInt8] = []
+      for value in CanonicalComposition.tables.compose(scalars) {
+        composed += Array(String(Character(Unicode.Scalar(value).unsafelyUnwrapped)).utf8)
+      }
       if !composed.elementsEqual(run) {
         var result = out ?? []
         out = nil

@@ -8,12 +8,13 @@ import Models
 import Reporting
 import Tensors
 import TokenStreams
+import Tokenizers
 import Training
 
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Measure this machine: one JSON line a figure, with the ceiling measured in the same process.",
-    subcommands: [Step.self, Data.self, CheckpointBench.self])
+    subcommands: [Step.self, Data.self, CheckpointBench.self, TokenizerBench.self])
 
   private static func emit(_ fields: [String: Any]) throws { FileHandle.standardOutput.write(try jsonLine(fields)) }
 
@@ -203,6 +204,42 @@ struct Bench: ParsableCommand {
           "bench": "checkpoint", "save_bytes_per_s": bytes / clock.seconds["save"]!,
           "verify_bytes_per_s": bytes / clock.seconds["verify"]!, "plain_write_bytes_per_s": bytes / plain,
           "share": plain / clock.seconds["save"]!, "compressed_to": Double(size) / bytes,
+        ])
+      }
+    }
+  }
+
+  struct TokenizerBench: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      commandName: "tokenizer",
+      abstract: "Encode text on one core, and one piece of a megabyte that cannot be cut; the ceiling is a copy of memory.")
+    @Argument(help: "Text files.") var files: [String]
+    @Option(help: "The tokenizer: a folder or tokenizer.json.") var tokenizer: String
+    @Option(help: "Seconds to measure.") var seconds = 2.0
+
+    func run() {
+      withoutWorld {
+        var opening = PhaseClock()
+        let tokenizer = try makeTokenizer(tokenizer)
+        opening.mark("open")
+        let texts = try files.map { Array(try readFile($0)) }
+        var (bytes, tokens) = (0, 0)
+        var clock = PhaseClock()
+        repeat {
+          for text in texts {
+            tokens += tokenizer.encode(text).count
+            bytes += text.count
+          }
+          clock.mark("encode")
+        } while clock.total < seconds
+        var long = PhaseClock()
+        let unbroken = (0..<1 << 20).map { UInt8(97 + $0 &* $0 % 23) }
+        let pieces = tokenizer.encode(unbroken).count
+        long.mark("encode")
+        try Bench.emit([
+          "bench": "tokenizer", "bytes_per_s": Double(bytes) / clock.total, "bytes_per_token": Double(bytes) / Double(tokens),
+          "open_s": opening.total, "unbroken_megabyte_s": long.total, "unbroken_tokens": pieces,
+          "memory_bandwidth_bytes_per_s": Machine.copyRate(),
         ])
       }
     }

@@ -12,7 +12,7 @@ extension TokenCodec: ExpressibleByArgument {}
 struct Tokens: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Token streams: build, inspect and verify them, and see which sequences a step reads.",
-    subcommands: [Build.self, Inspect.self, Verify.self, MakeQuestions.self, Plan.self])
+    subcommands: [Build.self, Encode.self, Inspect.self, Verify.self, MakeQuestions.self, Plan.self])
 
   struct Build: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -62,6 +62,36 @@ struct Tokens: ParsableCommand {
         progress.print(
           "\(output): \(manifest.tokens) tokens in \(manifest.documents) documents, \(manifest.shards.count) shards, "
             + "fingerprint \(manifest.fingerprint.prefix(16))")
+      }
+    }
+  }
+
+  struct Encode: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Print the token ids of a text, a line for each record of it.")
+    @Argument(help: "A file; standard input when it is missing.") var file: String?
+    @Option(help: "The tokenizer: bytes, or a folder or tokenizer.json.") var tokenizer = "bytes"
+    @Flag(help: "Records are lines.") var lines = false
+    @Flag(help: "Records end with a zero byte.") var null = false
+    @Flag(help: "The spelling of a special token is that token, not text.") var special = false
+
+    func run() {
+      withoutWorld {
+        let tokenizer = try makeTokenizer(tokenizer)
+        let text = Array(try file.map(readFile) ?? FileHandle.standardInput.readDataToEndOfFile())
+        let end: UInt8? = null ? 0 : lines ? UInt8(ascii: "\n") : nil
+        var records = end.map { text.split(separator: $0, omittingEmptySubsequences: false) } ?? [text[...]]
+        if records.count > 1, records.last?.isEmpty == true { records.removeLast() }
+        var out = ""
+        for record in records {
+          let ids = tokenizer.encode(record, special: special ? .recognized : .asText)
+          out += ids.map(String.init).joined(separator: " ") + "\n"
+          if out.utf8.count > 1 << 20 {
+            FileHandle.standardOutput.write(Data(out.utf8))
+            out = ""
+          }
+        }
+        FileHandle.standardOutput.write(Data(out.utf8))
       }
     }
   }
