@@ -38,6 +38,7 @@ let package = Package(
     .target(name: "Files", dependencies: ["CZstd", crypto]),
     .target(name: "Safetensors", dependencies: ["Files", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "Models", dependencies: ["Files", "NN", "Ops", "Safetensors", "Tensors"]),
+    .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
     .target(name: "Tokenizers", dependencies: [crypto], swiftSettings: [.unsafeFlags(["-O"])]),
     .target(
@@ -50,14 +51,16 @@ let package = Package(
     .target(
       name: "Training",
       dependencies: [
-        "Checkpointing", "CPUBackend", "Files", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel", "Reporting",
-        "Tensors", "Tokenizers", "TokenStreams", crypto, yams,
+        "Checkpointing", "Conversion", "CPUBackend", "Files", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
+        "Reporting", "Tensors", "Tokenizers", "TokenStreams", crypto, yams,
       ]),
-    .target(name: "Evaluation", dependencies: ["Models", "NN", "Tensors", "Training", "TokenStreams"]),
+    .target(
+      name: "Evaluation",
+      dependencies: ["Models", "NN", "Ops", "Safetensors", "Tensors", "Tokenizers", "Training", "TokenStreams"]),
     .executableTarget(
       name: "jettrain",
       dependencies: [
-        "Checkpointing", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel", "Reporting",
+        "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel", "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ]),
     .target(

@@ -1,2 +1,9 @@
 #pragma once
 #include <cblas.h>
+
+// LAPACK, which the library contains and its headers do not declare: QR and singular values, column-major.
+void sgeqrf_(const int *m, const int *n, float *a, const int *lda, float *tau, float *work, const int *lwork, int *info);
+void sorgqr_(const int *m, const int *n, const int *k, float *a, const int *lda, const float *tau, float *work,
+             const int *lwork, int *info);
+void sgesdd_(const char *jobz, const int *m, const int *n, float *a, const int *lda, float *s, float *u, const int *ldu,
+             float *vt, const int *ldvt, float *work, const int *lwork, int *iwork, int *info);

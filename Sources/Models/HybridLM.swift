@@ -69,13 +69,20 @@ package final class HybridLM {
   /// The last hidden states of `batch`, `[N, hidden]`.
   ///
   /// - Parameters:
-  ///   - caches: one a layer, for a sequence that continues
+  ///   - caches: one a layer, for sequences that continue
   ///   - checkpointing: keep only the input of each layer for backward
-  ///   - observe: sees the output of every layer, with its index, on the way
+  package func callAsFunction(
+    _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false
+  ) -> Tensor {
+    self(batch, caches: caches, checkpointing: checkpointing) { _, _ in }
+  }
+
+  /// The last hidden states of `batch`, `[N, hidden]`; `observe` sees the output of every layer, with its index, on the
+  /// way.
   package func callAsFunction(
     _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false,
-    observe: (Int, Tensor) -> Void = { _, _ in }
-  ) -> Tensor {
+    observe: (Int, Tensor) throws -> Void
+  ) rethrows -> Tensor {
     var x = embed(batch)
     for (index, layer) in layers.enumerated() {
       if checkpointing {
@@ -83,7 +90,7 @@ package final class HybridLM {
       } else {
         x = layer(x, batch, cache: caches?[index])
       }
-      observe(index, x)
+      try observe(index, x)
     }
     return finish(x)
   }

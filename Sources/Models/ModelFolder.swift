@@ -98,15 +98,14 @@ extension HybridLM {
     }
   }
 
-  /// Makes this model the student of `teacher` (RECIPE section 5): MLPs, norms, embeddings, head, and whole
-  /// layers kept as attention share the teacher's values; the rest is initialised. Shared values are not
-  /// copied until they train.
+  /// Shares with `teacher` what a student of it keeps (RECIPE section 5): MLPs, norms, embeddings, head, and whole
+  /// layers of attention. Shared values are not copied until they train.
   package func inherit(from teacher: HybridLM) throws {
     for parameter in store.parameters {
       guard let source = teacher.store[parameter.name] else { continue }
       let parts = parameter.name.split(separator: ".")
-      if parts.count > 3, parts[3] == "self_attn", let index = Int(parts[2]),
-        layers[index].type == .jet
+      if parts.count > 3, parts[3] == "self_attn", let index = Int(parts[2]), layers[index].type == .jet,
+        teacher.layers[index].type != .jet
       {
         continue
       }

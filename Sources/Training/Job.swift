@@ -1,3 +1,4 @@
+import Conversion
 import Files
 import Foundation
 import Models
@@ -77,6 +78,8 @@ package struct Job: Sendable {
   package var teacher: String?
   /// `config.json` for a model to be made, a model folder for one to go on with.
   package var student: String
+  /// How a student's new layers begin.
+  package var initialization: StudentInitialization
   /// Configurations that `plan` uses where the folders above do not exist yet.
   package var plannedTeacher: String?
   package var plannedStudent: String?
@@ -140,6 +143,7 @@ extension Job {
     let model = root.section("model")
     teacher = model.string("teacher")
     student = model.required("student", "a config.json to make a model from, or a model folder")
+    initialization = model.choice("init", StudentInitialization.self) ?? .random
     plannedTeacher = model.string("teacher_config")
     plannedStudent = model.string("student_config")
     model.rejectUnknownKeys()

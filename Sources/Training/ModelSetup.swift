@@ -1,3 +1,4 @@
+import Conversion
 import Crypto
 import Files
 import Foundation
@@ -31,25 +32,31 @@ package struct ModelSetup {
       }
       student = try HybridLM.load(job.student, backend: backend)
     } else {
-      student = HybridLM(try ModelConfiguration(path: job.student))
-      if job.kind == .distill {
-        guard let teacher else { throw JobError(.usage, "\(job.path): model.teacher is missing") }
-        try Self.checkCompatible(student.configuration, teacher.configuration)
-        try student.inherit(from: teacher)
-      }
+      student = try Self.begin(
+        ModelConfiguration(path: job.student), weights: job.student, teacher: job.kind == .distill ? teacher : nil,
+        initialization: job.initialization, seed: job.seed, backend: backend)
     }
-    student.initialize(seed: job.seed, backend: backend)
   }
 
-  private static func checkCompatible(_ student: ModelConfiguration, _ teacher: ModelConfiguration) throws {
-    for (name, s, t) in [
-      ("vocab_size", student.vocabularySize, teacher.vocabularySize),
-      ("hidden_size", student.hiddenSize, teacher.hiddenSize),
-      ("intermediate_size", student.intermediateSize, teacher.intermediateSize),
-      ("num_hidden_layers", student.layerCount, teacher.layerCount),
-    ] where s != t {
-      throw JobError(.data, "the student's \(name) is \(s), the teacher's \(t): they must be equal to inherit its MLPs")
+  /// The model that a run begins with: from the folder `weights` where that has some (what `convert` wrote), else made
+  /// from the teacher, else from nothing.
+  package static func begin(
+    _ configuration: ModelConfiguration, weights: String, teacher: HybridLM?, initialization: StudentInitialization,
+    seed: UInt64, backend: any Backend
+  ) throws -> HybridLM {
+    let names = ["model.safetensors", "model.safetensors.index.json"]
+    if names.contains(where: { FileManager.default.fileExists(atPath: weights + "/" + $0) }) {
+      return try HybridLM.load(weights, backend: backend)
     }
+    guard let teacher else {
+      let model = HybridLM(configuration)
+      model.initialize(seed: seed, backend: backend)
+      return model
+    }
+    let student = try Student(
+      configuration, of: teacher, initialization: initialization, seed: seed, backend: backend)
+    student.complete()
+    return student.model
   }
 
   /// Refuses data whose tokens the models cannot mean.

@@ -1,8 +1,10 @@
 import Checkpointing
+import Conversion
 import Foundation
 import Models
 import NN
 import Tensors
+import Tokenizers
 
 /// A model by any path that names one: a model folder, a run folder, or a checkpoint in it.
 package func loadModel(_ path: String, backend: any Backend) throws -> HybridLM {
@@ -23,12 +25,14 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
   if manifest.identity.kind == JobKind.finetune.rawValue {
     model = try HybridLM.load(job["student"] ?? "", backend: backend)
   } else {
-    model = HybridLM(
-      try ModelConfiguration(json: Data((job["config"] ?? "").utf8), path: checkpoint.path + "/manifest.json"))
-    if manifest.identity.kind == JobKind.distill.rawValue {
-      try model.inherit(from: HybridLM.load(job["teacher"] ?? "", backend: backend))
-    }
-    model.initialize(seed: UInt64(job["seed"] ?? "") ?? 0, backend: backend)
+    let teacher = job["teacher"].flatMap { $0.isEmpty ? nil : $0 }
+    model = try ModelSetup.begin(
+      ModelConfiguration(json: Data((job["config"] ?? "").utf8), path: checkpoint.path + "/manifest.json"),
+      weights: job["student"] ?? "",
+      teacher: manifest.identity.kind == JobKind.distill.rawValue
+        ? teacher.map { try HybridLM.load($0, backend: backend) } : nil,
+      initialization: StudentInitialization(rawValue: job["init"] ?? "") ?? .random,
+      seed: UInt64(job["seed"] ?? "") ?? 0, backend: backend)
   }
   var restored: Set<String> = []
   try checkpoint.forEachPiece { role, name, start, count, read in
@@ -45,4 +49,24 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
       checkpoint.path, "the weights it was trained upon have changed since (\(job["teacher"] ?? job["student"] ?? ""))")
   }
   return model
+}
+
+/// The folder whose tokenizer and settings belong to the model at `path`: the model folder itself, or for a checkpoint
+/// the one that it began from; nil where there is none.
+package func companionFolder(of path: String) -> String? {
+  if FileManager.default.fileExists(atPath: path + "/config.json") { return path }
+  guard let job = try? Checkpoint(RunFolder.resolve(path)).manifest.job else { return nil }
+  return [job["student"], job["teacher"]].compactMap { $0 }.first {
+    !$0.isEmpty && FileManager.default.fileExists(atPath: $0 + "/config.json")
+  }
+}
+
+/// The tokenizer of the model at `path`: the one that is named, else the one in its folder, else `bytes`.
+package func makeTokenizer(_ name: String?, of path: String) throws -> any Tokenizer {
+  if let name { return try makeTokenizer(name) }
+  let folder = companionFolder(of: path)
+  let isThere = ["tokenizer.json", "vocab.json"].contains { name in
+    folder.map { FileManager.default.fileExists(atPath: $0 + "/" + name) } ?? false
+  }
+  return try makeTokenizer(isThere ? folder! : "bytes")
 }

@@ -108,16 +108,32 @@ struct CheckpointCommand: ParsableCommand {
 
   struct Export: ParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Write a checkpoint's model as a Hugging Face folder (float32).")
-    @Argument(help: "A checkpoint, or a run folder for its latest.") var path: String
+      abstract: "Write a model as a Hugging Face folder: sharded weights with index, configuration, tokenizer.")
+    @Argument(help: "A checkpoint, a run folder for its latest, or a model folder.") var path: String
     @Option(help: "Folder to write.") var output: String
+    @Option(help: "bfloat16, rounded to nearest even, or float32.") var dtype = WeightType.bfloat16
+    @Option(help: "Most megabytes of one weight file.") var shardMegabytes = 5000
+    @Option(help: "Folder whose tokenizer files go along; default: that of the model it began from.")
+    var tokenizer: String?
 
     func run() {
       withoutWorld {
-        let backend = CPUBackend(threads: Machine.cores)
-        let model = try loadModel(Checkpoint(RunFolder.resolve(path)), backend: backend)
-        try ModelWriter().write(model, to: output)
-        print("\(output): \(model.store.count) parameters")
+        guard shardMegabytes > 0 else { throw JobError(.usage, "--shard-megabytes must be above zero") }
+        try refuseExisting(output)
+        var clock = PhaseClock()
+        let model = try loadModel(path, backend: CPUBackend(threads: Machine.cores))
+        let companions = tokenizer ?? companionFolder(of: path)
+        let bytes = try ModelWriter(
+          type: dtype.safetensors, shardBytes: shardMegabytes * 1_000_000, companions: companions
+        ).write(model, to: output)
+        clock.mark("export")
+        print(
+          "\(output): \(model.store.count) parameters as \(dtype), \(Format.bytes(Double(bytes))) in "
+            + "\(Format.duration(clock.total)), peak memory \(Format.bytes(Double(Machine.peakMemory)))")
+        if !["tokenizer.json", "vocab.json"].contains(where: { FileManager.default.fileExists(atPath: output + "/" + $0) }) {
+          FileHandle.standardError.write(
+            Data("jettrain: note: there was no tokenizer to carry over; --tokenizer names its folder\n".utf8))
+        }
       }
     }
   }

@@ -1,0 +1,141 @@
+import Models
+import NN
+import Tensors
+
+/// How the projections of a student's linear layers begin.
+package enum StudentInitialization: String, Sendable, CaseIterable {
+  /// N(0, 0.02).
+  case random
+  /// From the teacher's attention, per head (RECIPE section 5).
+  case transfer
+}
+
+/// What `transfer` could not bring over in one layer, as relative Frobenius norms over all heads: of the scores' form
+/// W_qᵀ W_k, and of the map from input to output W_o W_v.
+package struct TransferLoss: Sendable {
+  package let layer: Int
+  package let scores: Double
+  package let values: Double
+}
+
+/// A student made from its teacher: what stays is shared with it, what is new begins as asked.
+package struct Student {
+  package let model: HybridLM
+  private let teacher: HybridLM
+  private let initialization: StudentInitialization
+  private let seed: UInt64
+  private let backend: any Backend
+
+  /// Declares the student and lets it share the teacher's values; the new parameters have none until ``complete()`` or
+  /// ``value(of:)`` makes them.
+  package init(
+    _ configuration: ModelConfiguration, of teacher: HybridLM, initialization: StudentInitialization, seed: UInt64,
+    backend: any Backend
+  ) throws {
+    model = HybridLM(configuration)
+    self.teacher = teacher
+    self.initialization = initialization
+    self.seed = seed
+    self.backend = backend
+    for (name, s, t) in [
+      ("vocab_size", configuration.vocabularySize, teacher.configuration.vocabularySize),
+      ("hidden_size", configuration.hiddenSize, teacher.configuration.hiddenSize),
+      ("intermediate_size", configuration.intermediateSize, teacher.configuration.intermediateSize),
+      ("num_hidden_layers", configuration.layerCount, teacher.configuration.layerCount),
+    ] where s != t {
+      throw ModelError(
+        path: "student", reason: "its \(name) is \(s), the teacher's \(t): they must be equal to inherit its MLPs")
+    }
+    try model.inherit(from: teacher)
+    if initialization == .transfer { try checkTransfer() }
+  }
+
+  /// Gives every new parameter its initial value.
+  ///
+  /// - Returns: what `transfer` lost, a layer each
+  @discardableResult
+  package func complete() -> [TransferLoss] {
+    var losses: [TransferLoss] = []
+    for layer in transferredLayers {
+      let transferred = transfer(layer)
+      for (name, values) in transferred.values {
+        guard let parameter = model.store[name] else { continue }
+        parameter.value = backend.tensor(values, parameter.shape)
+      }
+      losses.append(transferred.loss)
+    }
+    model.initialize(seed: seed, backend: backend)
+    return losses
+  }
+
+  // MARK: - Transfer
+
+  /// Layers whose attention becomes a JetBlock.
+  private var transferredLayers: [Int] {
+    guard initialization == .transfer, !(backend is ShapeBackend) else { return [] }
+    return model.layers.indices.filter { model.layers[$0].type == .jet && teacher.layers[$0].type != .jet }
+  }
+
+  private func checkTransfer() throws {
+    let (source, hidden) = (teacher.configuration, teacher.configuration.hiddenSize)
+    guard source.headSize <= hidden else {
+      throw ModelError(
+        path: "transfer", reason: "the teacher's heads of \(source.headSize) are wider than its hidden size \(hidden)")
+    }
+  }
+
+  private func transfer(_ layer: Int) -> (values: [String: [Float]], loss: TransferLoss) {
+    let source = teacher.configuration
+    guard let jet = model.configuration.jet else { preconditionFailure("transfer into a model without JetBlocks") }
+    let (hidden, size) = (source.hiddenSize, source.headSize)
+    let path = "model.layers.\(layer).self_attn."
+    func teacherRows(_ name: String) -> [Float] { teacher.store[path + name]!.value.toArray() }
+    let (wq, wk, wv) = (teacherRows("q_proj.weight"), teacherRows("k_proj.weight"), teacherRows("v_proj.weight"))
+    let wo = teacherRows("o_proj.weight")
+    func head(_ rows: [Float], _ h: Int) -> [Float] { Array(rows[h * size * hidden..<(h + 1) * size * hidden]) }
+    /// Columns of o_proj that read head h, as rows [size, hidden].
+    func outputHead(_ h: Int) -> [Float] {
+      let width = source.attentionHeads * size
+      return (0..<size).flatMap { d in (0..<hidden).map { wo[$0 * width + h * size + d] } }
+    }
+    // What no teacher's head fills keeps the initial values of q and v; k and o are zero there, so that it adds nothing
+    // yet and its gradient is alive.
+    var q = model.store[path + "q_proj.weight"]!.initialValues(seed: seed)
+    var v = model.store[path + "v_proj.weight"]!.initialValues(seed: seed)
+    var k = [Float](repeating: 0, count: jet.heads * jet.keySize * hidden)
+    let width = jet.heads * jet.valueSize
+    var o = [Float](repeating: 0, count: hidden * width)
+    var (scores, values) = (0.0, 0.0)
+    for j in 0..<jet.heads {
+      let h = j * source.attentionHeads / jet.heads
+      // Keys and values expand by head: the group that head h reads.
+      let group = h * source.keyValueHeads / source.attentionHeads
+      let forms = fitted(head(wq, h), head(wk, group), to: jet.keySize)
+      let maps = fitted(outputHead(h), head(wv, group), to: jet.valueSize)
+      let (keyRows, valueRows) = (min(jet.keySize, size), min(jet.valueSize, size))
+      q.replaceSubrange(range(j * jet.keySize, keyRows, hidden), with: forms.left)
+      k.replaceSubrange(range(j * jet.keySize, keyRows, hidden), with: forms.right)
+      v.replaceSubrange(range(j * jet.valueSize, valueRows, hidden), with: maps.right)
+      for d in 0..<valueRows {
+        for row in 0..<hidden { o[row * width + j * jet.valueSize + d] = maps.left[d * hidden + row] }
+      }
+      scores += forms.loss * forms.loss / Double(jet.heads)
+      values += maps.loss * maps.loss / Double(jet.heads)
+    }
+    return (
+      [
+        path + "q_proj.weight": q, path + "k_proj.weight": k, path + "v_proj.weight": v, path + "o_proj.weight": o,
+      ], TransferLoss(layer: layer, scores: scores.squareRoot(), values: values.squareRoot())
+    )
+  }
+
+  private func range(_ row: Int, _ count: Int, _ columns: Int) -> Range<Int> { row * columns..<(row + count) * columns }
+
+  /// The two factors as they are where they fit, else their best approximation of `size` rows.
+  private func fitted(_ left: [Float], _ right: [Float], to size: Int) -> (left: [Float], right: [Float], loss: Double) {
+    let rows = teacher.configuration.headSize
+    guard size < rows else { return (left, right, 0) }
+    let fit = LowRank(left: left, right: right, size: rows, columns: teacher.configuration.hiddenSize, rank: size)
+    return (fit.left, fit.right, fit.loss)
+  }
+}

@@ -1,0 +1,80 @@
+import ArgumentParser
+import CPUBackend
+import Conversion
+import Foundation
+import Models
+import NN
+import Reporting
+import Safetensors
+import Tensors
+import Training
+
+extension StudentInitialization: ExpressibleByArgument {}
+
+/// Element types that models are written as.
+enum WeightType: String, ExpressibleByArgument, CaseIterable {
+  case bfloat16, float32
+  var safetensors: SafetensorsType { self == .bfloat16 ? .bfloat16 : .float32 }
+}
+
+struct Convert: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Make the student of a teacher: MLPs, norms, embeddings and kept attention copied, JetBlocks begun.",
+    discussion: "Without a teacher: a model of random weights, to try a machine with.")
+  @Argument(help: "The teacher: a model folder, run folder or checkpoint.") var teacher: String?
+  @Option(help: "The student's config.json.") var config: String
+  @Option(help: "Folder to write.") var output: String
+  @Option(name: .customLong("init"), help: "random, or transfer: from the teacher's attention, per head.")
+  var initialization = StudentInitialization.random
+  @Option(help: "The same seed gives the same weights.") var seed: UInt64 = 1
+  @Option(help: "bfloat16 or float32; default: as the teacher has them, or as config.json says.") var dtype: WeightType?
+
+  func run() {
+    withoutWorld {
+      try refuseExisting(output)
+      let backend = CPUBackend(threads: Machine.cores)
+      let configuration = try ModelConfiguration(path: config)
+      var clock = PhaseClock()
+      guard let teacher else {
+        guard initialization == .random else { throw JobError(.usage, "--init transfer needs a teacher") }
+        let model = HybridLM(configuration)
+        let bytes = try ModelWriter(type: dtype?.safetensors ?? (configuration.keepsBFloat16 ? .bfloat16 : .float32))
+          .write(model, to: output) { backend.tensor($0.initialValues(seed: seed), $0.shape) }
+        clock.mark("write")
+        return say(model, "random weights", bytes, clock)
+      }
+      let source = try loadModel(teacher, backend: backend)
+      let student = try Student(
+        configuration, of: source, initialization: initialization, seed: seed, backend: backend)
+      let inherited = student.model.store.parameters.reduce(0) { $0 + ($1.hasValue ? $1.count : 0) }
+      let losses = student.complete()
+      clock.mark("make")
+      if !losses.isEmpty {
+        print("lost in transfer, relative to the teacher's (Frobenius):")
+        let rows = losses.map { ["\($0.layer)", String(format: "%.4f", $0.scores), String(format: "%.4f", $0.values)] }
+        print(Format.table([["layer", "scores q·k", "values o·v"]] + rows))
+      }
+      let isNarrow = source.store.parameters.contains { $0.value.dtype == .bfloat16 }
+      let bytes = try ModelWriter(
+        type: dtype?.safetensors ?? (isNarrow ? .bfloat16 : .float32), companions: companionFolder(of: teacher)
+      ).write(student.model, to: output)
+      clock.mark("write")
+      say(
+        student.model, "\(inherited) inherited, \(student.model.store.count - inherited) begun (\(initialization))", bytes,
+        clock)
+    }
+  }
+
+  private func say(_ model: HybridLM, _ what: String, _ bytes: Int, _ clock: PhaseClock) {
+    print(
+      "\(output): \(model.store.count) parameters, \(what); \(Format.bytes(Double(bytes))) in "
+        + "\(Format.duration(clock.total)), peak memory \(Format.bytes(Double(Machine.peakMemory)))")
+  }
+}
+
+/// A model is never written over another.
+func refuseExisting(_ folder: String) throws {
+  guard !FileManager.default.fileExists(atPath: folder + "/config.json") else {
+    throw JobError(.usage, "--output \(folder): holds a model already; choose another folder, or remove it")
+  }
+}
