@@ -60,7 +60,8 @@ let package = Package(
     .executableTarget(
       name: "jettrain",
       dependencies: [
-        "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel", "Reporting",
+        "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel",
+        "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ]),
     .target(

@@ -1,3 +1,4 @@
+import Foundation
 import Tensors
 
 /// Softmax attention in blocks of queries; the backward pass recomputes the probabilities from the saved
@@ -43,6 +44,7 @@ extension CPUBackend {
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
     let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
+    if spans.allSatisfy({ $0.queries.count == 1 }) { return attendOne(q, k, v, spans: spans, into: o, logSums) }
     let scale = 1 / Float(size).squareRoot()
     let (qStride, kStride) = (heads * size, groups * size)
     let blocks = spans.flatMap { span in
@@ -70,6 +72,89 @@ extension CPUBackend {
         rows, size, keys, 1, Matrix(scores, stride: keys),
         Matrix(pv + block.firstKey * kStride + g * size, stride: kStride), 0,
         Matrix(po + block.firstQuery * qStride + h * size, stride: qStride))
+    }
+  }
+
+  /// Keys of one slice while a single query reads them.
+  private static let keyBlock = 512
+
+  /// Decoding: one query a span. The keys are cut into blocks, and all heads of a group read a block together, so that
+  /// memory is read once; the blocks' sums are joined in their order (Dao et al., 2023, flash decoding).
+  private func attendOne(
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], into o: Tensor, _ logSums: Tensor
+  ) {
+    let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
+    let perGroup = heads / groups
+    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
+    let scale = 1 / Float(size).squareRoot()
+    let stride = groups * size
+    let blocks = spans.flatMap { span in
+      let first = span.window.map { max(span.keys.lowerBound, span.keys.upperBound - $0) } ?? span.keys.lowerBound
+      return Swift.stride(from: first, to: span.keys.upperBound, by: Self.keyBlock).map { start in
+        (query: span.queries.lowerBound, keys: start..<min(start + Self.keyBlock, span.keys.upperBound))
+      }
+    }
+    // Of every block and head: the weighted values, the largest score, the sum of exponentials.
+    let record = size + 2
+    withTemporary(max(1, blocks.count * heads * record)) { partials in
+      parallel(blocks.count * groups, kernel: "attend") { slice in
+        let ((query, keys), g) = (blocks[slice / groups], slice % groups)
+        var scratch = Scratch(Scratch.rounded(keys.count * perGroup))
+        defer { scratch.free() }
+        let scores = scratch.take(keys.count * perGroup)
+        let queries = pq + query * heads * size + g * perGroup * size
+        for (j, row) in keys.enumerated() {
+          let key = pk + row * stride + g * size
+          for r in 0..<perGroup { scores[r * keys.count + j] = dot(queries + r * size, key, size) * scale }
+        }
+        for r in 0..<perGroup {
+          let out = partials + ((slice / groups) * heads + g * perGroup + r) * record
+          let row = scores + r * keys.count
+          let (maximum, sum) = Self.softmax(row, 0..<keys.count, count: keys.count)
+          (out[size], out[size + 1]) = (maximum, sum)
+          out.update(repeating: 0, count: size)
+        }
+        for start in Swift.stride(from: 0, to: keys.count, by: 4) {
+          let values = pv + (keys.lowerBound + start) * stride + g * size
+          let count = min(4, keys.count - start)
+          for r in 0..<perGroup {
+            let out = partials + ((slice / groups) * heads + g * perGroup + r) * record
+            let weights = scores + r * keys.count + start
+            if count == 4 {
+              sweep(size) { i, n in
+                var sum = out.lanes(i, n)
+                sum = sum.addingProduct(Lanes(repeating: weights[0]), values.lanes(i, n))
+                sum = sum.addingProduct(Lanes(repeating: weights[1]), (values + stride).lanes(i, n))
+                sum = sum.addingProduct(Lanes(repeating: weights[2]), (values + 2 * stride).lanes(i, n))
+                sum = sum.addingProduct(Lanes(repeating: weights[3]), (values + 3 * stride).lanes(i, n))
+                out.store(sum, i, n)
+              }
+            } else {
+              for j in 0..<count { axpy(weights[j], values + j * stride, into: out, size) }
+            }
+          }
+        }
+      }
+      var first = 0
+      while first < blocks.count {
+        let query = blocks[first].query
+        let end = blocks[first...].firstIndex { $0.query != query } ?? blocks.count
+        for h in 0..<heads {
+          func part(_ block: Int) -> FloatPointer { partials + (block * heads + h) * record }
+          let maximum = (first..<end).map { part($0)[size] }.max() ?? 0
+          let out = po + (query * heads + h) * size
+          out.update(repeating: 0, count: size)
+          var sum: Float = 0
+          for block in first..<end {
+            let weight = Foundation.exp(part(block)[size] - maximum)
+            sum += weight * part(block)[size + 1]
+            axpy(weight, part(block), into: out, size)
+          }
+          scaled(1 / sum, out, into: out, size)
+          lse[query * heads + h] = maximum + Self.logarithm(sum)
+        }
+        first = end
+      }
     }
   }
 

@@ -94,3 +94,31 @@ package final class CPUBackend: Backend {
     forEachSlice(rows: count, columns: 1, kernel: kernel) { body($0.lowerBound, $0.count) }
   }
 }
+
+extension CPUBackend {
+  /// Bytes a second that all threads together read from memory: the best of a few passes over `megabytes`.
+  package func readRate(megabytes: Int = 512) -> Double {
+    let count = megabytes << 18
+    let x = zeros([count])
+    let values = x.floats
+    let slice = 1 << 18
+    var best = 0.0
+    for _ in 0..<5 {
+      let start = ContinuousClock.now
+      pool.run(count / slice) { s in
+        var (a, b, c, d) = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
+        for i in stride(from: s * slice, to: (s + 1) * slice, by: 64) {
+          a += values.lanes(i)
+          b += values.lanes(i + 16)
+          c += values.lanes(i + 32)
+          d += values.lanes(i + 48)
+        }
+        // A write that never happens keeps the sums from being dropped.
+        if ((a + b) + (c + d)).total > 1 { values[s * slice] = 1 }
+      }
+      let elapsed = (ContinuousClock.now - start).components
+      best = max(best, Double(count * 4) / (Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18))
+    }
+    return withExtendedLifetime(x) { best }
+  }
+}

@@ -37,8 +37,8 @@ extension CPUBackend {
     ) {
       func row(_ back: Int) -> FloatPointer {
         if t - back >= start { return x + (t - back) * channels }
-        guard let history, start == 0 else { return zeros }
-        return history + (t - back + 4) * channels
+        guard let history else { return zeros }
+        return history + (t - start - back + 4) * channels
       }
       rows = (row(3), row(2), row(1), row(0))
     }
@@ -51,12 +51,14 @@ extension CPUBackend {
     let channels = x.columns
     let (px, pk, py, past) = (x.floats, kernels.floats, y.floats, history?.floats)
     let starts = Self.starts(segments)
+    let ordinals = segments.ranges.enumerated().flatMap { repeatElement($0.offset, count: $0.element.count) }
     withTemporary(channels) { zeros in
       zeros.update(repeating: 0, count: channels)
       forEachSlice(rows: x.rows, columns: channels) { rows in
         for t in rows {
           let inputs = Inputs(
-            px, channels: channels, token: t, start: starts[t], zeros: zeros, history: past)
+            px, channels: channels, token: t, start: starts[t], zeros: zeros,
+            history: past.map { $0 + ordinals[t] * 4 * channels })
           let out = py + t * channels
           Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
             out.store(u * u.sigmoid, c, n)

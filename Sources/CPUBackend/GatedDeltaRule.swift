@@ -1,3 +1,4 @@
+import Foundation
 import Tensors
 
 /// The gated delta rule by chunks (Yang et al., 2024, the WY form): inside a chunk of C tokens everything is a
@@ -98,6 +99,10 @@ extension CPUBackend {
   ) {
     let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
     let (pq, pk, pv, pg, pb, po) = (q.floats, k.floats, v.floats, g.floats, beta.floats, o.floats)
+    if let initial, let final, saved == nil, segments.ranges.allSatisfy({ $0.count <= Self.recurrentLength }) {
+      if initial.floats != final.floats { copy(initial, into: final) }
+      return recur(q, k, v, g, beta, scale: scale, segments: segments, state: final, o: o)
+    }
     let (kStride, vStride) = (heads * K, heads * V)
     let ordinals = Self.firstOrdinals(segments)
     let (initialStates, finalStates) = (initial?.floats, final?.floats)
@@ -153,6 +158,43 @@ extension CPUBackend {
         gemm(K, V, c, 1, Matrix(keysAndQueries, stride: K).transposed, uMatrix, 1, stateMatrix)
       }
       finalStates.map { ($0 + slice * K * V).update(from: state, count: K * V) }
+    }
+  }
+
+  /// Tokens of a segment up to which the recurrence beats the products of a chunk.
+  private static let recurrentLength = 4
+
+  /// The recurrence itself, token by token, on states that are updated in place: decoding.
+  private func recur(
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, _ g: Tensor, _ beta: Tensor, scale: Float, segments: Segments,
+    state: Tensor, o: Tensor
+  ) {
+    let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
+    let (pq, pk, pv, pg, pb) = (q.floats, k.floats, v.floats, g.floats, beta.floats)
+    let (ps, po) = (state.floats, o.floats)
+    parallel(segments.ranges.count * heads, kernel: "gatedDeltaRule") { slice in
+      let (s, h) = (slice / heads, slice % heads)
+      let state = ps + slice * K * V
+      var scratch = Scratch(Scratch.rounded(V))
+      defer { scratch.free() }
+      let change = scratch.take(V)
+      for t in segments.ranges[s] {
+        let head = t * heads + h
+        let (query, key, value, out) = (pq + head * K, pk + head * K, pv + head * V, po + head * V)
+        let (decay, b) = (Foundation.exp(pg[head]), pb[head])
+        change.update(repeating: 0, count: V)
+        for i in 0..<K { axpy(key[i], state + i * V, into: change, V) }
+        sweep(V) { i, n in change.store((value.lanes(i, n) - change.lanes(i, n) * decay) * b, i, n) }
+        out.update(repeating: 0, count: V)
+        for i in 0..<K {
+          let (row, k, q) = (state + i * V, key[i], query[i] * scale)
+          sweep(V) { j, n in
+            let updated = (row.lanes(j, n) * decay).addingProduct(Lanes(repeating: k), change.lanes(j, n))
+            row.store(updated, j, n)
+            out.store(out.lanes(j, n).addingProduct(Lanes(repeating: q), updated), j, n)
+          }
+        }
+      }
     }
   }
 

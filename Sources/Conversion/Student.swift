@@ -132,7 +132,8 @@ package struct Student {
   private func range(_ row: Int, _ count: Int, _ columns: Int) -> Range<Int> { row * columns..<(row + count) * columns }
 
   /// The two factors as they are where they fit, else their best approximation of `size` rows.
-  private func fitted(_ left: [Float], _ right: [Float], to size: Int) -> (left: [Float], right: [Float], loss: Double) {
+  private func fitted(_ left: [Float], _ right: [Float], to size: Int) -> (left: [Float], right: [Float], loss: Double)
+  {
     let rows = teacher.configuration.headSize
     guard size < rows else { return (left, right, 0) }
     let fit = LowRank(left: left, right: right, size: rows, columns: teacher.configuration.hiddenSize, rank: size)

@@ -1,79 +1,71 @@
-import Foundation
 import Models
-import NN
 import Tensors
 
-/// How the next token is chosen.
-package struct Sampling: Sendable {
-  /// 0 takes the most likely token.
-  package var temperature: Double
-  /// Tokens that may be chosen at all; 0 for all.
-  package var topK: Int
-  /// Least probability mass from which is chosen; 1 for all.
-  package var topP: Double
-
-  package init(temperature: Double = 0, topK: Int = 0, topP: Double = 1) {
-    self.temperature = temperature
-    self.topK = topK
-    self.topP = topP
-  }
-
-  /// The choice for these logits.
-  package func choose(_ logits: [Float], random: inout RandomStream) -> Int {
-    let best = logits.indices.max { logits[$0] < logits[$1] }!
-    guard temperature > 0 else { return best }
-    var candidates = logits.indices.map { (id: $0, weight: exp(Double(logits[$0] - logits[best]) / temperature)) }
-    candidates.sort { ($0.weight, $1.id) > ($1.weight, $0.id) }
-    if topK > 0 { candidates = Array(candidates.prefix(topK)) }
-    let mass = candidates.reduce(0) { $0 + $1.weight }
-    var kept = 0.0
-    var count = 0
-    while count < candidates.count, kept < topP * mass {
-      kept += candidates[count].weight
-      count += 1
-    }
-    var target = Double(random.uniform()) * kept
-    for candidate in candidates.prefix(count) {
-      target -= candidate.weight
-      if target < 0 { return candidate.id }
-    }
-    return candidates[0].id
-  }
-}
-
-/// One sequence that a model goes on with, token by token, with the caches of all its layers.
+/// Sequences that a model goes on with side by side, token by token, with the caches of all its layers.
 package final class Generator {
   private let model: HybridLM
   private let backend: any Backend
   private let caches: [any MixerCache]
-  private var position = 0
+  /// Tokens that every sequence has so far.
+  package private(set) var lengths: [Int]
 
-  /// A sequence without tokens yet.
-  package init(_ model: HybridLM, backend: any Backend) {
+  /// Sequences without tokens yet.
+  ///
+  /// - Parameter capacity: tokens that each will have, where that is known; caches grow past it
+  package init(_ model: HybridLM, sequences: Int = 1, capacity: Int = 0, backend: any Backend) {
     self.model = model
     self.backend = backend
-    caches = model.makeCaches(backend)
+    caches = model.makeCaches(backend, sequences: sequences, capacity: capacity)
+    lengths = [Int](repeating: 0, count: sequences)
   }
 
   /// Bytes that the caches hold.
   package var cacheBytes: Int { caches.reduce(0) { $0 + $1.byteCount } }
 
-  /// Reads `tokens` and returns the logits after the last of them, `[V]`.
+  /// Drops the sequences that are not in `kept`.
+  package func select(_ kept: [Int]) {
+    for cache in caches { cache.select(kept) }
+    lengths = kept.map { lengths[$0] }
+  }
+
+  /// Pretends that every sequence had `length` tokens, of undefined values: for measuring speed.
+  package func assume(_ length: Int) {
+    for cache in caches { cache.assume(length) }
+    lengths = lengths.map { _ in length }
+  }
+
+  /// Reads more tokens of every sequence and returns the logits after the last of each, `[sequences, V]`.
   ///
-  /// - Parameter chunk: Tokens of one pass; a long prompt in pieces needs little memory.
-  package func read(_ tokens: [UInt32], chunk: Int = 1024) -> [Float] {
-    precondition(!tokens.isEmpty, "nothing to read")
+  /// - Parameters:
+  ///   - tokens: at least one for each sequence
+  ///   - chunk: most tokens of a sequence in one pass; a long prompt in pieces needs little memory
+  package func read(_ tokens: [[UInt32]], chunk: Int = 512) -> Tensor {
+    precondition(tokens.count == lengths.count, "\(tokens.count) inputs for \(lengths.count) sequences")
+    precondition(tokens.allSatisfy { !$0.isEmpty }, "nothing to read")
+    let hiddenSize = model.configuration.hiddenSize
     return backend.withoutRecording {
-      var last: Tensor?
-      for first in stride(from: 0, to: tokens.count, by: chunk) {
-        let part = tokens[first..<min(first + chunk, tokens.count)].map { Int32(bitPattern: $0) }
+      let last = backend.empty([tokens.count, hiddenSize])
+      let longest = tokens.map(\.count).max() ?? 0
+      for first in stride(from: 0, to: longest, by: chunk) {
+        let parts = tokens.map { Array($0[min(first, $0.count)..<min(first + chunk, $0.count)]) }
+        var ranges: [Range<Int>] = []
+        for part in parts {
+          let start = ranges.last?.upperBound ?? 0
+          ranges.append(start..<start + part.count)
+        }
         let batch = Batch(
-          tokens: backend.tensor(part), segments: Segments(count: 1, length: part.count), start: position)
+          tokens: backend.tensor(parts.joined().map { Int32(bitPattern: $0) }), segments: Segments(ranges),
+          starts: lengths)
         let hidden = model(batch, caches: caches)
-        last = hidden.rows(part.count - 1..<part.count)
-        position += part.count
+        for (sequence, part) in parts.enumerated() where !part.isEmpty {
+          lengths[sequence] += part.count
+          let end = ranges[sequence].upperBound
+          if first + part.count == tokens[sequence].count {
+            backend.copy(hidden.rows(end - 1..<end), into: last.rows(sequence..<sequence + 1))
+          }
+        }
       }
-      return model.logits(last!).toArray()
+      return model.logits(last)
     }
   }
 }

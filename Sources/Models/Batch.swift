@@ -18,13 +18,17 @@ package struct Batch {
   /// Position of every token in its document.
   package let positions: [Int32]
 
-  /// - Parameter start: Position of the first token, for a pass that continues a cache.
-  package init(tokens: Tensor, segments: Segments, start: Int = 0, slidingMask: SlidingMask = .released) {
+  /// - Parameter starts: Positions of the first token of every segment, for a pass that continues caches.
+  package init(
+    tokens: Tensor, segments: Segments, starts: [Int]? = nil, slidingMask: SlidingMask = .released
+  ) {
     precondition(tokens.count == segments.tokenCount, "\(tokens.shape) tokens for segments \(segments)")
     self.tokens = tokens
     self.segments = segments
     self.slidingMask = slidingMask
-    positions = segments.ranges.flatMap { range in (0..<range.count).map { Int32(start + $0) } }
+    positions = segments.ranges.enumerated().flatMap { index, range in
+      (0..<range.count).map { Int32((starts?[index] ?? 0) + $0) }
+    }
   }
 
   /// Which keys a sliding-window layer's queries see.

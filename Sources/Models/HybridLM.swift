@@ -113,8 +113,8 @@ package final class HybridLM {
     }
   }
 
-  /// Empty caches for one sequence.
-  package func makeCaches(_ backend: any Backend) -> [any MixerCache] {
-    layers.map { $0.mixer.makeCache(backend) }
+  /// Empty caches, one a layer, for `sequences` sequences with room for `capacity` tokens each.
+  package func makeCaches(_ backend: any Backend, sequences: Int = 1, capacity: Int = 0) -> [any MixerCache] {
+    layers.map { $0.mixer.makeCache(backend, sequences: sequences, capacity: capacity) }
   }
 }

@@ -7,7 +7,7 @@ import Tensors
 ///   - x: `[N, C]`
 ///   - kernels: `[N, C, 4]`, tap 3 for the current token
 ///   - segments: runs of tokens that see only themselves
-///   - history: `[4, C]`, the inputs before the first segment, newest last; no gradient flows there
+///   - history: `[segments, 4, C]`, the inputs before each segment, newest last; no gradient flows there
 package func dynamicConvolution(
   _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor? = nil
 ) -> Tensor {

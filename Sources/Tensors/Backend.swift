@@ -72,8 +72,8 @@ package protocol Backend: AnyObject {
     _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
     spans: [AttentionSpan], dQ: Tensor, dK: Tensor, dV: Tensor)
 
-  /// y[t, c] = SiLU(Σ_w kernels[t, c, w] · x[t − W + 1 + w, c]) within each segment; `history` [W, C], when
-  /// given, holds the inputs before the first segment, newest last.
+  /// y[t, c] = SiLU(Σ_w kernels[t, c, w] · x[t − W + 1 + w, c]) within each segment; `history`
+  /// [segments, W, C], when given, holds the inputs before each, newest last.
   func dynamicConvolve(
     _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor?, into y: Tensor)
   func dynamicConvolveBackward(

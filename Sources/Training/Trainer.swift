@@ -354,7 +354,8 @@ package final class Trainer {
         identity: identity,
         job: [
           "path": job.path, "text": jobText, "teacher": job.teacher ?? "", "student": job.student,
-          "seed": String(job.seed), "init": job.initialization.rawValue, "config": String(decoding: models.student.configuration.json, as: UTF8.self),
+          "seed": String(job.seed), "init": job.initialization.rawValue,
+          "config": String(decoding: models.student.configuration.json, as: UTF8.self),
         ], shards: shards)
     }
     if world.isCoordinator {

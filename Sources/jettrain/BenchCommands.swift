@@ -14,7 +14,7 @@ import Training
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Measure this machine: one JSON line a figure, with the ceiling measured in the same process.",
-    subcommands: [Step.self, Data.self, CheckpointBench.self, TokenizerBench.self])
+    subcommands: [Step.self, Data.self, CheckpointBench.self, TokenizerBench.self, Decode.self])
 
   private static func emit(_ fields: [String: Any]) throws { FileHandle.standardOutput.write(try jsonLine(fields)) }
 
@@ -212,7 +212,8 @@ struct Bench: ParsableCommand {
   struct TokenizerBench: ParsableCommand {
     static let configuration = CommandConfiguration(
       commandName: "tokenizer",
-      abstract: "Encode text on one core, and one piece of a megabyte that cannot be cut; the ceiling is a copy of memory.")
+      abstract:
+        "Encode text on one core, and one piece of a megabyte that cannot be cut; the ceiling is a copy of memory.")
     @Argument(help: "Text files.") var files: [String]
     @Option(help: "The tokenizer: a folder or tokenizer.json.") var tokenizer: String
     @Option(help: "Seconds to measure.") var seconds = 2.0
@@ -237,7 +238,8 @@ struct Bench: ParsableCommand {
         let pieces = tokenizer.encode(unbroken).count
         long.mark("encode")
         try Bench.emit([
-          "bench": "tokenizer", "bytes_per_s": Double(bytes) / clock.total, "bytes_per_token": Double(bytes) / Double(tokens),
+          "bench": "tokenizer", "bytes_per_s": Double(bytes) / clock.total,
+          "bytes_per_token": Double(bytes) / Double(tokens),
           "open_s": opening.total, "unbroken_megabyte_s": long.total, "unbroken_tokens": pieces,
           "memory_bandwidth_bytes_per_s": Machine.copyRate(),
         ])

@@ -130,7 +130,9 @@ struct CheckpointCommand: ParsableCommand {
         print(
           "\(output): \(model.store.count) parameters as \(dtype), \(Format.bytes(Double(bytes))) in "
             + "\(Format.duration(clock.total)), peak memory \(Format.bytes(Double(Machine.peakMemory)))")
-        if !["tokenizer.json", "vocab.json"].contains(where: { FileManager.default.fileExists(atPath: output + "/" + $0) }) {
+        if !["tokenizer.json", "vocab.json"].contains(where: {
+          FileManager.default.fileExists(atPath: output + "/" + $0)
+        }) {
           FileHandle.standardError.write(
             Data("jettrain: note: there was no tokenizer to carry over; --tokenizer names its folder\n".utf8))
         }

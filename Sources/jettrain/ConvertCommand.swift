@@ -60,7 +60,8 @@ struct Convert: ParsableCommand {
       ).write(student.model, to: output)
       clock.mark("write")
       say(
-        student.model, "\(inherited) inherited, \(student.model.store.count - inherited) begun (\(initialization))", bytes,
+        student.model, "\(inherited) inherited, \(student.model.store.count - inherited) begun (\(initialization))",
+        bytes,
         clock)
     }
   }

@@ -1,13 +1,11 @@
 import ArgumentParser
 import CPUBackend
 import Evaluation
-import Files
 import Foundation
 import Models
 import NN
 import Reporting
 import TokenStreams
-import Tokenizers
 import Training
 
 /// Held-out text to measure on: a mix, or one dataset.
@@ -53,63 +51,6 @@ struct Eval: ParsableCommand {
   }
 }
 
-struct Generate: ParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "Continue a text, with recurrent and key-value caches.")
-  @Argument(help: "A model folder, run folder or checkpoint.") var model: String
-  @Option(help: "The text to continue.") var prompt: String
-  @Option(help: "Tokens to make.") var maxTokens = 128
-  @Option(help: "0 takes the most likely token.") var temperature = 0.0
-  @Option(help: "Choose among this many tokens; 0: all.") var topK = 0
-  @Option(help: "Choose among the likeliest tokens of this mass.") var topP = 1.0
-  @Option(help: "The same seed gives the same text.") var seed: UInt64 = 1
-  @Option(help: "The tokenizer.") var tokenizer = "bytes"
-
-  func run() {
-    withoutWorld {
-      guard maxTokens > 0, temperature >= 0, topP > 0, !prompt.isEmpty else {
-        throw JobError(
-          .usage, "--max-tokens and --top-p must be above zero, --temperature not below, --prompt not empty")
-      }
-      let backend = CPUBackend(threads: Machine.cores)
-      let model = try loadModel(model, backend: backend)
-      let tokenizer = try makeTokenizer(tokenizer)
-      guard model.configuration.vocabularySize >= tokenizer.vocabularySize else {
-        throw JobError(.data, "the model's vocabulary is smaller than that of tokenizer \(tokenizer.name)")
-      }
-      let generator = Generator(model, backend: backend)
-      let sampling = Sampling(temperature: temperature, topK: topK, topP: topP)
-      var random = RandomStream(seed: seed, name: "generate")
-      var clock = PhaseClock()
-      var logits = generator.read(tokenizer.encode(prompt.utf8))
-      clock.mark("prefill")
-      // A character may take several tokens; it is printed when it is whole.
-      var pending = Data()
-      var made = 0
-      while made < maxTokens {
-        let token = UInt32(sampling.choose(logits, random: &random))
-        if token == tokenizer.endOfText { break }
-        made += 1
-        pending += tokenizer.decode([token])
-        if let text = String(data: pending, encoding: .utf8) {
-          FileHandle.standardOutput.write(Data(text.utf8))
-          pending.removeAll()
-        } else if pending.count > 4 {
-          FileHandle.standardOutput.write(Data(String(decoding: pending, as: UTF8.self).utf8))
-          pending.removeAll()
-        }
-        logits = generator.read([token])
-      }
-      clock.mark("decode")
-      FileHandle.standardOutput.write(Data("\n".utf8))
-      let speed = Double(made) / (clock.seconds["decode"] ?? 1)
-      FileHandle.standardError.write(
-        Data(
-          "\(made) tokens, \(String(format: "%.1f", speed)) tokens/s, caches \(Format.bytes(Double(generator.cacheBytes)))\n"
-            .utf8))
-    }
-  }
-}
-
 struct Compare: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "A table of models: validation loss, KL to the first, cache sizes, decoding speed.")
@@ -151,11 +92,11 @@ struct Compare: ParsableCommand {
 
   /// Tokens a second of greedy decoding behind a prompt of `prompt` tokens.
   private func speed(_ model: HybridLM, _ backend: CPUBackend, after prompt: Int) -> Double {
-    let generator = Generator(model, backend: backend)
-    var logits = generator.read((0..<prompt).map { UInt32($0 * 7 % 97 + 32) })
+    let generator = Generator(model, capacity: prompt + decode, backend: backend)
+    var logits = generator.read([(0..<prompt).map { UInt32($0 * 7 % 97 + 32) }])
     var random = RandomStream(seed: 0, name: "compare")
     var clock = PhaseClock()
-    for _ in 0..<decode { logits = generator.read([UInt32(Sampling().choose(logits, random: &random))]) }
+    for _ in 0..<decode { logits = generator.read([[Sampling().choose(logits.toArray(), random: &random)]]) }
     clock.mark("decode")
     return Double(decode) / clock.total
   }

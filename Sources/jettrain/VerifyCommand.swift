@@ -39,16 +39,22 @@ struct Verify: ParsableCommand {
               + "compared with that mask (docs/verify.md)")
         }
       }
-      guard !comparison.entries.isEmpty else { throw SafetensorsError(path: golden.path, reason: "holds nothing to compare") }
+      guard !comparison.entries.isEmpty else {
+        throw SafetensorsError(path: golden.path, reason: "holds nothing to compare")
+      }
       let bad = comparison.entries.filter(isPast)
       print(
         Format.table(
           [["array", "elements", "relative error", ""]]
             + comparison.entries.map { entry in
-              [entry.name, "\(entry.elements)", String(format: "%.2e", entry.error), isPast(entry) ? "past tolerance" : ""]
+              [
+                entry.name, "\(entry.elements)", String(format: "%.2e", entry.error),
+                isPast(entry) ? "past tolerance" : "",
+              ]
             }))
       for (what, entries) in [
-        ("outputs", comparison.entries.filter { !$0.isGradient }), ("gradients", comparison.entries.filter(\.isGradient)),
+        ("outputs", comparison.entries.filter { !$0.isGradient }),
+        ("gradients", comparison.entries.filter(\.isGradient)),
       ] where !entries.isEmpty {
         let worst = entries.max { $0.error < $1.error }!
         print("\(entries.count) \(what), the largest error \(String(format: "%.2e", worst.error)) in \(worst.name)")

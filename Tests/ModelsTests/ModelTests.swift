@@ -31,11 +31,11 @@ import Testing
     }
     let generator = Generator(model, backend: backend)
     let ids = Self.tokens.map { UInt32($0) }
-    for (end, logits) in [(80, generator.read(Array(ids[..<80]), chunk: chunk))]
-      + (80..<83).map({ ($0 + 1, generator.read([ids[$0]])) })
-      + [(97, generator.read(Array(ids[83...]), chunk: chunk))]
+    for (end, logits) in [(80, generator.read([Array(ids[..<80])], chunk: chunk))]
+      + (80..<83).map({ ($0 + 1, generator.read([[ids[$0]]])) })
+      + [(97, generator.read([Array(ids[83...])], chunk: chunk))]
     {
-      let error = relativeError(logits, Array(whole[(end - 1) * 320..<end * 320]))
+      let error = relativeError(logits.toArray(), Array(whole[(end - 1) * 320..<end * 320]))
       #expect(error < 1e-4, "\(name), chunks of \(chunk), \(end) tokens: \(error)")
     }
   }

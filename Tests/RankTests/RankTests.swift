@@ -194,7 +194,7 @@ private let pythonHasSafetensors =
       #expect(process.terminationStatus == 0)
     }
     // The exported model is the one that the run wrote.
-    try jettrain("checkpoint", "export", "run", "--output", "exported")
+    try jettrain("checkpoint", "export", "run", "--output", "exported", "--dtype", "float32")
     #expect(
       FileManager.default.contentsEqual(
         atPath: folder + "/run/model/model.safetensors", andPath: folder + "/exported/model.safetensors"))

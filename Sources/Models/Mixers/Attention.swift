@@ -36,58 +36,89 @@ struct Attention: TokenMixer {
     var keys = rotated(k(x), groups)
     var values = v(x).reshaped([n, groups, size])
     var spans = batch.spans(window: window)
-    if let cache = cache as? KeyValueCache {
-      (keys, values) = cache.append(keys, values)
-      spans = [AttentionSpan(queries: 0..<n, keys: 0..<keys.rows, window: window)]
-    }
+    if let cache = cache as? KeyValueCache { (keys, values, spans) = cache.append(keys, values, batch.segments) }
     let mixed = attention(queries, keys, values, spans: spans)
     return o(mixed.reshaped([n, heads * size]))
   }
 
-  func makeCache(_ backend: any Backend) -> any MixerCache {
-    KeyValueCache(backend, groups: groups, size: size, window: window)
+  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+    KeyValueCache(
+      backend, groups: groups, size: size, window: window, sequences: sequences, capacity: capacity)
   }
 }
 
-/// Keys and values of the tokens so far; of a sliding window only those that can still be seen.
+/// Keys and values of the tokens so far of every sequence; of a sliding window only those that can still be seen.
 final class KeyValueCache: MixerCache {
   private let backend: any Backend
   private let window: Int?
   private let shape: [Int]
+  /// `[sequences · capacity, G, D]`, each sequence at its own multiple of `capacity`.
   private var keys: Tensor
   private var values: Tensor
-  private var count = 0
+  private var capacity: Int
+  /// Rows of every sequence that are filled.
+  private var counts: [Int]
 
-  init(_ backend: any Backend, groups: Int, size: Int, window: Int?) {
+  init(_ backend: any Backend, groups: Int, size: Int, window: Int?, sequences: Int, capacity: Int) {
     self.backend = backend
     self.window = window
+    // A window needs room for twice itself, so that most steps copy nothing.
+    self.capacity = min(max(capacity, 64), window.map { 2 * $0 + 64 } ?? .max)
     shape = [groups, size]
-    keys = backend.empty([0] + shape)
-    values = backend.empty([0] + shape)
+    counts = [Int](repeating: 0, count: sequences)
+    keys = backend.empty([sequences * self.capacity] + shape)
+    values = backend.empty([sequences * self.capacity] + shape)
   }
 
   var byteCount: Int { (keys.count + values.count) * 4 }
 
-  /// Adds rows and returns all that the new queries may see.
-  func append(_ newKeys: Tensor, _ newValues: Tensor) -> (keys: Tensor, values: Tensor) {
-    let kept = min(count, window.map { $0 - 1 } ?? count)
-    let needed = kept + newKeys.rows
-    if count + newKeys.rows > keys.rows {
-      // Grow by halves; a window needs room for twice itself, so that most steps copy nothing.
-      let capacity = max(window.map { needed + $0 } ?? needed + needed / 2, 64)
-      let (oldKeys, oldValues, first) = (keys, values, count - kept)
-      keys = backend.empty([capacity] + shape)
-      values = backend.empty([capacity] + shape)
-      if kept > 0 {
-        backend.copy(oldKeys.rows(first..<count), into: keys.rows(0..<kept))
-        backend.copy(oldValues.rows(first..<count), into: values.rows(0..<kept))
-      }
-      count = kept
+  func select(_ sequences: [Int]) {
+    relocate(sequences, capacity: capacity, kept: sequences.map { counts[$0] })
+  }
+
+  func assume(_ length: Int) {
+    let kept = min(length, window.map { $0 - 1 } ?? length)
+    if kept > capacity { relocate(Array(counts.indices), capacity: kept, kept: counts.map { _ in 0 }) }
+    backend.fill(keys, with: 0.01)
+    backend.fill(values, with: 0.01)
+    counts = counts.map { _ in kept }
+  }
+
+  /// Moves the newest `kept` rows of each of `sequences` into new memory.
+  private func relocate(_ sequences: [Int], capacity newCapacity: Int, kept: [Int]) {
+    let newKeys = backend.empty([sequences.count * newCapacity] + shape)
+    let newValues = backend.empty([sequences.count * newCapacity] + shape)
+    for (place, sequence) in sequences.enumerated() where kept[place] > 0 {
+      let end = sequence * capacity + counts[sequence]
+      let target = place * newCapacity..<place * newCapacity + kept[place]
+      backend.copy(keys.rows(end - kept[place]..<end), into: newKeys.rows(target))
+      backend.copy(values.rows(end - kept[place]..<end), into: newValues.rows(target))
     }
-    let end = count + newKeys.rows
-    backend.copy(newKeys, into: keys.rows(count..<end))
-    backend.copy(newValues, into: values.rows(count..<end))
-    count = end
-    return (keys.rows(end - needed..<end), values.rows(end - needed..<end))
+    (keys, values, capacity, counts) = (newKeys, newValues, newCapacity, kept)
+  }
+
+  /// Adds the rows of every segment to its sequence, and returns all keys and values and which of them each segment's
+  /// queries may see.
+  func append(
+    _ newKeys: Tensor, _ newValues: Tensor, _ segments: Segments
+  ) -> (keys: Tensor, values: Tensor, spans: [AttentionSpan]) {
+    let ranges = segments.ranges
+    precondition(ranges.count == counts.count, "\(ranges.count) segments for \(counts.count) sequences")
+    if zip(counts, ranges).contains(where: { $0 + $1.count > capacity }) {
+      let kept = counts.map { min($0, window.map { $0 - 1 } ?? $0) }
+      let needed = zip(kept, ranges).map { $0 + $1.count }.max() ?? 0
+      let room = needed <= capacity ? capacity : window.map { needed + $0 } ?? needed + needed / 2
+      relocate(Array(counts.indices), capacity: room, kept: kept)
+    }
+    var spans: [AttentionSpan] = []
+    for (sequence, range) in ranges.enumerated() where !range.isEmpty {
+      let start = sequence * capacity
+      let filled = start + counts[sequence]
+      backend.copy(newKeys.rows(range), into: keys.rows(filled..<filled + range.count))
+      backend.copy(newValues.rows(range), into: values.rows(filled..<filled + range.count))
+      counts[sequence] += range.count
+      spans.append(AttentionSpan(queries: range, keys: start..<start + counts[sequence], window: window))
+    }
+    return (keys, values, spans)
   }
 }

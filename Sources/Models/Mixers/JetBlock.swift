@@ -55,35 +55,56 @@ struct JetBlock: TokenMixer {
     let mixed = gatedDeltaRule(
       q: queries, k: keys, v: convolved.reshaped([n, heads, shape.valueSize]), g: gates.g,
       beta: gates.beta, segments: batch.segments, initial: cache?.state, final: cache?.state)
-    cache?.remember(projected)
+    cache?.remember(projected, batch.segments)
     return o(gatedRMSNorm(mixed, gate: g(x), weight: norm.weight.value, epsilon: norm.epsilon))
   }
 
-  func makeCache(_ backend: any Backend) -> any MixerCache { JetCache(backend, shape) }
+  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+    JetCache(backend, shape, sequences: sequences)
+  }
 }
 
 /// The state of every head and the last inputs of the convolution: the same size at any context.
 final class JetCache: MixerCache {
-  /// `[1, H, K, V]`
-  let state: Tensor
-  /// `[4, H·V]`, newest last
-  let history: Tensor
+  /// `[sequences, H, K, V]`
+  private(set) var state: Tensor
+  /// `[sequences, 4, H·V]`, newest last
+  private(set) var history: Tensor
 
-  init(_ backend: any Backend, _ shape: JetConfiguration) {
-    state = backend.zeros([1, shape.heads, shape.keySize, shape.valueSize])
-    history = backend.zeros([shape.convolutionSize, shape.heads * shape.valueSize])
+  init(_ backend: any Backend, _ shape: JetConfiguration, sequences: Int) {
+    state = backend.zeros([sequences, shape.heads, shape.keySize, shape.valueSize])
+    history = backend.zeros([sequences, shape.convolutionSize, shape.heads * shape.valueSize])
   }
 
   var byteCount: Int { (state.count + history.count) * 4 }
 
-  /// Shifts the newest rows of `inputs` `[N, H·V]` in.
-  func remember(_ inputs: Tensor) {
-    let backend = history.backend
-    let fresh = min(inputs.rows, history.rows)
-    for row in 0..<history.rows - fresh {
-      backend.copy(history.rows(row + fresh..<row + fresh + 1), into: history.rows(row..<row + 1))
+  func select(_ sequences: [Int]) {
+    func selected(_ x: Tensor) -> Tensor {
+      let out = x.backend.empty([sequences.count] + x.shape.dropFirst())
+      for (place, sequence) in sequences.enumerated() {
+        x.backend.copy(x.rows(sequence..<sequence + 1), into: out.rows(place..<place + 1))
+      }
+      return out
     }
-    backend.copy(
-      inputs.rows(inputs.rows - fresh..<inputs.rows), into: history.rows(history.rows - fresh..<history.rows))
+    (state, history) = (selected(state), selected(history))
+  }
+
+  func assume(_ length: Int) {}
+
+  /// Shifts the newest rows of every segment of `inputs` `[N, H·V]` into its sequence's history.
+  func remember(_ inputs: Tensor, _ segments: Segments) {
+    let backend = history.backend
+    let taps = history.shape[1]
+    let rows = history.reshaped([history.rows * taps, history.shape[2]])
+    for (sequence, range) in segments.ranges.enumerated() where !range.isEmpty {
+      let first = sequence * taps
+      let fresh = min(range.count, taps)
+      for row in first..<first + taps - fresh {
+        backend.copy(rows.rows(row + fresh..<row + fresh + 1), into: rows.rows(row..<row + 1))
+      }
+      backend.copy(
+        inputs.rows(range.upperBound - fresh..<range.upperBound),
+        into: rows.rows(first + taps - fresh..<first + taps))
+    }
   }
 }

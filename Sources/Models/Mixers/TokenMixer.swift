@@ -2,10 +2,17 @@ import NN
 import Ops
 import Tensors
 
-/// What a layer remembers of the tokens before, while it generates.
+/// What a layer remembers of the tokens before, for each of a number of sequences that are generated side by side.
+/// A pass that continues them has a segment for each, in their order, which may be empty.
 package protocol MixerCache: AnyObject {
   /// Bytes it holds.
   var byteCount: Int { get }
+
+  /// Keeps only these sequences, in this order.
+  func select(_ sequences: [Int])
+
+  /// Pretends that every sequence had `length` tokens, of undefined values: for measuring speed.
+  func assume(_ length: Int)
 }
 
 /// The part of a layer that moves information between tokens.
@@ -14,12 +21,12 @@ package protocol MixerCache: AnyObject {
 package protocol TokenMixer {
   /// - Parameters:
   ///   - x: `[N, hidden]`, the layer's normalised input
-  ///   - cache: of this mixer, when `batch` is one sequence that continues
+  ///   - cache: of this mixer, when the segments of `batch` continue sequences
   /// - Returns: `[N, hidden]`
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor
 
-  /// An empty cache for one sequence.
-  func makeCache(_ backend: any Backend) -> any MixerCache
+  /// Empty caches for `sequences` sequences, with room for `capacity` tokens each where the mixer's cache grows.
+  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache
 }
 
 /// The mixer of a layer of this type, its parameters created under `scope`.

@@ -1,0 +1,102 @@
+import ArgumentParser
+import CPUBackend
+import Evaluation
+import Files
+import Foundation
+import Models
+import Reporting
+import Tokenizers
+import Training
+
+struct Generate: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Continue texts, several side by side, with recurrent states and key-value caches.")
+  @Argument(help: "A model folder, run folder or checkpoint.") var model: String
+  @Option(help: "A text to continue; may be given several times.") var prompt: [String] = []
+  @Option(help: "A file of texts to continue, one a line.") var prompts: String?
+  @Option(help: "Most tokens to make of each.") var maxTokens = 128
+  @Option(help: "End where this text would begin; may be given several times.") var stop: [String] = []
+  @Flag(help: "Do not end at the end-of-text tokens of the model.") var ignoreEnd = false
+  @Option(help: "0 takes the most likely token.") var temperature = 0.0
+  @Option(help: "Choose among this many tokens; 0: all.") var topK = 0
+  @Option(help: "Choose among the likeliest tokens of this mass.") var topP = 1.0
+  @Option(help: "The same seed gives the same texts.") var seed: UInt64 = 1
+  @Option(help: "The tokenizer; default: the model's, else bytes.") var tokenizer: String?
+  @Flag(help: "In the prompt, the spelling of a special token is that token.") var special = false
+  @Option(help: "Tokens of a prompt in one pass.") var chunk = 512
+  @Flag(help: "Print a JSON line for each text.") var json = false
+
+  func run() {
+    withoutWorld {
+      let texts =
+        try prompt
+        + (prompts.map { path in
+          String(decoding: try readFile(path), as: UTF8.self).split(separator: "\n").map(String.init)
+        } ?? [])
+      guard maxTokens > 0, temperature >= 0, topP > 0, topK >= 0, chunk > 0, !texts.isEmpty,
+        texts.allSatisfy({ !$0.isEmpty })
+      else {
+        throw JobError(
+          .usage,
+          "--max-tokens, --chunk and --top-p must be above zero, --temperature and --top-k not below, and --prompt or "
+            + "--prompts must give texts")
+      }
+      let backend = CPUBackend(threads: Machine.cores)
+      var clock = PhaseClock()
+      let model = try loadModel(model, backend: backend)
+      let tokenizer = try makeTokenizer(tokenizer, of: self.model)
+      guard model.configuration.vocabularySize >= tokenizer.vocabularySize else {
+        throw JobError(
+          .data,
+          "tokenizer \(tokenizer.name) has ids up to \(tokenizer.vocabularySize - 1), the model a vocabulary of "
+            + "\(model.configuration.vocabularySize)")
+      }
+      let ids = texts.map { tokenizer.encode($0.utf8, special: special ? .recognized : .asText) }
+      let settings = ContinuationSettings(
+        sampling: Sampling(temperature: temperature, topK: topK, topP: topP), maxTokens: maxTokens,
+        stopTokens: ignoreEnd ? [] : endTokens(of: self.model, tokenizer), stopStrings: stop, seed: seed, chunk: chunk)
+      let generator = Generator(model, sequences: ids.count, backend: backend)
+      clock.mark("load")
+      let streams = ids.count == 1 && !json
+      let results = generator.continuations(
+        ids, settings, tokenizer: tokenizer,
+        show: { _, text in if streams { FileHandle.standardOutput.write(Data(text.utf8)) } },
+        afterPrefill: { clock.mark("prefill") })
+      clock.mark("decode")
+      for (text, result) in zip(texts, results) {
+        if json {
+          FileHandle.standardOutput.write(
+            try jsonLine([
+              "prompt": text, "text": result.text, "tokens": result.tokens.count, "stopped": result.endedByStop,
+            ]))
+        } else {
+          FileHandle.standardOutput.write(Data(((streams ? "" : text + result.text) + "\n").utf8))
+        }
+      }
+      let (read, made) = (ids.reduce(0) { $0 + $1.count }, results.reduce(0) { $0 + $1.tokens.count })
+      func rate(_ tokens: Int, _ phase: String) -> String {
+        String(format: "%.1f", Double(tokens) / max(clock.seconds[phase] ?? 0, 1e-9))
+      }
+      FileHandle.standardError.write(
+        Data(
+          ("loaded in \(String(format: "%.2f", clock.seconds["load"] ?? 0)) s; read \(read) tokens at "
+            + "\(rate(read, "prefill"))/s, made \(made) at \(rate(made, "decode"))/s; caches "
+            + "\(Format.bytes(Double(generator.cacheBytes))), peak memory \(Format.bytes(Double(Machine.peakMemory)))\n")
+            .utf8))
+    }
+  }
+
+  /// The tokens that end a text: the tokenizer's, and those of `generation_config.json` or `config.json`.
+  private func endTokens(of path: String, _ tokenizer: any Tokenizer) -> Set<UInt32> {
+    var tokens: Set<UInt32> = [tokenizer.endOfText]
+    for name in ["generation_config.json", "config.json"] {
+      guard let folder = companionFolder(of: path),
+        let data = FileManager.default.contents(atPath: folder + "/" + name),
+        let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
+      else { continue }
+      let ids = object["eos_token_id"] as? [Int] ?? (object["eos_token_id"] as? Int).map { [$0] } ?? []
+      tokens.formUnion(ids.compactMap { UInt32(exactly: $0) })
+    }
+    return tokens
+  }
+}
