@@ -66,49 +66,72 @@ extension CPUBackend {
   }
 
   /// c = alpha · a bᵀ for a few rows of a, each row of b read once.
+  ///
+  /// Two neighbours of bfloat16 are one 32-bit word: its upper half is the second as it stands, a shift makes the first.
+  /// So the rows of a are laid out in blocks of 32, the sixteen even elements before the sixteen odd ones.
   private func streamWeights(
     _ a: FloatPointer, _ b: BFloatPointer, into c: FloatPointer, rows: Int, columns: Int, inner: Int, alpha: Float,
     adds: Bool
   ) {
-    let tile = 64
-    parallel((columns + tile - 1) / tile, kernel: "multiply") { t in
-      for column in t * tile..<min(columns, (t + 1) * tile) {
-        let weights = b + column * inner
-        var row = 0
-        while row < rows {
-          let x = a + row * inner
-          let count = min(4, rows - row)
-          let sums =
-            count == 4
-            ? Self.fourDots(x, inner, weights)
-            : SIMD4(
-              Self.dot(x, weights, inner), count > 1 ? Self.dot(x + inner, weights, inner) : 0,
-              count > 2 ? Self.dot(x + 2 * inner, weights, inner) : 0, 0)
-          for i in 0..<count {
-            let out = c + (row + i) * columns + column
-            out.pointee = alpha * sums[i] + (adds ? out.pointee : 0)
+    let whole = inner / 32 * 32
+    withTemporary(rows * inner) { parted in
+      for row in 0..<rows {
+        let (source, target) = (a + row * inner, parted + row * inner)
+        for i in stride(from: 0, to: whole, by: 32) {
+          let (low, high) = (source.lanes(i), source.lanes(i + 16))
+          target.store(Lanes(lowHalf: low.evenHalf, highHalf: high.evenHalf), i)
+          target.store(Lanes(lowHalf: low.oddHalf, highHalf: high.oddHalf), i + 16)
+        }
+        for i in whole..<inner { target[i] = source[i] }
+      }
+      let tile = 64
+      parallel((columns + tile - 1) / tile, kernel: "multiply") { t in
+        for column in t * tile..<min(columns, (t + 1) * tile) {
+          let weights = b + column * inner
+          var row = 0
+          while row < rows {
+            let x = parted + row * inner
+            let count = rows - row >= 4 ? 4 : 1
+            let sums = count == 4 ? Self.fourDots(x, inner, weights) : SIMD4(Self.dot(x, inner, weights), 0, 0, 0)
+            for i in 0..<count {
+              let out = c + (row + i) * columns + column
+              out.pointee = alpha * sums[i] + (adds ? out.pointee : 0)
+            }
+            row += count
           }
-          row += count
         }
       }
     }
   }
 
-  /// Σ x·w over `count` elements.
+  /// The even and odd ones of 32 weights.
   @inline(__always)
-  private static func dot(_ x: FloatPointer, _ weights: BFloatPointer, _ count: Int) -> Float {
+  private static func pairs(_ weights: BFloatPointer, _ index: Int) -> (even: Lanes, odd: Lanes) {
+    let words = UnsafeRawPointer(weights + index).loadUnaligned(as: SIMD16<UInt32>.self)
+    return (
+      unsafeBitCast(words &<< 16, to: Lanes.self),
+      unsafeBitCast(words & SIMD16<UInt32>(repeating: 0xFFFF_0000), to: Lanes.self)
+    )
+  }
+
+  /// Σ x·w over `count` elements, x parted.
+  @inline(__always)
+  private static func dot(_ x: FloatPointer, _ count: Int, _ weights: BFloatPointer) -> Float {
     var (s0, s1, s2, s3) = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
     var i = 0
     while i + 64 <= count {
-      s0 = s0.addingProduct(x.lanes(i), weights.wide(i))
-      s1 = s1.addingProduct(x.lanes(i + 16), weights.wide(i + 16))
-      s2 = s2.addingProduct(x.lanes(i + 32), weights.wide(i + 32))
-      s3 = s3.addingProduct(x.lanes(i + 48), weights.wide(i + 48))
+      let (first, second) = (pairs(weights, i), pairs(weights, i + 32))
+      s0 = s0.addingProduct(x.lanes(i), first.even)
+      s1 = s1.addingProduct(x.lanes(i + 16), first.odd)
+      s2 = s2.addingProduct(x.lanes(i + 32), second.even)
+      s3 = s3.addingProduct(x.lanes(i + 48), second.odd)
       i += 64
     }
-    while i + 16 <= count {
-      s0 = s0.addingProduct(x.lanes(i), weights.wide(i))
-      i += 16
+    if i + 32 <= count {
+      let pair = pairs(weights, i)
+      s0 = s0.addingProduct(x.lanes(i), pair.even)
+      s1 = s1.addingProduct(x.lanes(i + 16), pair.odd)
+      i += 32
     }
     var sum = ((s0 + s1) + (s2 + s3)).total
     while i < count {
@@ -118,19 +141,19 @@ extension CPUBackend {
     return sum
   }
 
-  /// Four rows of x, `stride` apart, with one row of weights.
+  /// Four rows of x, parted, `stride` apart, with one row of weights.
   @inline(__always)
   private static func fourDots(_ x: FloatPointer, _ stride: Int, _ weights: BFloatPointer) -> SIMD4<Float> {
     let (x1, x2, x3) = (x + stride, x + 2 * stride, x + 3 * stride)
     var (s0, s1, s2, s3) = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
     var i = 0
-    while i + 16 <= stride {
-      let w = weights.wide(i)
-      s0 = s0.addingProduct(x.lanes(i), w)
-      s1 = s1.addingProduct(x1.lanes(i), w)
-      s2 = s2.addingProduct(x2.lanes(i), w)
-      s3 = s3.addingProduct(x3.lanes(i), w)
-      i += 16
+    while i + 32 <= stride {
+      let (even, odd) = pairs(weights, i)
+      s0 = s0.addingProduct(x.lanes(i), even).addingProduct(x.lanes(i + 16), odd)
+      s1 = s1.addingProduct(x1.lanes(i), even).addingProduct(x1.lanes(i + 16), odd)
+      s2 = s2.addingProduct(x2.lanes(i), even).addingProduct(x2.lanes(i + 16), odd)
+      s3 = s3.addingProduct(x3.lanes(i), even).addingProduct(x3.lanes(i + 16), odd)
+      i += 32
     }
     var sums = SIMD4(s0.total, s1.total, s2.total, s3.total)
     while i < stride {
