@@ -50,6 +50,7 @@ package struct DatasetBuilder {
 
   private static let progressName = "building.json"
   private static let batchBytes = 8 << 20
+  private static let pieceBytes = 256 << 10
 
   package init(_ recipe: DatasetRecipe, tokenizer: any Tokenizer, folder: String, pool: ThreadPool) {
     self.recipe = recipe
@@ -63,7 +64,7 @@ package struct DatasetBuilder {
   /// - Parameter report: Called with the tokens so far and the share of the input that has been read.
   package func run(report: (_ tokens: Int, _ share: Double) -> Void) throws -> Manifest {
     try createFolder(folder)
-    let inputs = try recipe.inputs.flatMap(Self.files)
+    let inputs = try recipe.inputs.flatMap(files)
     guard !inputs.isEmpty else { throw FileError(recipe.inputs.joined(separator: " "), "no input files") }
     guard !FileManager.default.fileExists(atPath: folder + "/" + Manifest.fileName) else {
       throw FileError(folder, "already holds a dataset; datasets never change: choose another folder or remove it")
@@ -96,13 +97,13 @@ package struct DatasetBuilder {
     }
     let skipped = progress.documents
     for (ordinal, input) in inputs.enumerated() {
-      let reader = try DocumentReader(input, format: recipe.format)
+      let reader = try open(input)
       while true {
         let documents = try Self.batch(reader)
         if documents.isEmpty { break }
         let fresh = Array(documents.dropFirst(max(0, skipped - consumed)))
         consumed += documents.count
-        for (tokens, masked) in tokenize(fresh) {
+        for (tokens, masked) in try tokenize(fresh) {
           let shard: ShardWriter
           if let writer {
             shard = writer
@@ -132,8 +133,22 @@ package struct DatasetBuilder {
     return manifest
   }
 
+  /// The documents of one input; ids are proven to be of the tokenizer first.
+  private func open(_ path: String) throws -> any DocumentSource {
+    if path.hasSuffix(".parquet") {
+      throw FileError(
+        path,
+        "parquet is not read (there is no well-kept Swift library for it): write JSON Lines first, for example with "
+          + "DuckDB: COPY (SELECT text FROM '\(path)') TO 'text.jsonl'")
+    }
+    guard case .tokens(let format) = recipe.format else { return try DocumentReader(path, format: recipe.format) }
+    let file = try TokenFile(path, format: format, endOfText: tokenizer.endOfText)
+    _ = try file.prove(tokenizer)
+    return TokenReader(file)
+  }
+
   /// The files below `path`, or `path` itself.
-  private static func files(_ path: String) throws -> [String] {
+  private func files(_ path: String) throws -> [String] {
     var isFolder: ObjCBool = false
     guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
       throw FileError(path, "there is no such input", kind: .system)
@@ -143,32 +158,86 @@ package struct DatasetBuilder {
     return names.sorted().map { path + "/" + $0 }.filter {
       var isFolder: ObjCBool = false
       return FileManager.default.fileExists(atPath: $0, isDirectory: &isFolder) && !isFolder.boolValue
+        && holdsDocuments($0)
     }
   }
 
-  private static func batch(_ reader: DocumentReader) throws -> [Document] {
+  /// Whether a file found in a folder is one to read, not an index beside it.
+  private func holdsDocuments(_ path: String) -> Bool {
+    if case .tokens(let format) = recipe.format { return format.matches(path) }
+    return true
+  }
+
+  private static func batch(_ reader: any DocumentSource) throws -> [Document] {
     var documents: [Document] = []
     var bytes = 0
     while bytes < batchBytes, let document = try reader.next() {
-      bytes += document.text.count
+      bytes += document.byteCount
       documents.append(document)
     }
     return documents
   }
 
-  /// Tokens of every document, its end included, and how many of them do not count.
-  private func tokenize(_ documents: [Document]) -> [(tokens: [UInt32], masked: Int)] {
+  /// Tokens of every document, its end included, and how many of them do not count. Long texts are cut, so that all
+  /// threads have work.
+  private func tokenize(_ documents: [Document]) throws -> [(tokens: [UInt32], masked: Int)] {
     var results = [(tokens: [UInt32], masked: Int)](repeating: ([], 0), count: documents.count)
-    results.withUnsafeMutableBufferPointer { results in
-      let out = results.baseAddress!
-      pool.run(documents.count) { i in
-        let document = documents[i]
-        let prompt = document.maskedBytes > 0 ? tokenizer.encode(document.text[..<document.maskedBytes]) : []
-        let rest = tokenizer.encode(document.text[document.maskedBytes...])
-        out[i] = (prompt + rest + [tokenizer.endOfText], prompt.count)
+    var pieces: [(document: Int, text: ArraySlice<UInt8>, isMasked: Bool)] = []
+    let texts = try parse(documents)
+    for (index, document) in documents.enumerated() {
+      if case .tokens(let tokens) = document { results[index].tokens = tokens }
+      let (text, maskedBytes) = texts[index]
+      for (part, isMasked) in [(text[..<maskedBytes], true), (text[maskedBytes...], false)] {
+        pieces += cut(part).map { (index, $0, isMasked) }
       }
     }
+    var encoded = [[UInt32]](repeating: [], count: pieces.count)
+    encoded.withUnsafeMutableBufferPointer { encoded in
+      let out = encoded.baseAddress
+      pool.run(pieces.count) { out![$0] = tokenizer.encode(pieces[$0].text) }
+    }
+    for (piece, tokens) in zip(pieces, encoded) {
+      results[piece.document].tokens += tokens
+      if piece.isMasked { results[piece.document].masked += tokens.count }
+    }
+    for index in results.indices where results[index].tokens.last != tokenizer.endOfText {
+      results[index].tokens.append(tokenizer.endOfText)
+    }
     return results
+  }
+
+  /// The texts of documents that are not ids; records are parsed side by side.
+  private func parse(_ documents: [Document]) throws -> [(text: [UInt8], maskedBytes: Int)] {
+    var texts = [Result<(text: [UInt8], maskedBytes: Int), any Error>](
+      repeating: .success(([], 0)), count: documents.count)
+    texts.withUnsafeMutableBufferPointer { texts in
+      let out = texts.baseAddress
+      let format = recipe.format
+      pool.run(documents.count) { index in
+        switch documents[index] {
+        case .text(let text): out![index] = .success((text, 0))
+        case .record(let line, let place): out![index] = Result { try format.text(of: line, place: place) }
+        case .tokens: break
+        }
+      }
+    }
+    return try texts.map { try $0.get() }
+  }
+
+  /// `text` in parts of about 256 KB that encode as the whole does.
+  private func cut(_ text: ArraySlice<UInt8>) -> [ArraySlice<UInt8>] {
+    var parts: [ArraySlice<UInt8>] = []
+    var start = text.startIndex
+    while text.endIndex - start > 2 * Self.pieceBytes,
+      let end = (start + Self.pieceBytes..<text.endIndex).first(where: {
+        tokenizer.mayCut(between: text[$0 - 1], text[$0])
+      })
+    {
+      parts.append(text[start..<end])
+      start = end
+    }
+    if start < text.endIndex { parts.append(text[start...]) }
+    return parts
   }
 
   private func makeWriter(ordinal: Int, codebook: Codebook) throws -> ShardWriter {
@@ -190,8 +259,12 @@ package struct DatasetBuilder {
       if ids.count == tokenizer.vocabularySize, let codebook = Codebook(ids: ids) { return codebook }
       throw FileError(path, "is damaged; remove \(folder) and build again")
     }
-    let reader = try DocumentReader(inputs[0], format: recipe.format)
-    let sample = tokenize(try Self.batch(reader)).flatMap(\.tokens)
+    let reader = try open(inputs[0])
+    let documents = try Self.batch(reader).map { document in
+      if case .text(let text) = document { return Document.text(Array(text.prefix(Self.batchBytes))) }
+      return document
+    }
+    let sample = try tokenize(documents).flatMap(\.tokens)
     let codebook = Codebook(sample: sample, vocabulary: tokenizer.vocabularySize)
     let bytes = codebook.ids.map(\.littleEndian).withUnsafeBytes { Zstd.compress($0, level: 19) }
     try writeDurably(Data(bytes), to: path)

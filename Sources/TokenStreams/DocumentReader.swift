@@ -10,25 +10,88 @@ package enum DocumentFormat: Sendable {
   /// JSON Lines of questions and answers, put into `template` at `{question}` and `{answer}`; the loss counts from
   /// where the answer begins when `answerOnly`.
   case questions(template: String, answerOnly: Bool)
+  /// Ids that another program made; they must be proven to be of the dataset's tokenizer.
+  case tokens(TokenFormat)
 }
 
-/// One document: its text, and how many bytes of it do not count in the loss.
-package struct Document: Sendable {
-  package let text: [UInt8]
-  package let maskedBytes: Int
+/// One document, as it is found in its file.
+enum Document: Sendable {
+  case text([UInt8])
+  /// A line of JSON, and where it stands, for errors.
+  case record([UInt8], place: String)
+  /// Ids, as they are.
+  case tokens([UInt32])
+
+  var byteCount: Int {
+    switch self {
+    case .text(let text), .record(let text, _): text.count
+    case .tokens(let tokens): tokens.count * 4
+    }
+  }
 }
 
-/// Reads the documents of a file in order; `.gz` and `.zst` are decompressed on the way.
-final class DocumentReader {
+extension DocumentFormat {
+  /// The text in a line of JSON, and how many bytes of it do not count in the loss.
+  func text(of record: [UInt8], place: String) throws -> (text: [UInt8], maskedBytes: Int) {
+    guard let object = try? JSONSerialization.jsonObject(with: Data(record)) as? [String: Any] else {
+      throw FileError(place, "is not a JSON object")
+    }
+    func string(_ field: String) throws -> String {
+      guard let text = object[field] as? String else {
+        let known = object.keys.sorted().joined(separator: ", ")
+        throw FileError(place, "has no text in field \(field); its fields are \(known)")
+      }
+      return text
+    }
+    switch self {
+    case .text, .tokens: return (record, 0)
+    case .jsonField(let field): return (Array(try string(field).utf8), 0)
+    case .questions(let template, let answerOnly):
+      let parts = template.components(separatedBy: "{answer}")
+      guard parts.count == 2 else { throw FileError("--template", "must hold {answer} once: \(template)") }
+      let question = parts[0].replacingOccurrences(of: "{question}", with: try string("question"))
+      let answer = try string("answer") + parts[1]
+      return (Array((question + answer).utf8), answerOnly ? question.utf8.count : 0)
+    }
+  }
+}
+
+/// What gives the documents of one input in order.
+protocol DocumentSource: AnyObject {
+  /// Bytes of the input taken so far, after decompression.
+  var bytesRead: Int { get }
+  /// The next document; nil at the end. Empty ones are passed over.
+  func next() throws -> Document?
+}
+
+/// The documents of a file of tokens.
+final class TokenReader: DocumentSource {
+  private let file: TokenFile
+  private var ordinal = 0
+  private(set) var bytesRead = 0
+
+  init(_ file: TokenFile) { self.file = file }
+
+  func next() throws -> Document? {
+    guard ordinal < file.documents.count else { return nil }
+    defer { ordinal += 1 }
+    let tokens = file.tokens(ordinal)
+    bytesRead += tokens.count * file.width
+    return .tokens(tokens)
+  }
+}
+
+/// Reads the documents of a text in order; `.gz` and `.zst` are decompressed on the way.
+final class DocumentReader: DocumentSource {
   private let path: String
   private let format: DocumentFormat
   private let read: (UnsafeMutableRawBufferPointer) throws -> Int
   private let close: () throws -> Void
   private var buffer: [UInt8] = []
+  private var chunk = [UInt8](repeating: 0, count: 1 << 20)
   private var position = 0
   private var line = 0
   private var isAtEnd = false
-  /// Bytes of the input taken so far, after decompression.
   private(set) var bytesRead = 0
 
   init(_ path: String, format: DocumentFormat) throws {
@@ -93,12 +156,8 @@ final class DocumentReader {
   }
 
   private func fill() throws {
-    let old = buffer.count
-    buffer.append(contentsOf: repeatElement(0, count: 1 << 18))
-    let count = try buffer.withUnsafeMutableBytes { bytes in
-      try read(UnsafeMutableRawBufferPointer(rebasing: bytes[old...]))
-    }
-    buffer.removeLast(buffer.count - old - count)
+    let count = try chunk.withUnsafeMutableBytes { try read($0) }
+    buffer += chunk[..<count]
     bytesRead += count
     if count == 0 {
       isAtEnd = true
@@ -106,29 +165,18 @@ final class DocumentReader {
     }
   }
 
-  /// The next document; nil at the end. Empty ones are passed over.
   func next() throws -> Document? {
-    switch format {
-    case .text(let separator):
-      while true {
-        guard let text = try nextText(separator) else { return nil }
-        if !text.isEmpty { return Document(text: text, maskedBytes: 0) }
+    if case .text(let separator) = format {
+      while let text = try nextText(separator) {
+        if !text.isEmpty { return .text(text) }
       }
-    case .jsonField(let field):
-      guard let object = try nextObject() else { return nil }
-      return Document(text: Array(try string(field, of: object).utf8), maskedBytes: 0)
-    case .questions(let template, let answerOnly):
-      guard let object = try nextObject() else { return nil }
-      let parts = template.components(separatedBy: "{answer}")
-      guard parts.count == 2 else {
-        throw FileError("--template", "must hold {answer} once: \(template)")
-      }
-      let question = parts[0].replacingOccurrences(
-        of: "{question}", with: try string("question", of: object))
-      let answer = try string("answer", of: object) + parts[1]
-      return Document(
-        text: Array((question + answer).utf8), maskedBytes: answerOnly ? question.utf8.count : 0)
+      return nil
     }
+    while let line = try nextLine() {
+      if line.allSatisfy({ $0 == 32 || $0 == 13 || $0 == 9 }) { continue }
+      return .record(Array(line), place: "\(path):\(self.line)")
+    }
+    return nil
   }
 
   private func nextText(_ separator: String?) throws -> [UInt8]? {
@@ -147,24 +195,5 @@ final class DocumentReader {
       isFirst = false
     }
     return isFirst ? nil : text
-  }
-
-  private func nextObject() throws -> [String: Any]? {
-    while let bytes = try nextLine() {
-      if bytes.allSatisfy({ $0 == 32 || $0 == 13 || $0 == 9 }) { continue }
-      guard let object = try? JSONSerialization.jsonObject(with: Data(bytes)) as? [String: Any] else {
-        throw FileError("\(path):\(line)", "is not a JSON object")
-      }
-      return object
-    }
-    return nil
-  }
-
-  private func string(_ field: String, of object: [String: Any]) throws -> String {
-    guard let text = object[field] as? String else {
-      let known = object.keys.sorted().joined(separator: ", ")
-      throw FileError("\(path):\(line)", "has no text in field \(field); its fields are \(known)")
-    }
-    return text
   }
 }

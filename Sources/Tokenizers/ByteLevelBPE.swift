@@ -102,6 +102,11 @@ package final class ByteLevelBPE: Tokenizer {
     return out
   }
 
+  /// A line feed before an ASCII letter: the pattern lets no piece reach over it, and normalisation combines neither.
+  package func mayCut(between left: UInt8, _ right: UInt8) -> Bool {
+    left == UInt8(ascii: "\n") && (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(right | 0x20)
+  }
+
   package func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens) -> [UInt32] {
     var cache = caches.withLock { $0.popLast() } ?? PieceCache()
     defer { caches.withLock { $0.append(cache) } }

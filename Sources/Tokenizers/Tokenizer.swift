@@ -24,6 +24,8 @@ package protocol Tokenizer: Sendable {
   func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens) -> [UInt32]
   /// The bytes of these tokens; ids of no text give none.
   func decode(_ tokens: some Sequence<UInt32>) -> [UInt8]
+  /// Whether text may be cut between these two bytes without changing any id, special tokens being text.
+  func mayCut(between left: UInt8, _ right: UInt8) -> Bool
 }
 
 extension Tokenizer {
@@ -46,6 +48,8 @@ package struct ByteTokenizer: Tokenizer {
   package func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens) -> [UInt32] { text.map(UInt32.init) }
 
   package func decode(_ tokens: some Sequence<UInt32>) -> [UInt8] { tokens.compactMap(UInt8.init(exactly:)) }
+
+  package func mayCut(between left: UInt8, _ right: UInt8) -> Bool { true }
 
   static func hexadecimal(_ digest: some Sequence<UInt8>) -> String {
     digest.map { byte in (byte < 16 ? "0" : "") + String(byte, radix: 16) }.joined()

@@ -8,6 +8,7 @@ import Tokenizers
 import Training
 
 extension TokenCodec: ExpressibleByArgument {}
+extension TokenFormat: ExpressibleByArgument {}
 
 struct Tokens: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -17,11 +18,15 @@ struct Tokens: ParsableCommand {
   struct Build: ParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "Turn text into a dataset of zstd-compressed token shards.",
-      discussion: "Inputs are files or folders of text or JSON Lines, also .gz and .zst. An interrupted build goes on.")
+      discussion:
+        "Inputs are files or folders of text or JSON Lines, also .gz and .zst, or ids (--tokens), which are proven to be "
+        + "of the tokenizer. An interrupted build goes on.")
 
     @Argument(help: "Files or folders.") var inputs: [String]
     @Option(help: "Folder of the new dataset; its last part is the dataset's name.") var output: String
-    @Option(help: "The tokenizer.") var tokenizer = "bytes"
+    @Option(help: "The tokenizer: bytes, or a folder or tokenizer.json.") var tokenizer = "bytes"
+    @Option(help: "Inputs are ids that another program made: megatron, llmc, nanogpt or datatrove.")
+    var tokens: TokenFormat?
     @Option(help: "JSON Lines: the field that holds the text.") var field: String?
     @Option(help: "JSON Lines of question and answer: the text around {question} and {answer}.") var template: String?
     @Flag(help: "With --template: only the answer counts in the loss.") var answerOnly = false
@@ -38,11 +43,11 @@ struct Tokens: ParsableCommand {
         guard (1...19).contains(level), shardTokens > 0 else {
           throw JobError(.usage, "--level must be 1 to 19 and --shard-tokens above zero")
         }
-        guard field == nil || template == nil else {
-          throw JobError(.usage, "--field and --template exclude each other")
+        guard [field != nil, template != nil, tokens != nil].count(where: { $0 }) <= 1 else {
+          throw JobError(.usage, "--field, --template and --tokens exclude each other")
         }
         let format: DocumentFormat =
-          if let template {
+          if let tokens { .tokens(tokens) } else if let template {
             .questions(template: template.replacingOccurrences(of: "\\n", with: "\n"), answerOnly: answerOnly)
           } else if let field { .jsonField(field) } else { .text(separator: separator) }
         let recipe = DatasetRecipe(
@@ -100,6 +105,7 @@ struct Tokens: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Show what a dataset holds.")
     @Argument(help: "Folder of a dataset.") var folder: String
     @Option(help: "Also show this many first tokens as text.") var text = 0
+    @Option(help: "With --text: the tokenizer, where its name in the manifest is not enough.") var tokenizer: String?
 
     func run() {
       withoutWorld {
@@ -118,7 +124,11 @@ struct Tokens: ParsableCommand {
         print("fingerprint  \(m.fingerprint)")
         let rows = m.shards.map { [$0.file, "\($0.tokens)", "\($0.documents)", Format.bytes(Double($0.bytes))] }
         print(Format.table([["shard", "tokens", "documents", "size"]] + rows))
-        if text > 0, let tokenizer = try? makeTokenizer(m.tokenizer) {
+        if text > 0 {
+          let tokenizer = try makeTokenizer(tokenizer ?? m.tokenizer)
+          guard tokenizer.hash == m.tokenizerHash else {
+            throw JobError(.data, "tokenizer \(tokenizer.name) is not the one that \(folder) was built with")
+          }
           var tokens: [UInt32] = []
           let shard = try dataset.shard(0)
           try shard.read(0..<min(text, shard.tokenCount), into: &tokens)
