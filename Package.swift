@@ -81,6 +81,13 @@ let package = Package(
         "Training",
       ]),
     .testTarget(name: "RankTests", dependencies: ["jettrain"]),
+    .executableTarget(
+      name: "jettrain-fuzz",
+      dependencies: ["Files", "Models", "Parallel", "Safetensors", "Tokenizers", "TokenStreams"], path: "Tests/Fuzz",
+      swiftSettings: [.unsafeFlags(["-O"])]),
+    .testTarget(
+      name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
+      exclude: ["jet_twin.py", "make_golden.py", "parity.py", "tokenizer_parity.py"]),
   ],
   swiftLanguageModes: [.v6]
 )

@@ -112,17 +112,34 @@ package struct ModelConfiguration: Sendable {
     keyValueHeads = try reader.optionalPositive("num_key_value_heads") ?? attentionHeads
     headSize = try reader.optionalPositive("head_dim") ?? hiddenSize / attentionHeads
     normEpsilon = Float(reader.number("rms_norm_eps") ?? 1e-6)
-    ropeTheta = Float(reader.number("rope_theta") ?? 10_000)
+    // transformers 5 keeps the angles' settings together; kinds that change them are not computed here.
+    let rope = object["rope_parameters"] as? [String: Any] ?? object["rope_scaling"] as? [String: Any] ?? [:]
+    let kind = (rope["rope_type"] ?? rope["type"]) as? String ?? "default"
+    guard kind == "default" else { throw ModelError(path: path, reason: "rope type \(kind) is not supported") }
+    let activation = object["hidden_act"] as? String ?? "silu"
+    guard activation == "silu" else {
+      throw ModelError(path: path, reason: "hidden_act \(activation) is not supported")
+    }
+    let ropeReader = ConfigurationReader(object: rope, path: path)
+    ropeTheta = Float(reader.number("rope_theta") ?? ropeReader.number("rope_theta") ?? 10_000)
     tiesEmbeddings = object["tie_word_embeddings"] as? Bool ?? false
     endOfText = object["eos_token_id"] as? Int
-    guard attentionHeads % keyValueHeads == 0, headSize % 2 == 0 else {
+    guard attentionHeads % keyValueHeads == 0, headSize > 0, headSize % 2 == 0 else {
       throw ModelError(
         path: path,
         reason: "num_key_value_heads \(keyValueHeads) must divide num_attention_heads \(attentionHeads), "
-          + "and the head size \(headSize) must be even")
+          + "and the head size \(headSize) must be even and above zero")
+    }
+    guard normEpsilon > 0, normEpsilon.isFinite, ropeTheta > 0, ropeTheta.isFinite else {
+      throw ModelError(path: path, reason: "rms_norm_eps and rope_theta must be above zero")
     }
     let layers = try reader.positive("num_hidden_layers")
-    let names = object["layer_types"] as? [String] ?? Array(repeating: "attn", count: layers)
+    guard layers <= 10_000 else { throw ModelError(path: path, reason: "num_hidden_layers \(layers) is impossible") }
+    // Older files of qwen2 say it by a number: layers from `max_window_layers` on have a window.
+    let firstWindow =
+      object["use_sliding_window"] as? Bool == true ? try reader.optionalCount("max_window_layers") ?? layers : layers
+    let names =
+      object["layer_types"] as? [String] ?? (0..<layers).map { $0 < firstWindow ? "attn" : "swa" }
     guard names.count == layers else {
       throw ModelError(
         path: path, reason: "layer_types has \(names.count) entries, num_hidden_layers is \(layers)")
@@ -153,10 +170,17 @@ extension JetConfiguration {
     heads = try reader.positive("num_heads")
     keySize = try reader.positive("head_dim")
     // 96 × 2.6666666667 must give 256.
-    valueSize = Int((Double(keySize) * (reader.number("expand_v") ?? 2)).rounded())
+    let values = (Double(keySize) * (reader.number("expand_v") ?? 2)).rounded()
+    guard values >= 1, values * Double(heads) <= 0x1p24 else {
+      throw ModelError(path: reader.path, reason: "expand_v makes \(values) value channels of \(heads) heads")
+    }
+    valueSize = Int(values)
     convolutionSize = try reader.optionalPositive("conv_size") ?? 4
     reduction = try reader.optionalPositive("dconv_generator_reduction") ?? 8
     epsilon = Float(reader.number("norm_eps") ?? 1e-5)
+    guard epsilon > 0, epsilon.isFinite else {
+      throw ModelError(path: reader.path, reason: "norm_eps must be above zero")
+    }
     guard convolutionSize == 4, heads * valueSize % reduction == 0 else {
       throw ModelError(
         path: reader.path,
@@ -190,10 +214,14 @@ private struct ConfigurationReader {
     return value
   }
 
+  /// A whole number that may be 0.
+  func optionalCount(_ key: String) throws -> Int? { number(key) == 0 ? 0 : try optionalPositive(key) }
+
   func optionalPositive(_ key: String) throws -> Int? {
     guard let value = number(key) else { return nil }
-    guard value >= 1, value <= 1e9, value == value.rounded() else {
-      throw ModelError(path: path, reason: "\(key) must be a whole number from 1 to 10^9, not \(value)")
+    // No size of a model comes near it, and no product of two can overflow.
+    guard value >= 1, value <= 0x1p24, value == value.rounded() else {
+      throw ModelError(path: path, reason: "\(key) must be a whole number from 1 to 16777216, not \(value)")
     }
     return Int(value)
   }

@@ -26,7 +26,10 @@ package final class ByteLevelBPE: Tokenizer {
   /// Reads the tokenizer at `path` (see ``makeTokenizer(_:)``).
   package convenience init(path: String) throws { try self.init(TokenizerFile(path: path)) }
 
-  init(_ file: TokenizerFile) throws {
+  /// The tokenizer that the text of a `tokenizer.json` describes; `path` names it in errors.
+  package convenience init(json: Data, path: String) throws { try self.init(TokenizerFile(json: json, path: path)) }
+
+  private init(_ file: TokenizerFile) throws {
     func fail(_ reason: String) -> TokenizerError { TokenizerError(path: file.path, reason: reason) }
     name = file.name
     preTokenizer = PreTokenizer(maximalDigits: file.maximalDigits)
