@@ -70,7 +70,10 @@ let package = Package(
     .testTarget(name: "OpsTests", dependencies: ["CPUBackend", "Ops", "Tensors", "TestSupport"]),
     .testTarget(
       name: "ModelsTests",
-      dependencies: ["CPUBackend", "Evaluation", "Models", "NN", "Ops", "Safetensors", "Tensors", "TestSupport"]),
+      dependencies: [
+        "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "NN", "Ops", "Safetensors", "Tensors",
+        "TestSupport", "Tokenizers",
+      ]),
     .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"]),
     .testTarget(
       name: "TokenStreamsTests", dependencies: ["Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"]),

@@ -21,13 +21,10 @@ extension HybridLM {
   }
 
   private func loadWeights(_ path: String, backend: any Backend) throws {
-    var sources = try Self.weightSources(path)
-    var missing: [String] = []
+    let sources = try Self.weightSources(path)
+    try checkNames(of: Array(sources.keys), path: path)
     for parameter in store.parameters {
-      guard let file = sources.removeValue(forKey: parameter.name), let entry = file.entries[parameter.name] else {
-        missing.append(parameter.name)
-        continue
-      }
+      guard let file = sources[parameter.name], let entry = file.entries[parameter.name] else { continue }
       guard entry.shape == parameter.shape else {
         throw ModelError(
           path: file.path,
@@ -41,11 +38,18 @@ extension HybridLM {
         parameter.value = value
       }
     }
-    if configuration.tiesEmbeddings { sources["lm_head.weight"] = nil }
-    // Tables of angles that old versions of transformers saved; they follow from config.json.
-    for name in sources.keys where name.hasSuffix(".rotary_emb.inv_freq") { sources[name] = nil }
-    guard missing.isEmpty, sources.isEmpty else {
-      let faults = [("lack", missing), ("hold, but config.json does not ask for,", sources.keys.sorted())]
+  }
+
+  /// Throws, with names, when the folder's arrays are not those that the configuration asks for.
+  private func checkNames(of arrays: [String], path: String) throws {
+    let missing = Set(store.parameters.map(\.name)).subtracting(arrays)
+    let surplus = arrays.filter { name in
+      // A tied head may be there, and tables of angles that old versions of transformers saved.
+      store[name] == nil && !(name == "lm_head.weight" && configuration.tiesEmbeddings)
+        && !name.hasSuffix(".rotary_emb.inv_freq")
+    }
+    guard missing.isEmpty, surplus.isEmpty else {
+      let faults = [("lack", missing.sorted()), ("hold, but config.json does not ask for,", surplus.sorted())]
       throw ModelError(
         path: path,
         reason: "the weights "

@@ -82,10 +82,10 @@ struct HeaderParser {
       var value = 0
       var digits = 0
       while position < bytes.count, case let digit = bytes[position], (48...57).contains(digit) {
+        guard digits < 18 else { throw fault("a number that is too large") }
         value = value * 10 + Int(digit - 48)
         digits += 1
         position += 1
-        guard digits <= 18 else { throw fault("a number that is too large") }
       }
       guard digits > 0 else { throw fault("something that is not a whole number") }
       values.append(value)

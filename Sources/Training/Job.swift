@@ -143,7 +143,7 @@ extension Job {
     let model = root.section("model")
     teacher = model.string("teacher")
     student = model.required("student", "a config.json to make a model from, or a model folder")
-    initialization = model.choice("init", StudentInitialization.self) ?? .random
+    initialization = model.choice("init", StudentInitialization.self) ?? .transfer
     plannedTeacher = model.string("teacher_config")
     plannedStudent = model.string("student_config")
     model.rejectUnknownKeys()

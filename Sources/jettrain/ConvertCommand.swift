@@ -24,8 +24,8 @@ struct Convert: ParsableCommand {
   @Argument(help: "The teacher: a model folder, run folder or checkpoint.") var teacher: String?
   @Option(help: "The student's config.json.") var config: String
   @Option(help: "Folder to write.") var output: String
-  @Option(name: .customLong("init"), help: "random, or transfer: from the teacher's attention, per head.")
-  var initialization = StudentInitialization.random
+  @Option(name: .customLong("init"), help: "transfer (default): from the teacher's attention, per head; or random.")
+  var initialization: StudentInitialization?
   @Option(help: "The same seed gives the same weights.") var seed: UInt64 = 1
   @Option(help: "bfloat16 or float32; default: as the teacher has them, or as config.json says.") var dtype: WeightType?
 
@@ -36,7 +36,7 @@ struct Convert: ParsableCommand {
       let configuration = try ModelConfiguration(path: config)
       var clock = PhaseClock()
       guard let teacher else {
-        guard initialization == .random else { throw JobError(.usage, "--init transfer needs a teacher") }
+        guard initialization != .transfer else { throw JobError(.usage, "--init transfer needs a teacher") }
         let model = HybridLM(configuration)
         let bytes = try ModelWriter(type: dtype?.safetensors ?? (configuration.keepsBFloat16 ? .bfloat16 : .float32))
           .write(model, to: output) { backend.tensor($0.initialValues(seed: seed), $0.shape) }
@@ -44,6 +44,7 @@ struct Convert: ParsableCommand {
         return say(model, "random weights", bytes, clock)
       }
       let source = try loadModel(teacher, backend: backend)
+      let initialization = initialization ?? .transfer
       let student = try Student(
         configuration, of: source, initialization: initialization, seed: seed, backend: backend)
       let inherited = student.model.store.parameters.reduce(0) { $0 + ($1.hasValue ? $1.count : 0) }

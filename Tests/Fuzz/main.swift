@@ -38,9 +38,11 @@ struct Generator: RandomNumberGenerator {
   }
 }
 
-/// Changes a few places: bits, bytes, runs, numbers and ends.
+/// Changes a few places: bits, bytes, runs, numbers and ends. Half of the cases change numbers alone, so that what is
+/// behind the syntax is reached.
 func mutate(_ original: [UInt8], _ random: inout Generator) -> [UInt8] {
   var bytes = original
+  let changesNumbers = Bool.random(using: &random)
   let tokens = [
     "0", "-1", "1e999", "18446744073709551615", "9223372036854775807", "4294967296", "1e-5", "null", "true", "[]", "{}",
     "\"\"", "\"\\ud800\"", "[[[[", ",", ":", "\u{0}", "NaN", "0.5", "65536", "99999999",
@@ -48,7 +50,7 @@ func mutate(_ original: [UInt8], _ random: inout Generator) -> [UInt8] {
   for _ in 0..<Int.random(in: 1...4, using: &random) {
     guard !bytes.isEmpty else { break }
     let at = Int.random(in: 0..<bytes.count, using: &random)
-    switch Int.random(in: 0..<8, using: &random) {
+    switch changesNumbers ? 4 : Int.random(in: 0..<8, using: &random) {
     case 0: bytes[at] ^= 1 << UInt8.random(in: 0..<8, using: &random)
     case 1: bytes[at] = UInt8.random(in: 0...255, using: &random)
     case 2: bytes.removeSubrange(at..<min(bytes.count, at + Int.random(in: 1...64, using: &random)))

@@ -4,9 +4,11 @@ import Foundation
 import Models
 import NN
 import Ops
+import Safetensors
 import Tensors
 import TestSupport
 import Testing
+import Tokenizers
 
 /// What a model must do whatever its weights are.
 @Suite struct ModelTests {
@@ -38,6 +40,66 @@ import Testing
       let error = relativeError(logits.toArray(), Array(whole[(end - 1) * 320..<end * 320]))
       #expect(error < 1e-4, "\(name), chunks of \(chunk), \(end) tokens: \(error)")
     }
+  }
+
+  /// Sequences of different lengths side by side, some of which end earlier, give what each gives alone.
+  @Test(arguments: ["jet", "qwen2"], [1, 5, 64])
+  func batchesEqualSingleSequences(_ name: String, chunk: Int) throws {
+    let backend = CPUBackend(threads: 2)
+    let model = try HybridLM.load(goldenFolder + "/" + name, backend: backend)
+    let prompts = [3, 41, 1, 20].map { count in (0..<count).map { UInt32(($0 * 31 + count) % 320) } }
+    func settings(_ index: Int) -> ContinuationSettings {
+      // The second one ends early, by a token that it makes alone.
+      ContinuationSettings(maxTokens: index == 3 ? 25 : 40, chunk: chunk)
+    }
+    let tokenizer = ByteTokenizer()
+    let together = Generator(model, sequences: prompts.count, backend: backend)
+      .continuations(prompts, settings(0), tokenizer: tokenizer)
+    for (index, prompt) in prompts.enumerated() {
+      let alone = Generator(model, backend: backend).continuations([prompt], settings(0), tokenizer: tokenizer)[0]
+      #expect(together[index].tokens == alone.tokens, "\(name), prompt \(index)")
+    }
+    let generator = Generator(model, sequences: 4, backend: backend)
+    _ = generator.read(prompts, chunk: chunk)
+    generator.select([3, 1])
+    let rest = generator.read([[7, 8], [9]]).toArray()
+    for (place, (prompt, more)) in [(prompts[3], [UInt32(7), 8]), (prompts[1], [9])].enumerated() {
+      let alone = Generator(model, backend: backend)
+      let whole = alone.read([prompt + more]).toArray()
+      let error = relativeError(Array(rest[place * whole.count..<(place + 1) * whole.count]), whole)
+      #expect(error < 1e-4, "\(name), kept \(place): \(error)")
+    }
+  }
+
+  @Test func samplingIsSeededAndKeepsToItsSettings() {
+    var random = RandomStream(seed: 1, name: "test")
+    let logits: [Float] = [0, 3, 2.9, -1, 2.8]
+    let counts = (0..<2000).reduce(into: [UInt32: Int]()) { counts, _ in
+      counts[Sampling(temperature: 1, topK: 2).choose(logits, random: &random), default: 0] += 1
+    }
+    #expect(Set(counts.keys) == [1, 2])
+    // Of two logits 0.1 apart the first has e^0.1 / (1 + e^0.1) = 0.525.
+    #expect(abs(Double(counts[1] ?? 0) / 2000 - 0.525) < 0.04)
+    let nucleus = Set((0..<2000).map { _ in Sampling(temperature: 1, topP: 0.3).choose(logits, random: &random) })
+    #expect(nucleus == [1])
+    #expect(Sampling().choose(logits, random: &random) == 1)
+  }
+
+  @Test func textStreamsHoldBackWhatMayBeAStop() {
+    func shown(_ text: String, stops: [String]) -> [String] {
+      var stream = TextStream(ByteTokenizer(), stops: stops)
+      let parts = text.utf8.map { stream.push(UInt32($0)) }
+      return parts + [stream.finish()]
+    }
+    let stopped = shown("one two\n\nthree", stops: ["\n\n", "xyz"])
+    #expect(stopped.joined() == "one two")
+    #expect(shown("a\nb", stops: ["\n\n"]).joined() == "a\nb")
+    #expect(shown("ab", stops: ["abc"]).joined() == "ab")
+    // No half characters on the way, and U+FFFD for one that never ends.
+    let parts = shown("zö🦙", stops: [])
+    #expect(parts == ["z", "", "ö", "", "", "", "🦙", ""])
+    var stream = TextStream(ByteTokenizer(), stops: [])
+    #expect(stream.push(0xF0) + stream.push(0x9F) + stream.finish() == "\u{FFFD}")
   }
 
   /// Documents packed into one batch see nothing of each other.
@@ -72,15 +134,79 @@ import Testing
     #expect(teacher.store[mlp]!.value.toArray() == before)
   }
 
-  @Test func savedModelsLoadBitForBit() throws {
+  /// What is written is read as it was written: float32 to the bit, bfloat16 as rounded, in one file or many.
+  @Test(arguments: [SafetensorsType.float32, .bfloat16], [Int.max, 100_000])
+  func writtenModelsLoadBitForBit(_ type: SafetensorsType, shardBytes: Int) throws {
     let backend = CPUBackend(threads: 1)
     let model = try HybridLM.load(goldenFolder + "/jet", backend: backend)
     let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-\(UUID())").path
     defer { try? FileManager.default.removeItem(atPath: folder) }
-    try ModelWriter().write(model, to: folder)
+    try ModelWriter(type: type, shardBytes: shardBytes).write(model, to: folder)
+    let files = try FileManager.default.contentsOfDirectory(atPath: folder).filter { $0.hasSuffix(".safetensors") }
+    #expect((files.count > 1) == (shardBytes < .max))
     let again = try HybridLM.load(folder, backend: backend)
     for parameter in model.store.parameters {
-      #expect(again.store[parameter.name]!.value.toArray() == parameter.value.toArray())
+      let expected = parameter.value.toArray().map { value in
+        type == .float32 ? value : Float(bitPattern: UInt32(bfloat16(rounding: value)) << 16)
+      }
+      let loaded = again.store[parameter.name]!
+      #expect(loaded.value.toArray() == expected)
+      #expect((loaded.value.dtype == .bfloat16) == (type == .bfloat16 && loaded.shape.count > 1))
+    }
+    // Written again, the same bytes.
+    let copy = folder + "-again"
+    defer { try? FileManager.default.removeItem(atPath: copy) }
+    try ModelWriter(type: type, shardBytes: shardBytes).write(again, to: copy)
+    for file in try FileManager.default.contentsOfDirectory(atPath: folder) {
+      #expect(FileManager.default.contentsEqual(atPath: folder + "/" + file, andPath: copy + "/" + file), "\(file)")
+    }
+  }
+
+  @Test func bfloat16RoundsToNearestEven() {
+    for (bits, expected) in [
+      (UInt32(0x3F80_0000), UInt16(0x3F80)), (0x3F80_8000, 0x3F80), (0x3F81_8000, 0x3F82), (0x3F80_8001, 0x3F81),
+      (0x3F80_7FFF, 0x3F80), (0x7F7F_FFFF, 0x7F80), (0xFF80_0000, 0xFF80), (0x8000_0000, 0x8000), (0x0000_8000, 0),
+    ] {
+      #expect(bfloat16(rounding: Float(bitPattern: bits)) == expected, "\(String(bits, radix: 16))")
+    }
+    #expect(Float(bitPattern: UInt32(bfloat16(rounding: .nan)) << 16).isNaN)
+  }
+
+  @Test func missingAndSurplusArraysAreNamed() throws {
+    let backend = CPUBackend(threads: 1)
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-\(UUID())").path
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    try ModelWriter().write(try HybridLM.load(goldenFolder + "/qwen2", backend: backend), to: folder)
+    let text = try String(contentsOfFile: goldenFolder + "/jet/config.json", encoding: .utf8)
+    try text.write(toFile: folder + "/config.json", atomically: true, encoding: .utf8)
+    let error = #expect(throws: ModelError.self) { try HybridLM.load(folder, backend: backend) }
+    let reason = try #require(error).description
+    #expect(reason.contains("lack model.layers.0.self_attn") && reason.contains("and 10 more"), "\(reason)")
+    #expect(reason.contains("does not ask for, model.layers.0.self_attn.k_proj.bias"), "\(reason)")
+  }
+
+  /// RECIPE section 2: what the released models hold, name by name and in all.
+  @Test func releasedShapesComeOutExactly() throws {
+    let jobs =
+      URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent().path + "/Jobs/models/"
+    for (file, parameters, mixer) in [
+      ("jet-nemotron-2b", 1_964_806_208, 23_052_568), ("jet-nemotron-4b", 3_960_424_768, 43_073_824),
+      ("qwen2.5-1.5b", 1_543_714_304, 0), ("qwen2.5-3b", 3_085_938_688, 0),
+    ] {
+      let model = HybridLM(try ModelConfiguration(path: jobs + file + ".json"))
+      #expect(model.store.count == parameters, "\(file)")
+      guard mixer > 0 else { continue }
+      let names = model.store.parameters.filter { $0.name.hasPrefix("model.layers.0.self_attn.") }
+      #expect(names.reduce(0) { $0 + $1.count } == mixer)
+      #expect(
+        Set(names.map { String($0.name.dropFirst(25)) })
+          == [
+            "q_proj.weight", "k_proj.weight", "v_proj.weight", "g_proj.weight", "a_proj.weight", "b_proj.weight",
+            "o_proj.weight", "A_log", "dt_bias", "o_norm.weight", "dynamic_conv1d.kernel_generator.w1.weight",
+            "dynamic_conv1d.kernel_generator.w2.weight", "dynamic_conv1d.kernel_generator.w2.bias",
+          ])
+      #expect(model.store["lm_head.weight"] == nil)
     }
   }
 

@@ -328,6 +328,67 @@ import Testing
   }
 
   /// Order-stable: the same bits on any number of threads.
+  // MARK: - Decoding and weights of bfloat16
+
+  /// One query a span, over keys that end to end are of different lengths: the kernel of decoding against that of
+  /// training.
+  @Test(arguments: [1, 5, 512, 513, 1300], [nil, 1, 7, 600]) func decodingAttentionMatches(keys: Int, window: Int?) {
+    let backend = CPUBackend(threads: 2)
+    backend.poisonsNewTensors = true
+    let (heads, groups, size, sequences) = (6, 2, 10, 3)
+    let lengths = (0..<sequences).map { max(1, keys - $0 * 3) }
+    func random(_ shape: [Int], _ seed: UInt64) -> Tensor {
+      backend.tensor(randomFloats(shape.reduce(1, *), seed: seed), shape)
+    }
+    let k = random([sequences * keys, groups, size], 1)
+    let v = random([sequences * keys, groups, size], 2)
+    let q = random([sequences, heads, size], 3)
+    func spans(_ s: Int, query: Int, count: Int) -> [AttentionSpan] {
+      [AttentionSpan(queries: query..<query + count, keys: s * keys..<s * keys + lengths[s], window: window)]
+    }
+    let o = attention(q, k, v, spans: (0..<sequences).flatMap { spans($0, query: $0, count: 1) }).toArray()
+    for s in 0..<sequences {
+      // The same query twice, so that the other kernel runs; the second one sees all keys.
+      let row = Array(q.toArray()[s * heads * size..<(s + 1) * heads * size])
+      guard lengths[s] > 1 else { continue }
+      let pair = backend.tensor(row + row, [2, heads, size])
+      let both = attention(pair, k, v, spans: spans(s, query: 0, count: 2)).toArray()
+      let error = relativeError(Array(o[s * heads * size..<(s + 1) * heads * size]), Array(both[(heads * size)...]))
+      #expect(error < 2e-6, "\(error)")
+    }
+  }
+
+  @Test(arguments: [1, 2, 3, 4, 7, 17, 70], [(1, 1), (31, 5), (32, 64), (100, 33), (1100, 600)])
+  func bfloat16ProductsMatch(rows: Int, shape: (Int, Int)) {
+    let (inner, columns) = shape
+    let backend = CPUBackend(threads: 2)
+    backend.poisonsNewTensors = true
+    // Values that bfloat16 holds exactly, so that float32 must give the same up to the order of sums.
+    let values = randomFloats(inner * columns, seed: 4).map { Float(bitPattern: $0.bitPattern & 0xFFFF_0000) }
+    let wide = backend.tensor(values, [columns, inner])
+    let narrow = backend.empty([columns, inner], .bfloat16)
+    for (index, value) in values.enumerated() { narrow.bfloats[index] = UInt16(value.bitPattern >> 16) }
+    #expect(narrow.toArray() == values)
+    let x = backend.tensor(randomFloats(rows * inner, seed: 5), [rows, inner])
+    let dy = backend.tensor(randomFloats(rows * columns, seed: 6), [rows, columns])
+    let start = randomFloats(rows * max(inner, columns), seed: 7)
+    for adds in [false, true] {
+      func product(_ a: Tensor, _ w: Tensor, transposed: Bool, _ size: Int) -> [Float] {
+        let out = backend.empty([rows, size])
+        if adds { out.floats.update(from: start, count: out.count) }
+        backend.multiply(a, transposed: false, w, transposed: transposed, into: out, alpha: 0.5, adds: adds)
+        return out.toArray()
+      }
+      for (a, transposed, size) in [(x, true, columns), (dy, false, inner)] {
+        let error = relativeError(
+          product(a, narrow, transposed: transposed, size), product(a, wide, transposed: transposed, size))
+        #expect(error < 2e-6, "\(transposed) \(adds): \(error)")
+      }
+    }
+    let ids = backend.tensor([Int32(columns - 1), 0])
+    #expect(embedding(narrow, ids).toArray() == embedding(wide, ids).toArray())
+  }
+
   @Test func bitsDoNotDependOnThreads() {
     func run(_ threads: Int) -> [[Float]] {
       let backend = CPUBackend(threads: threads)
