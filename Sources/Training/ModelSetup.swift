@@ -60,13 +60,12 @@ package struct ModelSetup {
   }
 
   /// Refuses data whose tokens the models cannot mean.
-  package func check(_ manifest: Manifest, tokenizer name: String) throws {
-    let tokenizer = try makeTokenizer(name)
+  package func check(_ manifest: Manifest, tokenizer: any Tokenizer) throws {
     guard tokenizer.hash == manifest.tokenizerHash else {
       throw JobError(
         .data,
         "dataset \(manifest.name) was built with tokenizer \(manifest.tokenizer) (\(manifest.tokenizerHash.prefix(12))), "
-          + "the job says \(name) (\(tokenizer.hash.prefix(12)))")
+          + "the job says \(tokenizer.name) (\(tokenizer.hash.prefix(12)))")
     }
     for model in [student, teacher].compactMap({ $0 }) {
       guard model.configuration.vocabularySize >= manifest.vocabulary else {

@@ -61,6 +61,11 @@ package func companionFolder(of path: String) -> String? {
   }
 }
 
+/// The folder of a tokenizer that is named by it or by its `tokenizer.json`.
+package func companionFolder(ofTokenizer path: String) -> String {
+  path.hasSuffix(".json") ? URL(fileURLWithPath: path).deletingLastPathComponent().path : path
+}
+
 /// The tokenizer of the model at `path`: the one that is named, else the one in its folder, else `bytes`.
 package func makeTokenizer(_ name: String?, of path: String) throws -> any Tokenizer {
   if let name { return try makeTokenizer(name) }

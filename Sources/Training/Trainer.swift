@@ -9,6 +9,7 @@ import Optimizers
 import Reporting
 import Tensors
 import TokenStreams
+import Tokenizers
 
 /// What to do about checkpoints that a run folder holds.
 package enum ResumePolicy: String, CaseIterable, Sendable {
@@ -59,11 +60,12 @@ package final class Trainer {
     let mix = try Mix(job.mixName, folder: job.mixFolder)
     models = try ModelSetup(job, backend: backend)
     let models = models
+    let tokenizer = try makeTokenizer(job.tokenizer)
     plans = try job.phases.map { phase in
       let plan = try DataPlan(
         mix: mix, root: job.dataRoot, context: phase.context, seed: job.seed, label: phase.name)
       try plan.checkSupply(sequences: phase.steps * phase.globalBatch)
-      try models.check(plan.manifest, tokenizer: job.tokenizer)
+      try models.check(plan.manifest, tokenizer: tokenizer)
       return plan
     }
     // Hashing billions of weights once is enough.
@@ -93,6 +95,11 @@ package final class Trainer {
   /// Whether any phase trains `parameter`: what checkpoints hold.
   private func trainsEver(_ parameter: Parameter) -> Bool {
     job.phases.contains { $0.trains(parameter, of: models.student) }
+  }
+
+  /// Whose tokenizer and settings the final model carries: the tokenizer's folder, else that of the model it began from.
+  private var companions: String? {
+    job.tokenizer == "bytes" ? job.teacher ?? job.student : companionFolder(ofTokenizer: job.tokenizer)
   }
 
   // MARK: - Where the run stands
@@ -219,7 +226,7 @@ package final class Trainer {
       if mustStop && !isLast { return .stopped(step: step) }
     }
     try agree(world) {
-      if world.isCoordinator { try ModelWriter().write(models.student, to: run.path + "/model") }
+      if world.isCoordinator { try ModelWriter(companions: companions).write(models.student, to: run.path + "/model") }
     }
     say("finished: the model is in \(run.path)/model")
     return .finished
