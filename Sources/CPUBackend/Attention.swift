@@ -103,36 +103,15 @@ extension CPUBackend {
         defer { scratch.free() }
         let scores = scratch.take(keys.count * perGroup)
         let queries = pq + query * heads * size + g * perGroup * size
-        for (j, row) in keys.enumerated() {
-          let key = pk + row * stride + g * size
-          for r in 0..<perGroup { scores[r * keys.count + j] = dot(queries + r * size, key, size) * scale }
-        }
+        let (keyRows, valueRows) = (
+          pk + keys.lowerBound * stride + g * size, pv + keys.lowerBound * stride + g * size
+        )
         for r in 0..<perGroup {
-          let out = partials + ((slice / groups) * heads + g * perGroup + r) * record
           let row = scores + r * keys.count
-          let (maximum, sum) = Self.softmax(row, 0..<keys.count, count: keys.count)
-          (out[size], out[size + 1]) = (maximum, sum)
-          out.update(repeating: 0, count: size)
-        }
-        for start in Swift.stride(from: 0, to: keys.count, by: 4) {
-          let values = pv + (keys.lowerBound + start) * stride + g * size
-          let count = min(4, keys.count - start)
-          for r in 0..<perGroup {
-            let out = partials + ((slice / groups) * heads + g * perGroup + r) * record
-            let weights = scores + r * keys.count + start
-            if count == 4 {
-              sweep(size) { i, n in
-                var sum = out.lanes(i, n)
-                sum = sum.addingProduct(Lanes(repeating: weights[0]), values.lanes(i, n))
-                sum = sum.addingProduct(Lanes(repeating: weights[1]), (values + stride).lanes(i, n))
-                sum = sum.addingProduct(Lanes(repeating: weights[2]), (values + 2 * stride).lanes(i, n))
-                sum = sum.addingProduct(Lanes(repeating: weights[3]), (values + 3 * stride).lanes(i, n))
-                out.store(sum, i, n)
-              }
-            } else {
-              for j in 0..<count { axpy(weights[j], values + j * stride, into: out, size) }
-            }
-          }
+          Self.dots(queries + r * size, keyRows, stride: stride, count: keys.count, size: size, scale, into: row)
+          let out = partials + ((slice / groups) * heads + g * perGroup + r) * record
+          (out[size], out[size + 1]) = Self.softmax(row, 0..<keys.count, count: keys.count)
+          Self.weightedSum(row, valueRows, stride: stride, count: keys.count, size: size, into: out)
         }
       }
       var first = 0
@@ -155,6 +134,71 @@ extension CPUBackend {
         }
         first = end
       }
+    }
+  }
+
+  /// out[j] = scale · query · key j, four keys at a time.
+  private static func dots(
+    _ query: FloatPointer, _ keys: FloatPointer, stride: Int, count: Int, size: Int, _ scale: Float,
+    into out: FloatPointer
+  ) {
+    let whole = count / 4 * 4
+    for j in Swift.stride(from: 0, to: whole, by: 4) {
+      let (k0, k1) = (keys + j * stride, keys + (j + 1) * stride)
+      let (k2, k3) = (keys + (j + 2) * stride, keys + (j + 3) * stride)
+      var (s0, s1, s2, s3) = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
+      sweep(size) { i, n in
+        let q = query.lanes(i, n)
+        s0 = s0.addingProduct(q, k0.lanes(i, n))
+        s1 = s1.addingProduct(q, k1.lanes(i, n))
+        s2 = s2.addingProduct(q, k2.lanes(i, n))
+        s3 = s3.addingProduct(q, k3.lanes(i, n))
+      }
+      let sums = pairSums(pairSums(quarter(s0), quarter(s1)), pairSums(quarter(s2), quarter(s3))) * scale
+      UnsafeMutableRawPointer(out + j).storeBytes(of: sums, as: SIMD4<Float>.self)
+    }
+    for j in whole..<count { out[j] = dot(query, keys + j * stride, size) * scale }
+  }
+
+  /// Sixteen lanes added up to four.
+  @inline(__always)
+  private static func quarter(_ x: Lanes) -> SIMD4<Float> {
+    let half = x.lowHalf + x.highHalf
+    return half.lowHalf + half.highHalf
+  }
+
+  /// a₀ + a₁, a₂ + a₃, b₀ + b₁, b₂ + b₃
+  @inline(__always)
+  private static func pairSums(_ a: SIMD4<Float>, _ b: SIMD4<Float>) -> SIMD4<Float> {
+    let both = SIMD8(lowHalf: a, highHalf: b)
+    return both.evenHalf + both.oddHalf
+  }
+
+  /// out = Σ_j weights[j] · value j, 64 channels at a time so that their sums stay in registers.
+  private static func weightedSum(
+    _ weights: FloatPointer, _ values: FloatPointer, stride: Int, count: Int, size: Int, into out: FloatPointer
+  ) {
+    let whole = size / 64 * 64
+    for c in Swift.stride(from: 0, to: whole, by: 64) {
+      var (s0, s1, s2, s3) = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
+      for j in 0..<count {
+        let (weight, row) = (Lanes(repeating: weights[j]), values + j * stride + c)
+        s0 = s0.addingProduct(weight, row.lanes(0))
+        s1 = s1.addingProduct(weight, row.lanes(16))
+        s2 = s2.addingProduct(weight, row.lanes(32))
+        s3 = s3.addingProduct(weight, row.lanes(48))
+      }
+      out.store(s0, c)
+      out.store(s1, c + 16)
+      out.store(s2, c + 32)
+      out.store(s3, c + 48)
+    }
+    sweep(size - whole) { i, n in
+      var sum = Lanes.zero
+      for j in 0..<count {
+        sum = sum.addingProduct(Lanes(repeating: weights[j]), (values + j * stride + whole).lanes(i, n))
+      }
+      out.store(sum, whole + i, n)
     }
   }
 
