@@ -30,7 +30,7 @@ extension CPUBackend {
   }
 
   /// First chunk ordinal of every segment.
-  private static func firstOrdinals(_ segments: Segments) -> [Int] {
+  static func firstOrdinals(_ segments: Segments) -> [Int] {
     var next = 0
     return segments.ranges.map { range in
       defer { next += (range.count + GatedDeltaRuleState.chunkLength - 1) / GatedDeltaRuleState.chunkLength }

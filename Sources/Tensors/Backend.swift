@@ -95,6 +95,25 @@ package protocol Backend: AnyObject {
     segments: Segments, saved: GatedDeltaRuleState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor,
     dBeta: Tensor, dInitial: Tensor?)
 
+  /// Linear attention whose state decays, in chunks (see `Ops/DecayedAttention.swift`). q, k [N, H, K], v, o [N, H, V],
+  /// g [N, H] or [N, H, K]; `initial` and `final` [segments, H, K, V] and `starts` [chunks, H, K, V] when given.
+  func decayedAttention(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments, initial: Tensor?, o: Tensor,
+    final: Tensor?, starts: Tensor?)
+  func decayedAttentionBackward(
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments,
+    starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dInitial: Tensor?)
+
+  /// The diagonal plus low rank recurrence (see `Ops/DiagonalPlusLowRank.swift`). q, k, alpha, beta, g [N, H, K], v, o
+  /// [N, H, V]; states as above.
+  func diagonalPlusLowRank(
+    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, segments: Segments,
+    initial: Tensor?, o: Tensor, final: Tensor?, starts: Tensor?)
+  func diagonalPlusLowRankBackward(
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float,
+    segments: Segments, starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dAlpha: Tensor, dBeta: Tensor, dG: Tensor,
+    dInitial: Tensor?)
+
   /// Turns `logits` [R, V] into their gradient, in place, and writes each row's losses: cross-entropy against
   /// `labels` (negative: none) and forward KL from `teacherLogits`, which become scratch.
   func vocabularyLoss(

@@ -63,6 +63,35 @@ package final class ShapeBackend: Backend {
     operations += deltaRuleOperations(q, v, stateProducts: 7, chunkProducts: (6, 4))
   }
 
+  package func decayedAttention(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments, initial: Tensor?, o: Tensor,
+    final: Tensor?, starts: Tensor?
+  ) {
+    operations += deltaRuleOperations(q, v, stateProducts: 2, chunkProducts: (1, 1))
+  }
+
+  package func decayedAttentionBackward(
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments,
+    starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dInitial: Tensor?
+  ) {
+    operations += deltaRuleOperations(q, v, stateProducts: 4, chunkProducts: (3, 2))
+  }
+
+  package func diagonalPlusLowRank(
+    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, segments: Segments,
+    initial: Tensor?, o: Tensor, final: Tensor?, starts: Tensor?
+  ) {
+    operations += deltaRuleOperations(q, v, stateProducts: 4, chunkProducts: (0, 0))
+  }
+
+  package func diagonalPlusLowRankBackward(
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float,
+    segments: Segments, starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dAlpha: Tensor, dBeta: Tensor, dG: Tensor,
+    dInitial: Tensor?
+  ) {
+    operations += deltaRuleOperations(q, v, stateProducts: 14, chunkProducts: (0, 0))
+  }
+
   /// Products per chunk: with the state [C, K, V], inside the chunk over keys [C, C, K] and values [C, C, V].
   private func deltaRuleOperations(
     _ q: Tensor, _ v: Tensor, stateProducts: Double, chunkProducts: (keys: Double, values: Double)

@@ -106,4 +106,67 @@ import Testing
       check("gated_delta_rule \(name)", gradient.toArray(), try golden.floats(name), bound: Self.gradientBound)
     }
   }
+
+  /// The other recurrences: outputs, final states, and every gradient, also through the final state.
+  @Test(arguments: ["gla", "retention", "scalar_gate", "delta_rule", "rwkv7_dplr"], [1, 2])
+  func recurrenceMatchesReference(_ name: String, threads: Int) throws {
+    let backend = CPUBackend(threads: threads)
+    backend.poisonsNewTensors = true
+    let golden = try SafetensorsFile(path: goldenFolder + "/ops/\(name).safetensors")
+    func load(_ key: String) throws -> Tensor {
+      let shape = try #require(golden.entries[key]).shape
+      // States keep their batch; everything else lies end to end.
+      let isState = key.contains("state")
+      return backend.tensor(try golden.floats(key), isState ? shape : [shape[0] * shape[1]] + shape[2...])
+    }
+    let shape = try #require(golden.entries["v"]).shape
+    let segments = Segments(count: shape[0], length: shape[1])
+    let (q, k, v) = (try load("q"), try load("k"), try load("v"))
+    let (dO, dFinal, initial) = (try load("do"), try load("dstate"), try load("initial_state"))
+    let scale = 1 / Float(q.shape[2]).squareRoot()
+    let (o, final) = (backend.empty(v.shape), backend.empty(initial.shape))
+    let starts = backend.empty([GatedDeltaRuleState.chunkCount(segments)] + initial.shape[1...])
+    let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
+    let dInitial = backend.empty(initial.shape)
+    var gradients = [("dq", dQ), ("dk", dK), ("dv", dV), ("dinitial_state", dInitial)]
+    switch name {
+    case "rwkv7_dplr":
+      let (alpha, beta, g) = (try load("alpha"), try load("beta"), try load("gk"))
+      let (dAlpha, dBeta, dG) = (backend.empty(k.shape), backend.empty(k.shape), backend.empty(k.shape))
+      backend.diagonalPlusLowRank(
+        q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments, initial: initial, o: o,
+        final: final, starts: starts)
+      backend.diagonalPlusLowRankBackward(
+        dO: dO, dFinal: dFinal, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments,
+        starts: starts, dQ: dQ, dK: dK, dV: dV, dAlpha: dAlpha, dBeta: dBeta, dG: dG, dInitial: dInitial)
+      gradients += [("dalpha", dAlpha), ("dbeta", dBeta), ("dgk", dG)]
+    case "delta_rule":
+      let beta = try load("beta")
+      let g = backend.zeros(beta.shape)
+      let (dBeta, dG) = (backend.empty(beta.shape), backend.empty(beta.shape))
+      let saved = GatedDeltaRuleState(starts: starts, corrected: backend.empty(v.shape))
+      backend.gatedDeltaRule(
+        q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments, initial: initial, o: o, final: final,
+        saved: saved)
+      backend.gatedDeltaRuleBackward(
+        dO: dO, dFinal: dFinal, q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments, saved: saved,
+        dQ: dQ, dK: dK, dV: dV, dG: dG, dBeta: dBeta, dInitial: dInitial)
+      gradients.append(("dbeta", dBeta))
+    default:
+      let key = name == "gla" ? "gk" : "g"
+      let g = try load(key)
+      let dG = backend.empty(g.shape)
+      backend.decayedAttention(
+        q: q, k: k, v: v, g: g, scale: scale, segments: segments, initial: initial, o: o, final: final, starts: starts)
+      backend.decayedAttentionBackward(
+        dO: dO, dFinal: dFinal, q: q, k: k, v: v, g: g, scale: scale, segments: segments, starts: starts, dQ: dQ,
+        dK: dK, dV: dV, dG: dG, dInitial: dInitial)
+      if golden.entries["d" + key] != nil { gradients.append(("d" + key, dG)) }
+    }
+    check("\(name) o", o.toArray(), try golden.floats("o"), bound: Self.outputBound)
+    check("\(name) final_state", final.toArray(), try golden.floats("final_state"), bound: Self.outputBound)
+    for (key, gradient) in gradients {
+      check("\(name) \(key)", gradient.toArray(), try golden.floats(key), bound: Self.gradientBound)
+    }
+  }
 }

@@ -1,0 +1,37 @@
+import Tensors
+
+/// RWKV7's recurrence (Peng et al., 2025), per head with state S `[K, V]`:
+/// S ← e^g ∘ S + β (αᵀ S) + k vᵀ; o = scale · Sᵀ q. α reads the state before it decays.
+///
+/// - Parameters:
+///   - q: `[N, H, K]`
+///   - k: `[N, H, K]`
+///   - v: `[N, H, V]`
+///   - alpha: `[N, H, K]`
+///   - beta: `[N, H, K]`
+///   - g: `[N, H, K]`, log decay, at most 0
+///   - segments: the state starts anew at each
+///   - initial: `[segments, H, K, V]`; zeros when nil. No gradient flows there.
+///   - final: receives the states after the last tokens
+/// - Returns: `[N, H, V]`
+package func diagonalPlusLowRank(
+  q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, segments: Segments,
+  initial: Tensor? = nil, final: Tensor? = nil
+) -> Tensor {
+  let backend = q.backend
+  let o = backend.empty(v.shape)
+  let inputs = [q, k, v, alpha, beta, g]
+  let starts = savedStarts(inputs, heads: q.shape[1], keys: q.shape[2], values: v.shape[2], segments)
+  backend.diagonalPlusLowRank(
+    q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments, initial: initial, o: o,
+    final: final, starts: starts)
+  guard let starts else { return o }
+  return backend.record(inputs, o) { dO in
+    let gradients = inputs.map { backend.empty($0.shape) }
+    backend.diagonalPlusLowRankBackward(
+      dO: dO, dFinal: nil, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments,
+      starts: starts, dQ: gradients[0], dK: gradients[1], dV: gradients[2], dAlpha: gradients[3], dBeta: gradients[4],
+      dG: gradients[5], dInitial: nil)
+    for (input, gradient) in zip(inputs, gradients) { input.slot?.accumulate(gradient) }
+  }
+}
