@@ -173,4 +173,68 @@ extension CPUBackend {
       }
     }
   }
+
+  package func normalizeLength(_ x: Tensor, epsilon: Float, into y: Tensor) {
+    let size = x.shape[x.shape.count - 1]
+    let (source, target) = (x.floats, y.floats)
+    forEachSlice(rows: x.count / size, columns: size) { rows in
+      for n in rows {
+        let row = source + n * size
+        scaled(1 / (dot(row, row, size) + epsilon).squareRoot(), row, into: target + n * size, size)
+      }
+    }
+  }
+
+  package func normalizeLengthBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor) {
+    let size = x.shape[x.shape.count - 1]
+    let (gradient, source, target) = (dy.floats, x.floats, dx.floats)
+    forEachSlice(rows: x.count / size, columns: size) { rows in
+      for n in rows {
+        let (g, row, out) = (gradient + n * size, source + n * size, target + n * size)
+        let inverse = 1 / (dot(row, row, size) + epsilon)
+        let (scale, along) = (inverse.squareRoot(), dot(g, row, size) * inverse)
+        sweep(size) { i, lanes in out.store((g.lanes(i, lanes) - row.lanes(i, lanes) * along) * scale, i, lanes) }
+      }
+    }
+  }
+
+  package func standardize(_ x: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor) {
+    let size = x.shape[x.shape.count - 1]
+    let (source, target, inv) = (x.floats, y.floats, inverse.floats)
+    forEachSlice(rows: x.count / size, columns: size) { rows in
+      for n in rows {
+        let (row, out) = (source + n * size, target + n * size)
+        var sum = Lanes.zero
+        sweep(size) { i, lanes in sum += row.lanes(i, lanes) }
+        let mean = sum.total / Float(size)
+        var squares = Lanes.zero
+        sweep(size) { i, lanes in
+          // Missing lanes are no values: they must not count as −mean.
+          let centered = row.lanes(i, lanes, fill: mean) - mean
+          squares = squares.addingProduct(centered, centered)
+        }
+        inv[n] = 1 / (squares.total / Float(size) + epsilon).squareRoot()
+        sweep(size) { i, lanes in out.store((row.lanes(i, lanes) - mean) * inv[n], i, lanes) }
+      }
+    }
+  }
+
+  package func standardizeBackward(_ dy: Tensor, y: Tensor, inverse: Tensor, into dx: Tensor) {
+    let size = y.shape[y.shape.count - 1]
+    let (gradient, value, target, inv) = (dy.floats, y.floats, dx.floats, inverse.floats)
+    forEachSlice(rows: y.count / size, columns: size) { rows in
+      for n in rows {
+        let (g, row, out) = (gradient + n * size, value + n * size, target + n * size)
+        var (sum, along) = (Lanes.zero, Lanes.zero)
+        sweep(size) { i, lanes in
+          sum += g.lanes(i, lanes)
+          along = along.addingProduct(g.lanes(i, lanes), row.lanes(i, lanes))
+        }
+        let (mean, slope) = (sum.total / Float(size), along.total / Float(size))
+        sweep(size) { i, lanes in
+          out.store((g.lanes(i, lanes) - mean - row.lanes(i, lanes) * slope) * inv[n], i, lanes)
+        }
+      }
+    }
+  }
 }

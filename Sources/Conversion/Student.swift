@@ -70,10 +70,13 @@ package struct Student {
 
   // MARK: - Transfer
 
-  /// Layers whose attention becomes a JetBlock.
+  /// Layers whose attention becomes a mixer with projections of the same kind.
   private var transferredLayers: [Int] {
     guard initialization == .transfer, !(backend is ShapeBackend) else { return [] }
-    return model.layers.indices.filter { model.layers[$0].type == .jet && teacher.layers[$0].type != .jet }
+    return model.layers.indices.filter {
+      model.layers[$0].mixer.headShape != nil && !model.layers[$0].type.isAttention
+        && teacher.layers[$0].type.isAttention
+    }
   }
 
   private func checkTransfer() throws {
@@ -86,7 +89,7 @@ package struct Student {
 
   private func transfer(_ layer: Int) -> (values: [String: [Float]], loss: TransferLoss) {
     let source = teacher.configuration
-    guard let jet = model.configuration.jet else { preconditionFailure("transfer into a model without JetBlocks") }
+    guard let shape = model.layers[layer].mixer.headShape else { preconditionFailure("layer \(layer) has no heads") }
     let (hidden, size) = (source.hiddenSize, source.headSize)
     let path = "model.layers.\(layer).self_attn."
     func teacherRows(_ name: String) -> [Float] { teacher.store[path + name]!.value.toArray() }
@@ -102,25 +105,25 @@ package struct Student {
     // yet and its gradient is alive.
     var q = model.store[path + "q_proj.weight"]!.initialValues(seed: seed)
     var v = model.store[path + "v_proj.weight"]!.initialValues(seed: seed)
-    var k = [Float](repeating: 0, count: jet.heads * jet.keySize * hidden)
-    let width = jet.heads * jet.valueSize
+    var k = [Float](repeating: 0, count: shape.heads * shape.keySize * hidden)
+    let width = shape.heads * shape.valueSize
     var o = [Float](repeating: 0, count: hidden * width)
     var (scores, values) = (0.0, 0.0)
-    for j in 0..<jet.heads {
-      let h = j * source.attentionHeads / jet.heads
+    for j in 0..<shape.heads {
+      let h = j * source.attentionHeads / shape.heads
       // Keys and values expand by head: the group that head h reads.
       let group = h * source.keyValueHeads / source.attentionHeads
-      let forms = fitted(head(wq, h), head(wk, group), to: jet.keySize)
-      let maps = fitted(outputHead(h), head(wv, group), to: jet.valueSize)
-      let (keyRows, valueRows) = (min(jet.keySize, size), min(jet.valueSize, size))
-      q.replaceSubrange(range(j * jet.keySize, keyRows, hidden), with: forms.left)
-      k.replaceSubrange(range(j * jet.keySize, keyRows, hidden), with: forms.right)
-      v.replaceSubrange(range(j * jet.valueSize, valueRows, hidden), with: maps.right)
+      let forms = fitted(head(wq, h), head(wk, group), to: shape.keySize)
+      let maps = fitted(outputHead(h), head(wv, group), to: shape.valueSize)
+      let (keyRows, valueRows) = (min(shape.keySize, size), min(shape.valueSize, size))
+      q.replaceSubrange(range(j * shape.keySize, keyRows, hidden), with: forms.left)
+      k.replaceSubrange(range(j * shape.keySize, keyRows, hidden), with: forms.right)
+      v.replaceSubrange(range(j * shape.valueSize, valueRows, hidden), with: maps.right)
       for d in 0..<valueRows {
-        for row in 0..<hidden { o[row * width + j * jet.valueSize + d] = maps.left[d * hidden + row] }
+        for row in 0..<hidden { o[row * width + j * shape.valueSize + d] = maps.left[d * hidden + row] }
       }
-      scores += forms.loss * forms.loss / Double(jet.heads)
-      values += maps.loss * maps.loss / Double(jet.heads)
+      scores += forms.loss * forms.loss / Double(shape.heads)
+      values += maps.loss * maps.loss / Double(shape.heads)
     }
     return (
       [

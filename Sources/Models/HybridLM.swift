@@ -100,17 +100,7 @@ package final class HybridLM {
 
   /// Bytes of the caches of one sequence at this context, float32.
   package func cacheBytes(context: Int) -> Int {
-    let c = configuration
-    return c.layerTypes.reduce(0) { sum, type in
-      let keyValues = 2 * c.keyValueHeads * c.headSize
-      switch type {
-      case .attention: return sum + 4 * keyValues * context
-      case .slidingWindow: return sum + 4 * keyValues * min(context, c.slidingWindow ?? context)
-      case .jet:
-        let jet = c.jet!
-        return sum + 4 * jet.heads * jet.valueSize * (jet.keySize + jet.convolutionSize)
-      }
-    }
+    layers.reduce(0) { $0 + 4 * $1.mixer.cacheElements(context: context) }
   }
 
   /// Empty caches, one a layer, for `sequences` sequences with room for `capacity` tokens each.

@@ -14,10 +14,21 @@ package struct ModelError: Error, CustomStringConvertible {
 }
 
 /// What mixes tokens in one layer.
-package enum LayerType: String, Sendable, Equatable {
+package enum LayerType: String, Sendable, Equatable, CaseIterable {
   case attention = "attn"
   case slidingWindow = "swa"
   case jet
+  case gatedLinearAttention = "gla"
+  case retention = "retnet"
+  case mamba2
+  case deltaNet = "deltanet"
+  case gatedDeltaNet = "gdn"
+  case rwkv7
+
+  /// Whether it is softmax attention, which a student may keep as its teacher has it.
+  package var isAttention: Bool { self == .attention || self == .slidingWindow }
+  /// Linear mixers that ``LinearConfiguration`` describes.
+  static let linear: [LayerType] = [.gatedLinearAttention, .retention, .mamba2, .deltaNet, .gatedDeltaNet, .rwkv7]
 }
 
 /// The shape of a JetBlock.
@@ -43,6 +54,8 @@ package struct ModelConfiguration: Sendable {
   package var layerTypes: [LayerType]
   package var slidingWindow: Int?
   package var jet: JetConfiguration?
+  /// Shapes of the other linear mixers that the model has.
+  package var linear: [LayerType: LinearConfiguration] = [:]
   package var normEpsilon: Float
   package var ropeTheta: Float
   package var tiesEmbeddings: Bool
@@ -147,7 +160,10 @@ package struct ModelConfiguration: Sendable {
     let spellings = ["full_attention": "attn", "sliding_attention": "swa"]
     layerTypes = try names.map { name in
       guard let type = LayerType(rawValue: spellings[name] ?? name) else {
-        throw ModelError(path: path, reason: "layer_types: \(name) is unknown (attn, swa and jet are known)")
+        throw ModelError(
+          path: path,
+          reason:
+            "layer_types: \(name) is unknown (\(LayerType.allCases.map(\.rawValue).joined(separator: ", ")) are known)")
       }
       return type
     }
@@ -156,6 +172,13 @@ package struct ModelConfiguration: Sendable {
       let sliding = ConfigurationReader(
         object: efficient["swa"] as? [String: Any] ?? [:], path: path + ": efficient_attention_config.swa")
       slidingWindow = try sliding.optionalPositive("window_size") ?? reader.positive("sliding_window")
+    }
+    for type in LayerType.linear where layerTypes.contains(type) {
+      linear[type] = try LinearConfiguration(
+        type,
+        ConfigurationReader(
+          object: efficient[type.rawValue] as? [String: Any] ?? [:],
+          path: path + ": efficient_attention_config." + type.rawValue))
     }
     if layerTypes.contains(.jet) {
       jet = try JetConfiguration(
@@ -191,7 +214,7 @@ extension JetConfiguration {
 }
 
 /// Reads typed fields of a JSON object; numbers may be strings ("1e-5"), as released files have them.
-private struct ConfigurationReader {
+struct ConfigurationReader {
   let object: [String: Any]
   let path: String
 

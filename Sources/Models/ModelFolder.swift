@@ -30,7 +30,7 @@ extension HybridLM {
           path: file.path,
           reason: "\(parameter.name) has shape \(entry.shape), config.json asks for \(parameter.shape)")
       }
-      if parameter.shape.count > 1, let view = file.view(parameter.name, on: backend) {
+      if parameter.isMatrix, let view = file.view(parameter.name, on: backend) {
         parameter.value = view
       } else {
         let value = backend.empty(parameter.shape)
@@ -94,7 +94,7 @@ extension HybridLM {
   package func initialize(seed: UInt64, backend: any Backend) {
     for parameter in store.parameters where !parameter.hasValue {
       if backend is ShapeBackend {
-        let isNarrow = configuration.keepsBFloat16 && parameter.shape.count > 1
+        let isNarrow = configuration.keepsBFloat16 && parameter.isMatrix
         parameter.value = backend.empty(parameter.shape, isNarrow ? .bfloat16 : .float32)
       } else {
         parameter.value = backend.tensor(parameter.initialValues(seed: seed), parameter.shape)
@@ -108,8 +108,8 @@ extension HybridLM {
     for parameter in store.parameters {
       guard let source = teacher.store[parameter.name] else { continue }
       let parts = parameter.name.split(separator: ".")
-      if parts.count > 3, parts[3] == "self_attn", let index = Int(parts[2]), layers[index].type == .jet,
-        teacher.layers[index].type != .jet
+      if parts.count > 3, parts[3] == "self_attn", let index = Int(parts[2]), !layers[index].type.isAttention,
+        teacher.layers[index].type != layers[index].type
       {
         continue
       }

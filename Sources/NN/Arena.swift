@@ -70,10 +70,10 @@ package final class Arena {
     for entry in entries {
       let part = entry.range.clamped(to: range)
       guard !part.isEmpty else { continue }
-      if let last = runs.last, last.decays == entry.parameter.decays, last.range.upperBound == part.lowerBound {
+      if let last = runs.last, last.decays == entry.parameter.isMatrix, last.range.upperBound == part.lowerBound {
         runs[runs.count - 1].range = last.range.lowerBound..<part.upperBound
       } else {
-        runs.append((part, entry.parameter.decays))
+        runs.append((part, entry.parameter.isMatrix))
       }
     }
     return runs

@@ -21,8 +21,9 @@ package final class Parameter {
   package let name: String
   package let shape: [Int]
   package let initialization: Initialization
-  /// Whether weight decay applies: matrices only.
-  package let decays: Bool
+  /// Whether only products and look-ups read it: a matrix that may stay bfloat16 in a file, and that weight decay applies
+  /// to.
+  package let isMatrix: Bool
   /// The values; a slot is attached while the parameter trains. Reading it before it was loaded is a mistake.
   package var value: Tensor {
     get {
@@ -36,11 +37,11 @@ package final class Parameter {
   }
   private var stored: Tensor?
 
-  fileprivate init(name: String, shape: [Int], initialization: Initialization, decays: Bool) {
+  fileprivate init(name: String, shape: [Int], initialization: Initialization, isMatrix: Bool) {
     self.name = name
     self.shape = shape
     self.initialization = initialization
-    self.decays = decays
+    self.isMatrix = isMatrix
   }
 
   package var count: Int { shape.reduce(1, *) }
@@ -108,10 +109,11 @@ package struct ParameterScope {
     ParameterScope(store, path: qualified(name))
   }
 
-  /// Creates the parameter `name` here. Weight decay applies to matrices.
+  /// Creates the parameter `name` here.
   package func parameter(_ name: String, _ shape: [Int], _ initialization: Initialization) -> Parameter {
     let parameter = Parameter(
-      name: qualified(name), shape: shape, initialization: initialization, decays: shape.count > 1)
+      name: qualified(name), shape: shape, initialization: initialization,
+      isMatrix: shape.count == 2 && name == "weight")
     store.add(parameter)
     return parameter
   }

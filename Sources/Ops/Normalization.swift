@@ -60,3 +60,29 @@ package func siluNormalize(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
     x.slot?.accumulate(dx)
   }
 }
+
+/// Every row of the last dimension scaled to length one: x / √(Σ x² + ε).
+package func normalizeLength(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
+  let backend = x.backend
+  let y = backend.empty(x.shape)
+  backend.normalizeLength(x, epsilon: epsilon, into: y)
+  return backend.record([x], y) { dy in
+    let dx = backend.empty(x.shape)
+    backend.normalizeLengthBackward(dy, x, epsilon: epsilon, into: dx)
+    x.slot?.accumulate(dx)
+  }
+}
+
+/// Every row of the last dimension with mean 0 and variance 1: a group norm without its affine part.
+package func standardize(_ x: Tensor, epsilon: Float) -> Tensor {
+  let backend = x.backend
+  let y = backend.empty(x.shape)
+  let inverse = backend.empty(Array(x.shape.dropLast()))
+  backend.standardize(x, epsilon: epsilon, into: y, inverse: inverse)
+  let value = y
+  return backend.record([x], y) { dy in
+    let dx = backend.empty(x.shape)
+    backend.standardizeBackward(dy, y: value, inverse: inverse, into: dx)
+    x.slot?.accumulate(dx)
+  }
+}

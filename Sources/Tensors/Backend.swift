@@ -57,6 +57,45 @@ package protocol Backend: AnyObject {
   /// y = SiLU(gate) · up
   func swiGLU(gate: Tensor, up: Tensor, into y: Tensor)
   func swiGLUBackward(_ dy: Tensor, gate: Tensor, up: Tensor, dGate: Tensor, dUp: Tensor)
+  /// y = f(x), element by element.
+  func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor)
+  /// dx = dy · f′(x); y = f(x).
+  func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor)
+  /// out = x · y, element by element, or added.
+  func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool)
+  /// y[m] = scales[m] · x[m], rows of the last dimension; or added.
+  func scaleRows(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool)
+  /// out[m] = x[m] · y[m], the inner products of rows of the last dimension.
+  func rowProducts(_ x: Tensor, _ y: Tensor, into out: Tensor)
+  /// y[n, c] = scales[c / (C / S)] · x[n, c] for x [N, C] and scales [S]; or added.
+  func scaleColumns(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool)
+  /// out[s] = Σ_n Σ of its columns x[n, c] · y[n, c], for out [S].
+  func columnProducts(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool)
+  /// y = x / √(Σ x² + epsilon) over the last dimension.
+  func normalizeLength(_ x: Tensor, epsilon: Float, into y: Tensor)
+  func normalizeLengthBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor)
+  /// y = (x − mean) / √(variance + epsilon) over the last dimension; `inverse` [rows] keeps 1 / √….
+  func standardize(_ x: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)
+  func standardizeBackward(_ dy: Tensor, y: Tensor, inverse: Tensor, into dx: Tensor)
+  /// y[t, c] = SiLU(bias[c] + Σ_w weight[c, w] · x[t − W + 1 + w, c]) within each segment; `history` as for
+  /// `dynamicConvolve`.
+  func shortConvolve(
+    _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, history: Tensor?, into y: Tensor)
+  func shortConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, dx: Tensor, dWeight: Tensor,
+    dBias: Tensor?)
+  /// y[t] = x[t − 1] − x[t] within each segment; before its first token is zero, or the last row of its `history`
+  /// [segments, 1, C].
+  func shiftTokens(_ x: Tensor, segments: Segments, history: Tensor?, into y: Tensor)
+  func shiftTokensBackward(_ dy: Tensor, segments: Segments, into dx: Tensor)
+  /// y = columns `range` of x [N, C].
+  func copyColumns(_ x: Tensor, _ range: Range<Int>, into y: Tensor)
+  /// Columns `range` of dx become dy, or have it added; the others become zero unless it is added.
+  func addColumns(_ dy: Tensor, into dx: Tensor, _ range: Range<Int>, adds: Bool)
+  /// y[n, h] = x[n, h · G / H] for x [N, G, K] and y [N, H, K].
+  func repeatHeads(_ x: Tensor, into y: Tensor)
+  func repeatHeadsBackward(_ dy: Tensor, into dx: Tensor)
+
   /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over each head of x [N, H, K].
   func siluNormalize(_ x: Tensor, epsilon: Float, into y: Tensor)
   func siluNormalizeBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor)
@@ -132,6 +171,22 @@ package protocol Backend: AnyObject {
 
   /// Float multiply-adds times two that this backend was asked for since it began.
   var operations: Double { get }
+}
+
+/// Functions of one element.
+package enum ElementFunction: Sendable {
+  case sigmoid
+  /// log sigmoid(x) · scale
+  case logSigmoid(scale: Float)
+  /// log(1 + e^x)
+  case softplus
+  case tanh
+  /// −e^x
+  case negativeExponential
+  /// scale · sigmoid(x)
+  case scaledSigmoid(scale: Float)
+  /// sigmoid(x) − 1
+  case sigmoidMinusOne
 }
 
 /// What the backward pass of a gated delta rule reads again.

@@ -163,4 +163,30 @@ package final class ShapeBackend: Backend {
   package func adamW(
     parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep
   ) {}
+  package func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor) {}
+  package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {}
+  package func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {}
+  package func scaleRows(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {}
+  package func rowProducts(_ x: Tensor, _ y: Tensor, into out: Tensor) {}
+  package func scaleColumns(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {}
+  package func columnProducts(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {}
+  package func normalizeLength(_ x: Tensor, epsilon: Float, into y: Tensor) {}
+  package func normalizeLengthBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor) {}
+  package func standardize(_ x: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor) {}
+  package func standardizeBackward(_ dy: Tensor, y: Tensor, inverse: Tensor, into dx: Tensor) {}
+  package func shortConvolve(
+    _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, history: Tensor?, into y: Tensor
+  ) {}
+  package func shortConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, dx: Tensor, dWeight: Tensor,
+    dBias: Tensor?
+  ) {
+    _ = empty([x.rows + 1, x.columns])
+  }
+  package func shiftTokens(_ x: Tensor, segments: Segments, history: Tensor?, into y: Tensor) {}
+  package func shiftTokensBackward(_ dy: Tensor, segments: Segments, into dx: Tensor) {}
+  package func copyColumns(_ x: Tensor, _ range: Range<Int>, into y: Tensor) {}
+  package func addColumns(_ dy: Tensor, into dx: Tensor, _ range: Range<Int>, adds: Bool) {}
+  package func repeatHeads(_ x: Tensor, into y: Tensor) {}
+  package func repeatHeadsBackward(_ dy: Tensor, into dx: Tensor) {}
 }

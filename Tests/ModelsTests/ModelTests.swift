@@ -42,6 +42,47 @@ import Tokenizers
     }
   }
 
+  /// A small model that has every linear mixer, with weights away from their initial values, of which many are zero.
+  static func modelOfAllMixers(_ backend: CPUBackend) throws -> HybridLM {
+    let path = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().path
+    let model = HybridLM(try ModelConfiguration(path: path + "/Fixtures/all-mixers.json"))
+    for parameter in model.store.parameters {
+      let noise = randomFloats(parameter.count, seed: UInt64(parameter.count) + 3)
+      let scale: Float = parameter.shape.count == 1 ? 0.2 : 0.1
+      parameter.value = backend.tensor(
+        zip(parameter.initialValues(seed: 5), noise).map { $0 + $1 * scale }, parameter.shape)
+    }
+    return model
+  }
+
+  /// The same of all linear mixers: chunks of a prompt, then token by token, as one pass; and packed documents.
+  @Test(arguments: [1, 3, 40]) func everyMixerContinuesExactly(chunk: Int) throws {
+    let backend = CPUBackend(threads: 2)
+    let model = try Self.modelOfAllMixers(backend)
+    #expect(Set(model.configuration.layerTypes) == Set(LayerType.allCases))
+    let vocabulary = model.configuration.vocabularySize
+    let tokens = (0..<90).map { Int32($0 * 37 % vocabulary) }
+    let whole = backend.withoutRecording {
+      model.logits(model(Batch(tokens: backend.tensor(tokens), segments: Segments(count: 1, length: 90)))).toArray()
+    }
+    let ids = tokens.map { UInt32($0) }
+    let generator = Generator(model, backend: backend)
+    for (end, logits) in [(80, generator.read([Array(ids[..<80])], chunk: chunk))]
+      + (80..<90).map({ ($0 + 1, generator.read([[ids[$0]]])) })
+    {
+      let error = relativeError(logits.toArray(), Array(whole[(end - 1) * vocabulary..<end * vocabulary]))
+      #expect(error < 1e-4, "chunks of \(chunk), \(end) tokens: \(error)")
+    }
+    let segments = [0..<1, 1..<3, 3..<70, 70..<90]
+    let packed = hidden(model, tokens, segments)
+    let size = model.configuration.hiddenSize
+    for segment in segments {
+      let alone = hidden(model, Array(tokens[segment]), [0..<segment.count])
+      let error = relativeError(Array(packed[segment.lowerBound * size..<segment.upperBound * size]), alone)
+      #expect(error < 1e-5, "document \(segment): \(error)")
+    }
+  }
+
   /// Sequences of different lengths side by side, some of which end earlier, give what each gives alone.
   @Test(arguments: ["jet", "qwen2"], [1, 5, 64])
   func batchesEqualSingleSequences(_ name: String, chunk: Int) throws {

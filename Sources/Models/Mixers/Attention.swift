@@ -45,6 +45,8 @@ struct Attention: TokenMixer {
     KeyValueCache(
       backend, groups: groups, size: size, window: window, sequences: sequences, capacity: capacity)
   }
+
+  func cacheElements(context: Int) -> Int { 2 * groups * size * min(context, window ?? context) }
 }
 
 /// Keys and values of the tokens so far of every sequence; of a sliding window only those that can still be seen.

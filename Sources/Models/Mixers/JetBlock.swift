@@ -44,13 +44,13 @@ struct JetBlock: TokenMixer {
 
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
     let (n, heads, values) = (x.rows, shape.heads, shape.heads * shape.valueSize)
-    let cache = cache as? JetCache
+    let cache = cache as? RecurrentCache
     let queries = siluNormalize(q(x).reshaped([n, heads, shape.keySize]))
     let keys = siluNormalize(k(x).reshaped([n, heads, shape.keySize]))
     let projected = v(x)
     let kernels = kernel2(silu(kernel1(x))).reshaped([n, values, shape.convolutionSize])
     let convolved = dynamicConvolution(
-      projected, kernels: kernels, segments: batch.segments, history: cache?.history)
+      projected, kernels: kernels, segments: batch.segments, history: cache?.histories[0])
     let gates = decayGate(a: a(x), b: b(x), aLog: aLog.value, dtBias: dtBias.value)
     let mixed = gatedDeltaRule(
       q: queries, k: keys, v: convolved.reshaped([n, heads, shape.valueSize]), g: gates.g,
@@ -60,51 +60,16 @@ struct JetBlock: TokenMixer {
   }
 
   func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
-    JetCache(backend, shape, sequences: sequences)
-  }
-}
-
-/// The state of every head and the last inputs of the convolution: the same size at any context.
-final class JetCache: MixerCache {
-  /// `[sequences, H, K, V]`
-  private(set) var state: Tensor
-  /// `[sequences, 4, H·V]`, newest last
-  private(set) var history: Tensor
-
-  init(_ backend: any Backend, _ shape: JetConfiguration, sequences: Int) {
-    state = backend.zeros([sequences, shape.heads, shape.keySize, shape.valueSize])
-    history = backend.zeros([sequences, shape.convolutionSize, shape.heads * shape.valueSize])
+    RecurrentCache(
+      backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize],
+      histories: [(shape.convolutionSize, shape.heads * shape.valueSize)])
   }
 
-  var byteCount: Int { (state.count + history.count) * 4 }
-
-  func select(_ sequences: [Int]) {
-    func selected(_ x: Tensor) -> Tensor {
-      let out = x.backend.empty([sequences.count] + x.shape.dropFirst())
-      for (place, sequence) in sequences.enumerated() {
-        x.backend.copy(x.rows(sequence..<sequence + 1), into: out.rows(place..<place + 1))
-      }
-      return out
-    }
-    (state, history) = (selected(state), selected(history))
+  func cacheElements(context: Int) -> Int {
+    shape.heads * shape.valueSize * (shape.keySize + shape.convolutionSize)
   }
 
-  func assume(_ length: Int) {}
-
-  /// Shifts the newest rows of every segment of `inputs` `[N, H·V]` into its sequence's history.
-  func remember(_ inputs: Tensor, _ segments: Segments) {
-    let backend = history.backend
-    let taps = history.shape[1]
-    let rows = history.reshaped([history.rows * taps, history.shape[2]])
-    for (sequence, range) in segments.ranges.enumerated() where !range.isEmpty {
-      let first = sequence * taps
-      let fresh = min(range.count, taps)
-      for row in first..<first + taps - fresh {
-        backend.copy(rows.rows(row + fresh..<row + fresh + 1), into: rows.rows(row..<row + 1))
-      }
-      backend.copy(
-        inputs.rows(range.upperBound - fresh..<range.upperBound),
-        into: rows.rows(first + taps - fresh..<first + taps))
-    }
+  var headShape: HeadShape? {
+    HeadShape(heads: shape.heads, keySize: shape.keySize, valueSize: shape.valueSize)
   }
 }

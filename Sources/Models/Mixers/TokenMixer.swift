@@ -27,15 +27,33 @@ package protocol TokenMixer {
 
   /// Empty caches for `sequences` sequences, with room for `capacity` tokens each where the mixer's cache grows.
   func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache
+
+  /// Elements that the cache of one sequence must hold at this context.
+  func cacheElements(context: Int) -> Int
+
+  /// How `q_proj`, `k_proj`, `v_proj` and `o_proj` are laid out, for mixers that have them head by head and may begin
+  /// from a teacher's attention.
+  var headShape: HeadShape? { get }
+}
+
+extension TokenMixer {
+  package var headShape: HeadShape? { nil }
 }
 
 /// The mixer of a layer of this type, its parameters created under `scope`.
 func makeMixer(
   _ type: LayerType, _ configuration: ModelConfiguration, _ scope: ParameterScope
 ) -> any TokenMixer {
-  switch type {
+  let hidden = configuration.hiddenSize
+  return switch type {
   case .attention: Attention(scope, configuration, window: nil)
   case .slidingWindow: Attention(scope, configuration, window: configuration.slidingWindow)
-  case .jet: JetBlock(scope, hidden: configuration.hiddenSize, configuration.jet!)
+  case .jet: JetBlock(scope, hidden: hidden, configuration.jet!)
+  case .gatedLinearAttention: GatedLinearAttention(scope, hidden: hidden, configuration.linear[type]!)
+  case .retention: Retention(scope, hidden: hidden, configuration.linear[type]!)
+  case .mamba2: Mamba2(scope, hidden: hidden, configuration.linear[type]!)
+  case .deltaNet: DeltaNet(scope, hidden: hidden, configuration.linear[type]!, isGated: false)
+  case .gatedDeltaNet: DeltaNet(scope, hidden: hidden, configuration.linear[type]!, isGated: true)
+  case .rwkv7: RWKV7(scope, hidden: hidden, configuration.linear[type]!)
   }
 }

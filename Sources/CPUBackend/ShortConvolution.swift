@@ -1,0 +1,140 @@
+import Tensors
+
+/// A causal convolution with four taps a channel and SiLU behind it: what Mamba2, DeltaNet and Gated DeltaNet put in
+/// front of their recurrences. Weights lie `[channel, tap]`, the last tap for the current token.
+extension CPUBackend {
+  private static func starts(_ segments: Segments) -> [(first: Int, ordinal: Int)] {
+    segments.ranges.enumerated().flatMap { ordinal, range in
+      repeatElement((range.lowerBound, ordinal), count: range.count)
+    }
+  }
+
+  package func shiftTokens(_ x: Tensor, segments: Segments, history: Tensor?, into y: Tensor) {
+    let (source, target, channels, past) = (x.floats, y.floats, x.columns, history?.floats)
+    let starts = Self.starts(segments)
+    forEachSlice(rows: x.rows, columns: channels) { rows in
+      for t in rows {
+        let (row, out) = (source + t * channels, target + t * channels)
+        let before =
+          t > starts[t].first ? row - channels : past.map { $0 + starts[t].ordinal * channels }
+        sweep(channels) { c, n in out.store((before?.lanes(c, n) ?? Lanes.zero) - row.lanes(c, n), c, n) }
+      }
+    }
+  }
+
+  package func shiftTokensBackward(_ dy: Tensor, segments: Segments, into dx: Tensor) {
+    let (gradient, target, channels) = (dy.floats, dx.floats, dy.columns)
+    let ends = segments.ranges.flatMap { repeatElement($0.upperBound, count: $0.count) }
+    forEachSlice(rows: dy.rows, columns: channels) { rows in
+      for t in rows {
+        let (row, out) = (gradient + t * channels, target + t * channels)
+        let hasNext = t + 1 < ends[t]
+        sweep(channels) { c, n in
+          out.store((hasNext ? (row + channels).lanes(c, n) : Lanes.zero) - row.lanes(c, n), c, n)
+        }
+      }
+    }
+  }
+
+  /// Weights by tap, `[4, C]`, so that lanes are channels.
+  private func withTaps(_ weight: Tensor, _ channels: Int, _ body: (FloatPointer) -> Void) {
+    precondition(weight.count == 4 * channels, "a short convolution has 4 taps a channel, not \(weight.shape)")
+    let source = weight.floats
+    withTemporary(4 * channels) { taps in
+      for c in 0..<channels {
+        for w in 0..<4 { taps[w * channels + c] = source[c * 4 + w] }
+      }
+      body(taps)
+    }
+  }
+
+  package func shortConvolve(
+    _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, history: Tensor?, into y: Tensor
+  ) {
+    let channels = x.columns
+    let (source, target, bias, past) = (x.floats, y.floats, bias?.floats, history?.floats)
+    let starts = Self.starts(segments)
+    withTaps(weight, channels) { taps in
+      forEachSlice(rows: x.rows, columns: channels) { rows in
+        for t in rows {
+          Self.convolve(source, taps, bias, t, starts[t], history: past, channels) { c, n, u in
+            (target + t * channels).store(u * u.sigmoid, c, n)
+          }
+        }
+      }
+    }
+  }
+
+  /// Calls `body(channel, lanes, u)` for all channels of one token, u before the activation.
+  @inline(__always)
+  private static func convolve(
+    _ x: FloatPointer, _ taps: FloatPointer, _ bias: FloatPointer?, _ t: Int, _ start: (first: Int, ordinal: Int),
+    history: FloatPointer?, _ channels: Int, _ body: (Int, Int, Lanes) -> Void
+  ) {
+    func row(_ back: Int) -> FloatPointer? {
+      if t - back >= start.first { return x + (t - back) * channels }
+      return history.map { $0 + (start.ordinal * 4 + t - start.first - back + 4) * channels }
+    }
+    let rows = (row(3), row(2), row(1), x + t * channels)
+    sweep(channels) { c, n in
+      var u = bias.map { $0.lanes(c, n) } ?? Lanes.zero
+      if let row = rows.0 { u = u.addingProduct(row.lanes(c, n), taps.lanes(c, n)) }
+      if let row = rows.1 { u = u.addingProduct(row.lanes(c, n), (taps + channels).lanes(c, n)) }
+      if let row = rows.2 { u = u.addingProduct(row.lanes(c, n), (taps + 2 * channels).lanes(c, n)) }
+      body(c, n, u.addingProduct(rows.3.lanes(c, n), (taps + 3 * channels).lanes(c, n)))
+    }
+  }
+
+  package func shortConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, dx: Tensor, dWeight: Tensor,
+    dBias: Tensor?
+  ) {
+    let (channels, count) = (x.columns, x.rows)
+    let (gradient, source, target, biases) = (dy.floats, x.floats, dx.floats, bias?.floats)
+    let starts = Self.starts(segments)
+    let ends = segments.ranges.flatMap { repeatElement($0.upperBound, count: $0.count) }
+    withTaps(weight, channels) { taps in
+      withTemporary(max(1, count) * channels) { du in
+        forEachSlice(rows: count, columns: channels) { rows in
+          for t in rows {
+            Self.convolve(source, taps, biases, t, starts[t], history: nil, channels) { c, n, u in
+              let s = u.sigmoid
+              (du + t * channels).store((gradient + t * channels).lanes(c, n) * s * (1 + u * (1 - s)), c, n)
+            }
+          }
+        }
+        forEachSlice(rows: count, columns: channels) { rows in
+          for t in rows {
+            let out = target + t * channels
+            out.update(repeating: 0, count: channels)
+            for ahead in 0..<4 where t + ahead < ends[t] {
+              let (row, tap) = (du + (t + ahead) * channels, taps + (3 - ahead) * channels)
+              sweep(channels) { c, n in
+                out.store(out.lanes(c, n).addingProduct(row.lanes(c, n), tap.lanes(c, n)), c, n)
+              }
+            }
+          }
+        }
+        withTemporary(4 * channels) { sums in
+          sumBlocks(rows: count, columns: 4 * channels, into: sums, adds: false) { t, partial in
+            for w in 0..<4 where t - 3 + w >= starts[t].first {
+              let (row, input, out) = (du + t * channels, source + (t - 3 + w) * channels, partial + w * channels)
+              sweep(channels) { c, n in
+                out.store(out.lanes(c, n).addingProduct(row.lanes(c, n), input.lanes(c, n)), c, n)
+              }
+            }
+          }
+          let out = dWeight.floats
+          for c in 0..<channels {
+            for w in 0..<4 { out[c * 4 + w] = sums[w * channels + c] }
+          }
+        }
+        if let dBias {
+          sumBlocks(rows: count, columns: channels, into: dBias.floats, adds: false) { t, partial in
+            axpy(1, du + t * channels, into: partial, channels)
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,87 @@
+import NN
+import Ops
+import Tensors
+
+/// DeltaNet (Yang et al., 2024) and Gated DeltaNet (Yang, Kautz and Hatamizadeh, 2025): the delta rule over q, k and v that
+/// pass short convolutions; the gated one lets the state decay and gates the output. Names and conventions after
+/// flash-linear-attention's layers.
+struct DeltaNet: TokenMixer {
+  private let q: Linear
+  private let k: Linear
+  private let v: Linear
+  private let b: Linear
+  private let o: Linear
+  private let convolutions: [Parameter]
+  private let norm: RMSNorm
+  private let gating: Gating?
+  private let shape: LinearConfiguration
+
+  /// What Gated DeltaNet has beside DeltaNet.
+  private struct Gating {
+    let a: Linear
+    let g: Linear
+    let aLog: Parameter
+    let dtBias: Parameter
+  }
+
+  init(_ scope: ParameterScope, hidden: Int, _ shape: LinearConfiguration, isGated: Bool) {
+    self.shape = shape
+    let (keys, values) = (shape.heads * shape.keySize, shape.heads * shape.valueSize)
+    q = Linear(scope.scope("q_proj"), hidden, keys)
+    k = Linear(scope.scope("k_proj"), hidden, keys)
+    v = Linear(scope.scope("v_proj"), hidden, values)
+    b = Linear(scope.scope("b_proj"), hidden, shape.heads)
+    if isGated {
+      gating = Gating(
+        a: Linear(scope.scope("a_proj"), hidden, shape.heads), g: Linear(scope.scope("g_proj"), hidden, values),
+        aLog: scope.parameter("A_log", [shape.heads], .logDecay),
+        dtBias: scope.parameter("dt_bias", [shape.heads], .timeStepBias))
+    } else {
+      gating = nil
+    }
+    convolutions = [("q_conv1d", keys), ("k_conv1d", keys), ("v_conv1d", values)].map { name, channels in
+      scope.scope(name).parameter("weight", [channels, 1, 4], .identityTap(taps: 4))
+    }
+    norm = RMSNorm(scope.scope("o_norm"), shape.valueSize, epsilon: shape.epsilon)
+    o = Linear(scope.scope("o_proj"), values, hidden)
+  }
+
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+    let n = x.rows
+    let cache = cache as? RecurrentCache
+    func convolved(_ projected: Tensor, _ index: Int, _ size: Int) -> Tensor {
+      let y = shortConvolution(
+        projected, weight: convolutions[index].value, segments: batch.segments, history: cache?.histories[index])
+      cache?.remember(projected, in: index, batch.segments)
+      return y.reshaped([n, shape.heads, size])
+    }
+    let queries = normalizeLength(convolved(q(x), 0, shape.keySize))
+    let keys = normalizeLength(convolved(k(x), 1, shape.keySize))
+    let values = convolved(v(x), 2, shape.valueSize)
+    func mixed(_ g: Tensor, _ beta: Tensor) -> Tensor {
+      gatedDeltaRule(
+        q: queries, k: keys, v: values, g: g, beta: beta, segments: batch.segments, initial: cache?.state,
+        final: cache?.state)
+    }
+    guard let gating else {
+      let y = mixed(x.backend.zeros([n, shape.heads]), apply(.sigmoid, b(x)))
+      return o(rmsNorm(y, weight: norm.weight.value, epsilon: norm.epsilon).reshaped([n, values.columns]))
+    }
+    let gates = decayGate(a: gating.a(x), b: b(x), aLog: gating.aLog.value, dtBias: gating.dtBias.value)
+    return o(
+      gatedRMSNorm(mixed(gates.g, gates.beta), gate: gating.g(x), weight: norm.weight.value, epsilon: norm.epsilon))
+  }
+
+  private var channels: [Int] {
+    [shape.heads * shape.keySize, shape.heads * shape.keySize, shape.heads * shape.valueSize]
+  }
+
+  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+    RecurrentCache(
+      backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize],
+      histories: channels.map { (4, $0) })
+  }
+
+  func cacheElements(context: Int) -> Int { shape.stateElements + 4 * channels.reduce(0, +) }
+  var headShape: HeadShape? { shape.headShape }
+}

@@ -1,0 +1,49 @@
+import Foundation
+import NN
+import Ops
+import Tensors
+
+/// Multi-scale retention (Sun et al., 2023): a fixed decay a head, 1 − 2^(−5 − h), and rotary positions on q and k. Names
+/// and conventions after flash-linear-attention's layer.
+struct Retention: TokenMixer {
+  private let q: Linear
+  private let k: Linear
+  private let v: Linear
+  private let g: Linear
+  private let o: Linear
+  private let norm: RMSNorm
+  private let shape: LinearConfiguration
+
+  init(_ scope: ParameterScope, hidden: Int, _ shape: LinearConfiguration) {
+    self.shape = shape
+    let (keys, values) = (shape.heads * shape.keySize, shape.heads * shape.valueSize)
+    q = Linear(scope.scope("q_proj"), hidden, keys)
+    k = Linear(scope.scope("k_proj"), hidden, keys)
+    v = Linear(scope.scope("v_proj"), hidden, values)
+    g = Linear(scope.scope("g_proj"), hidden, values)
+    norm = RMSNorm(scope.scope("g_norm_swish_gate"), shape.valueSize, epsilon: shape.epsilon)
+    o = Linear(scope.scope("o_proj"), values, hidden)
+  }
+
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+    let n = x.rows
+    let cache = cache as? RecurrentCache
+    func rotated(_ x: Tensor) -> Tensor {
+      rotaryEmbedding(x.reshaped([n, shape.heads, shape.keySize]), positions: batch.positions, theta: 10_000)
+    }
+    let decays = (0..<shape.heads).map { Float(log1p(-exp2(-5 - Double($0)))) }
+    let gates = x.backend.tensor((0..<n).flatMap { _ in decays }, [n, shape.heads])
+    let mixed = decayedAttention(
+      q: rotated(q(x)), k: rotated(k(x)), v: v(x).reshaped([n, shape.heads, shape.valueSize]), g: gates,
+      scale: 1 / Float(shape.keySize).squareRoot(), segments: batch.segments, initial: cache?.state, final: cache?.state
+    )
+    return o(gatedRMSNorm(mixed, gate: g(x), weight: norm.weight.value, epsilon: norm.epsilon))
+  }
+
+  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+    RecurrentCache(backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize])
+  }
+
+  func cacheElements(context: Int) -> Int { shape.stateElements }
+  var headShape: HeadShape? { shape.headShape }
+}
