@@ -4,6 +4,7 @@ that jettrain wrote are read by transformers, at shapes of every kind; hybrids a
 usage: parity.py JETTRAIN WORK_FOLDER
 """
 import json
+import os
 import subprocess
 import sys
 
@@ -74,6 +75,14 @@ JET = {
     "jet-odd": ({"num_heads": 5, "head_dim": 7, "expand_v": 2.2857142857}, {"num_attention_heads": 5, "num_key_value_heads": 1, "hidden_size": 50}, 2, 131),
     "jet-untied-63": ({"num_heads": 4, "head_dim": 32, "expand_v": 2.0}, {"tie_word_embeddings": False, "num_key_value_heads": 4}, 1, 63),
 }
+
+with open(os.path.dirname(os.path.abspath(__file__)) + "/../Fixtures/all-mixers.json") as file:
+    ALL = json.load(file)
+MIXERS = ["gla", "retnet", "mamba2", "deltanet", "gdn", "rwkv7"]
+for kind in MIXERS:
+    # Each linear mixer alone, in two layers, so that its gradients are seen by themselves.
+    JET[kind] = (ALL["efficient_attention_config"]["jet"], ALL | {"num_hidden_layers": 2, "layer_types": [kind, kind]}, 2, 75)
+JET["all-mixers"] = (ALL["efficient_attention_config"]["jet"], ALL, 1, 40)
 
 for name, (jet, changes, batch, tokens) in JET.items():
     config = dict(model_type="jet_nemotron", vocab_size=150, hidden_size=64, intermediate_size=96, num_hidden_layers=4,
