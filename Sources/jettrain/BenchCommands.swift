@@ -14,9 +14,9 @@ import Training
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Measure this machine: one JSON line a figure, with the ceiling measured in the same process.",
-    subcommands: [Step.self, Data.self, CheckpointBench.self, TokenizerBench.self, Decode.self])
+    subcommands: [Step.self, Data.self, CheckpointBench.self, TokenizerBench.self, Decode.self, Mixers.self])
 
-  private static func emit(_ fields: [String: Any]) throws { FileHandle.standardOutput.write(try jsonLine(fields)) }
+  static func emit(_ fields: [String: Any]) throws { FileHandle.standardOutput.write(try jsonLine(fields)) }
 
   struct Step: ParsableCommand {
     static let configuration = CommandConfiguration(
