@@ -90,7 +90,7 @@ let package = Package(
       swiftSettings: [.unsafeFlags(["-O"])]),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
-      exclude: ["jet_twin.py", "make_golden.py", "parity.py", "tokenizer_parity.py"]),
+      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "parity.py", "tokenizer_parity.py"]),
   ],
   swiftLanguageModes: [.v6]
 )

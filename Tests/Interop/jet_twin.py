@@ -139,7 +139,8 @@ def linear(x, p, c, kind):
         k, q = (y.reshape(b, t, c["n_groups"], -1).repeat_interleave(heads // c["n_groups"], 2) for y in (k, q))
         v = split(v, size)
         y = decayed(q, k, v * dt[..., None], -p["A_log"].exp() * dt, 1) + p["D"][:, None] * v
-        return rms_norm(y.reshape(b, t, inner) * F.silu(gate), p["norm.weight"], eps) @ p["out_proj.weight"].T
+        y = (y.reshape(b, t, inner) * F.silu(gate)).reshape(b, t, c["n_groups"], -1)
+        return (rms_norm(y, 1, eps).reshape(b, t, inner) * p["norm.weight"]) @ p["out_proj.weight"].T
     assert kind == "rwkv7"
     change = F.pad(x, (0, 0, 1, 0))[:, :t] - x
     r, w, k, v, a, g = (x + change * p["x_" + n].reshape(-1) for n in "rwkvag")

@@ -58,7 +58,16 @@ struct Mamba2: TokenMixer {
       q: group(inner + states), k: group(inner), v: stepped, g: decay, scale: 1, segments: batch.segments,
       initial: cache?.state, final: cache?.state)
     let y = add(mixed.reshaped([n, inner]), scaleColumns(values, by: skip.value))
-    return output(rmsNorm(swiGLU(gate: gate, up: y), weight: norm.weight.value, epsilon: norm.epsilon))
+    return output(normalized(swiGLU(gate: gate, up: y)))
+  }
+
+  /// Root-mean-square norm of every group of heads by itself.
+  private func normalized(_ x: Tensor) -> Tensor {
+    guard shape.groups > 1 else { return rmsNorm(x, weight: norm.weight.value, epsilon: norm.epsilon) }
+    let size = inner / shape.groups
+    let ones = x.backend.tensor([Float](repeating: 1, count: size), [size])
+    let rows = rmsNorm(x.reshaped([x.rows * shape.groups, size]), weight: ones, epsilon: norm.epsilon)
+    return scaleColumns(rows.reshaped(x.shape), by: norm.weight.value)
   }
 
   func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
