@@ -57,9 +57,13 @@ let package = Package(
     .target(
       name: "Evaluation",
       dependencies: ["Models", "NN", "Ops", "Safetensors", "Tensors", "Tokenizers", "Training", "TokenStreams"]),
+    .target(
+      name: "Search",
+      dependencies: ["Evaluation", "Files", "MPI", "Models", "NN", "Tensors", "TokenStreams", "Training"]),
     .executableTarget(
       name: "jettrain",
       dependencies: [
+        "Search",
         "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel",
         "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
@@ -83,6 +87,7 @@ let package = Package(
         "Checkpointing", "CPUBackend", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams",
         "Training",
       ]),
+    .testTarget(name: "SearchTests", dependencies: ["MPI", "Search", "TestSupport"]),
     .testTarget(name: "RankTests", dependencies: ["jettrain"]),
     .executableTarget(
       name: "jettrain-fuzz",

@@ -6,6 +6,8 @@ import Tensors
 package struct DecoderLayer {
   package let type: LayerType
   package let mixer: any TokenMixer
+  /// A supernet's other path, under `linear_attn`.
+  package let linearPath: (any TokenMixer)?
   private let inputNorm: RMSNorm
   private let postNorm: RMSNorm
   private let mlp: SwiGLU
@@ -15,6 +17,7 @@ package struct DecoderLayer {
     let (hidden, epsilon) = (configuration.hiddenSize, configuration.normEpsilon)
     inputNorm = RMSNorm(scope.scope("input_layernorm"), hidden, epsilon: epsilon)
     mixer = makeMixer(type, configuration, scope.scope("self_attn"))
+    linearPath = configuration.supernetMixer.map { makeMixer($0, configuration, scope.scope("linear_attn")) }
     postNorm = RMSNorm(scope.scope("post_attention_layernorm"), hidden, epsilon: epsilon)
     mlp = SwiGLU(scope.scope("mlp"), hidden: hidden, intermediate: configuration.intermediateSize)
   }
@@ -28,8 +31,10 @@ package struct DecoderLayer {
     return add(x, mlp(postNorm(x)))
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
-    complete(x, mixed: mixer(mixerInput(x), batch, cache: cache))
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, isLinear: Bool = false) -> Tensor {
+    precondition(!isLinear || cache == nil, "a supernet has no caches: extract the path first")
+    let mixer = isLinear ? linearPath ?? mixer : mixer
+    return complete(x, mixed: mixer(mixerInput(x), batch, cache: cache))
   }
 }
 
@@ -38,6 +43,8 @@ package final class HybridLM {
   package let configuration: ModelConfiguration
   package let store = ParameterStore()
   package let layers: [DecoderLayer]
+  /// In a supernet: the layers that run their attention, the others their linear path; nil for all.
+  package var fullLayers: Set<Int>?
   private let embeddings: Parameter
   private let norm: RMSNorm
   private let headParameter: Parameter?
@@ -85,10 +92,11 @@ package final class HybridLM {
   ) rethrows -> Tensor {
     var x = embed(batch)
     for (index, layer) in layers.enumerated() {
+      let isLinear = fullLayers.map { !$0.contains(index) } ?? false
       if checkpointing {
-        x = checkpointed(x) { layer($0, batch, cache: nil) }
+        x = checkpointed(x) { layer($0, batch, cache: nil, isLinear: isLinear) }
       } else {
-        x = layer(x, batch, cache: caches?[index])
+        x = layer(x, batch, cache: caches?[index], isLinear: isLinear)
       }
       try observe(index, x)
     }

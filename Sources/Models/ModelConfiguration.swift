@@ -56,6 +56,8 @@ package struct ModelConfiguration: Sendable {
   package var jet: JetConfiguration?
   /// Shapes of the other linear mixers that the model has.
   package var linear: [LayerType: LinearConfiguration] = [:]
+  /// In a once-for-all supernet: the linear mixer that every layer holds beside its attention.
+  package var supernetMixer: LayerType?
   package var normEpsilon: Float
   package var ropeTheta: Float
   package var tiesEmbeddings: Bool
@@ -173,14 +175,24 @@ package struct ModelConfiguration: Sendable {
         object: efficient["swa"] as? [String: Any] ?? [:], path: path + ": efficient_attention_config.swa")
       slidingWindow = try sliding.optionalPositive("window_size") ?? reader.positive("sliding_window")
     }
-    for type in LayerType.linear where layerTypes.contains(type) {
+    if let name = object["supernet_mixer"] {
+      guard let type = LayerType(rawValue: name as? String ?? ""), !type.isAttention,
+        layerTypes.allSatisfy({ $0 == .attention })
+      else {
+        throw ModelError(
+          path: path, reason: "supernet_mixer must name a linear mixer, and all layers of a supernet are attn")
+      }
+      supernetMixer = type
+    }
+    let held = layerTypes + [supernetMixer].compactMap { $0 }
+    for type in LayerType.linear where held.contains(type) {
       linear[type] = try LinearConfiguration(
         type,
         ConfigurationReader(
           object: efficient[type.rawValue] as? [String: Any] ?? [:],
           path: path + ": efficient_attention_config." + type.rawValue))
     }
-    if layerTypes.contains(.jet) {
+    if held.contains(.jet) {
       jet = try JetConfiguration(
         ConfigurationReader(
           object: efficient["jet"] as? [String: Any] ?? [:], path: path + ": efficient_attention_config.jet"))

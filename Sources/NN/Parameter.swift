@@ -109,7 +109,8 @@ package struct ParameterScope {
     ParameterScope(store, path: qualified(name))
   }
 
-  /// Creates the parameter `name` here.
+  /// Creates the parameter `name` here. Two-dimensional ones named `weight` are matrices; other names, such as RWKV's
+  /// `r_k`, are read element by element whatever their shape.
   package func parameter(_ name: String, _ shape: [Int], _ initialization: Initialization) -> Parameter {
     let parameter = Parameter(
       name: qualified(name), shape: shape, initialization: initialization,

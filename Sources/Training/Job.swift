@@ -80,6 +80,8 @@ package struct Job: Sendable {
   package var student: String
   /// How a student's new layers begin.
   package var initialization: StudentInitialization
+  /// How a supernet's paths are drawn; nil for other students.
+  package var supernet: PathSampling?
   /// Configurations that `plan` uses where the folders above do not exist yet.
   package var plannedTeacher: String?
   package var plannedStudent: String?
@@ -144,6 +146,14 @@ extension Job {
     teacher = model.string("teacher")
     student = model.required("student", "a config.json to make a model from, or a model folder")
     initialization = model.choice("init", StudentInitialization.self) ?? .transfer
+    let budget = model.integer("full_layers", from: 0)
+    let share = model.number("budget_share") ?? 0.75
+    if share < 0 || share > 1 { model.fault("budget_share", "\(share) is not between 0 and 1") }
+    let isSupernet = (try? ModelConfiguration(path: student))?.supernetMixer != nil
+    if isSupernet && budget == nil {
+      model.fault("full_layers", "is missing: layers of full attention in the paths of this supernet")
+    }
+    supernet = budget.map { PathSampling(fullLayers: $0, budgetShare: share) }
     plannedTeacher = model.string("teacher_config")
     plannedStudent = model.string("student_config")
     model.rejectUnknownKeys()
@@ -280,6 +290,7 @@ extension ParameterGroup {
     }
     switch parts[3] {
     case "mlp": return .mlp
+    case "linear_attn": return .mixers
     case "self_attn": return [.attention, .slidingWindow].contains(model.layers[layer].type) ? .attention : .mixers
     default: return .norms
     }

@@ -240,6 +240,7 @@ package final class Trainer {
       try plans[phaseIndex].read(start + index * phase.microBatch..<start + (index + 1) * phase.microBatch)
     }
     clock.mark("data")
+    models.student.fullLayers = job.supernet?.path(step: step, layers: models.student.layers.count, seed: job.seed)
     let learningRate = phase.schedule.rate(step: phaseStep, of: phase.steps)
     let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate)
     clock.mark("step")
@@ -287,6 +288,8 @@ package final class Trainer {
 
   private func validate(_ metrics: MetricsLog?) throws {
     let phase = job.phases[phaseIndex]
+    // A supernet is measured by one path, always the same.
+    models.student.fullLayers = job.supernet?.path(step: 0, layers: models.student.layers.count, seed: job.seed)
     let plan = plans[phaseIndex]
     var weights = phase.losses
     weights.crossEntropy = 1

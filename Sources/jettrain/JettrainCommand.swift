@@ -7,6 +7,6 @@ struct JettrainCommand: ParsableCommand {
     version: "0.1.0",
     subcommands: [
       Pretrain.self, Distill.self, Finetune.self, PlanCommand.self, Tokens.self, CheckpointCommand.self,
-      Convert.self, Verify.self, Eval.self, Generate.self, Compare.self, Bench.self,
+      Convert.self, Search.self, Verify.self, Eval.self, Generate.self, Compare.self, Bench.self,
     ])
 }

@@ -120,7 +120,7 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     let backend = CPUBackend(threads: 2)
     let store = ParameterStore()
     let scope = ParameterScope(store)
-    let matrix = scope.parameter("matrix", [7, 33], .normal(1))
+    let matrix = scope.scope("matrix").parameter("weight", [7, 33], .normal(1))
     let vector = scope.parameter("vector", [65], .normal(1))
     for parameter in [matrix, vector] {
       parameter.value = backend.tensor(parameter.initialValues(seed: 1), parameter.shape)
