@@ -226,6 +226,53 @@ private let pythonHasSafetensors =
     #expect(status == 0 && (Int(output.trimmingCharacters(in: .whitespacesAndNewlines)) ?? 0) > 1000, "\(output)")
   }
 
+  // MARK: - Search
+
+  /// A supernet is trained, resumed and searched with the same bits at any number of ranks, and a search that was killed
+  /// goes on to the same result.
+  @Test func supernetsAndSearchesAreTheSameAtAnyNumberOfRanks() throws {
+    let text = try String(contentsOfFile: folder + "/hybrid.json", encoding: .utf8)
+    var object = try #require(try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
+    object["layer_types"] = ["attn", "attn", "attn"]
+    object["supernet_mixer"] = "gla"
+    object["efficient_attention_config"] = ["gla": ["num_heads": 2, "head_dim": 8, "expand_v": 1.0]]
+    try write("supernet.json", String(decoding: JSONSerialization.data(withJSONObject: object), as: UTF8.self))
+    try write(
+      "supernet.yaml",
+      """
+      model: {teacher: teacher/model, student: supernet.json, full_layers: 1}
+      data: {root: data, mix: ./mix.yaml}
+      train: {seed: 1, context: 64, global_batch: 8, micro_batch: 2, lr: 2e-3, tokens: 6144, losses: {hidden: 1, logits: 1},
+        freeze: [mlp, embeddings, norms, attention]}
+      """)
+    try jettrain("distill", "--job", "supernet.yaml", "--run-dir", "super1")
+    try jettrain(
+      ranks: 2, "distill", "--job", "supernet.yaml", "--run-dir", "super2", "--stop-at-step", "5", expecting: 75)
+    try jettrain(ranks: 4, "distill", "--job", "supernet.yaml", "--run-dir", "super2")
+    #expect(try jettrain("checkpoint", "diff", "super1", "super2").contains("identical"))
+    func search(_ ranks: Int, _ output: String) throws -> Data {
+      try jettrain(
+        ranks: ranks, "search", "placement", "super1/model", "--full", "1", "--strategy", "beam", "--teacher",
+        "teacher/model", "--data", "data/qa", "--context", "64", "--sequences", "4", "--output", output)
+      return try Data(contentsOf: URL(fileURLWithPath: folder + "/\(output)/result.json"))
+    }
+    let one = try search(0, "search1")
+    #expect(try search(2, "search2") == one)
+    #expect(try search(4, "search4") == one)
+    // As a kill in the middle of a line would leave it.
+    let cache = URL(fileURLWithPath: folder + "/search2/evaluations.jsonl")
+    let known = try Data(contentsOf: cache)
+    try known.prefix(known.count * 2 / 3).write(to: cache)
+    try FileManager.default.removeItem(atPath: folder + "/search2/result.json")
+    #expect(try search(2, "search2") == one)
+    // What it found is a student's configuration.
+    try jettrain(
+      ranks: 2, "distill", "--job", "distill.yaml", "--set", "model.student=search1/config.json", "--set",
+      "phases.0.tokens=512", "--set", "phases.1.tokens=512", "--run-dir", "found")
+    let found = try String(contentsOfFile: folder + "/found/model/config.json", encoding: .utf8)
+    #expect(!found.contains("supernet") && found.contains("gla"))
+  }
+
   // MARK: - Bad input: one clear line, the right code, no hang
 
   @Test func badInputEndsCleanly() throws {
