@@ -59,7 +59,7 @@ let package = Package(
       dependencies: ["Models", "NN", "Ops", "Safetensors", "Tensors", "Tokenizers", "Training", "TokenStreams"]),
     .target(
       name: "Search",
-      dependencies: ["Evaluation", "Files", "MPI", "Models", "NN", "Tensors", "TokenStreams", "Training"]),
+      dependencies: ["Files", "MPI", "Models", "NN", "Tensors", "Tokenizers", "TokenStreams", "Training"]),
     .executableTarget(
       name: "jettrain",
       dependencies: [

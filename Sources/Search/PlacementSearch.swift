@@ -1,65 +1,80 @@
-import Evaluation
 import Files
 import Foundation
 import MPI
 import Models
 import Tensors
-import TokenStreams
 import Training
 
 extension Communicator: PathExchange {}
 
-/// What a placement is judged by.
-package enum Objective: String, Sendable, CaseIterable {
-  /// Cross-entropy on held-out text.
-  case loss
-  /// KL(teacher ‖ student) on held-out text.
-  case kl
-}
-
 /// A searched placement with what led to it; equal searches give equal files.
 package struct PlacementResult: Codable, Sendable {
   package let strategy: String
-  package let objective: String
+  package let objectives: [String]
+  package let weights: [Double]
+  /// Layers that keep full attention.
   package let full: [Int]
-  package let score: Double
+  /// Scores of that placement by objective, and joint.
+  package let scores: [Double]
+  package let joint: Double
   package let evaluations: Int
-  /// The score with each layer alone full, and with none: the importance heat map of this objective.
-  package let alone: [Double]
-  package let none: Double
-  /// Best score after each evaluation.
+  /// Scores by objective of the path without attention, and of each layer alone full: the importance heat map.
+  package let none: [Double]
+  package let alone: [[Double]]
+  /// Best joint score after each evaluation of a whole placement.
   package let curve: [Double]
-}
+  /// Whole placements that no other is better than on every objective.
+  package let pareto: [Placement]
 
-extension PlacementResult {
+  /// A placement and its scores by objective.
+  package struct Placement: Codable, Sendable {
+    package let full: [Int]
+    package let scores: [Double]
+  }
+
   /// Searches `supernet` and measures each layer alone.
   package init(
-    supernet: HybridLM, teacher: HybridLM?, objective: Objective, plan: DataPlan, sequences: Int, strategy: Strategy,
+    supernet: HybridLM, teacher: HybridLM?, objectives: [Objective], weights: [Double], strategy: Strategy,
     settings: SearchSettings, cache: String?, world: Communicator, backend: any Backend
   ) throws {
     let identity = sha256(
-      "\(ModelSetup.hash(supernet)) \(teacher.map { ModelSetup.hash($0) } ?? "") \(objective) \(plan.hash) \(sequences)"
-    )
-    let evaluator = try PathEvaluator(file: cache, identity: identity, world: world) { path in
+      "\(ModelSetup.hash(supernet)) \(teacher.map { ModelSetup.hash($0) } ?? "") \(objectives.map(\.identity))")
+    let evaluator = try PathEvaluator(file: cache, identity: identity, weights: weights, world: world) { path in
       supernet.fullLayers = Set(path)
-      let result = try Evaluation(
-        model: supernet, teacher: objective == .kl ? teacher : nil, plan: plan, sequences: sequences, backend: backend)
-      return objective == .kl ? result.kl ?? .infinity : result.loss
+      return objectives.map { $0.score(supernet, teacher: teacher, backend: backend) }
     }
     let found = try strategy.search(settings, evaluator)
     self.strategy = strategy.rawValue
-    self.objective = objective.rawValue
+    self.objectives = objectives.map(\.name)
+    self.weights = weights
     full = found.path
-    score = found.score
+    joint = found.score
     evaluations = evaluator.count
+    let whole = evaluator.history.filter { $0.path.count == settings.full }
     var best = Double.infinity
-    curve = evaluator.history.filter { $0.path.count == settings.full }.map { entry in
-      best = min(best, entry.score)
+    curve = whole.map { entry in
+      best = min(best, entry.joint)
       return best
     }
-    let singles = try evaluator.scores((0..<settings.layers).map { [$0] } + [[]])
-    alone = Array(singles.dropLast())
-    none = singles[settings.layers]
+    pareto = whole.filter { entry in
+      !whole.contains { other in
+        zip(other.scores, entry.scores).allSatisfy { $0 <= $1 } && other.scores != entry.scores
+      }
+    }.sorted { $0.path.lexicographicallyPrecedes($1.path) }.map { Placement(full: $0.path, scores: $0.scores) }
+    scores = try evaluator.measurements([found.path])[0]
+    alone = try evaluator.measurements((0..<settings.layers).map { [$0] })
+    none = try evaluator.measurements([[]])[0]
+  }
+
+  /// How much of the way from no attention to the best single layer each layer goes alone, by objective: 1 for the best,
+  /// 0 for none.
+  package var importance: [[Double]] {
+    alone.map { scores in
+      scores.indices.map { o in
+        let best = none[o] - (alone.map { $0[o] }.min() ?? none[o])
+        return best > 0 ? max(0, (none[o] - scores[o]) / best) : 0
+      }
+    }
   }
 
   /// The configuration of the student with this placement: what `convert` and `distill` take.

@@ -20,9 +20,9 @@ import Testing
   }
 
   private func evaluator(_ file: String? = nil, counting count: @escaping () -> Void = {}) throws -> PathEvaluator {
-    try PathEvaluator(file: file, identity: "test", world: Alone()) { path in
+    try PathEvaluator(file: file, identity: "test", weights: [1], world: Alone()) { path in
       count()
-      return Self.score(path)
+      return [Self.score(path)]
     }
   }
 
@@ -57,11 +57,20 @@ import Testing
     let again = try Strategy.beam.search(Self.settings, evaluator(file) { calls += 1 })
     #expect(again.path == whole.path && again.score == whole.score && calls == 1)
     nonisolated(unsafe) var others = 0
-    let other = try PathEvaluator(file: file, identity: "another model", world: Alone()) { path in
+    let other = try PathEvaluator(file: file, identity: "another model", weights: [1], world: Alone()) { path in
       others += 1
-      return Self.score(path)
+      return [Self.score(path)]
     }
     _ = try other.scores([[1], [1], [2]])
     #expect(others == 2)
+  }
+
+  /// Of several objectives the joint score weighs each against the path without attention.
+  @Test func objectivesAreWeighedJointly() throws {
+    let evaluator = try PathEvaluator(file: nil, identity: "test", weights: [1, 3], world: Alone()) { path in
+      [path.isEmpty ? 4 : 2, path.isEmpty ? 10 : Double(path[0])]
+    }
+    #expect(try evaluator.scores([[5], []]) == [0.5 + 3 * 0.5, 4])
+    #expect(evaluator.history.map(\.scores) == [[2, 5], [4, 10]])
   }
 }
