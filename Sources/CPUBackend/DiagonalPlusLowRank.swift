@@ -31,7 +31,7 @@ extension CPUBackend {
           (saved + (ordinal * heads + h) * K * V).update(from: state, count: K * V)
         }
         let place = t * heads + h
-        inputs.step(state, into: state, read: read, decay: decay, place, K, V)
+        inputs.step(state, into: state, read: read, decay: decay, place, keys: K, values: V)
         let (query, out) = (pq + place * K, po + place * V)
         out.update(repeating: 0, count: V)
         for i in 0..<K { axpy(query[i] * scale, state + i * V, into: out, V) }
@@ -51,18 +51,18 @@ extension CPUBackend {
     /// The state after the token and head at `place`; `read` becomes αᵀ S and `decay` e^g.
     @inline(__always)
     func step(
-      _ state: FloatPointer, into next: FloatPointer, read: FloatPointer, decay: FloatPointer, _ place: Int, _ K: Int,
-      _ V: Int
+      _ state: FloatPointer, into next: FloatPointer, read: FloatPointer, decay: FloatPointer, _ place: Int, keys: Int,
+      values: Int
     ) {
-      let (key, value, alpha) = (k + place * K, v + place * V, alpha + place * K)
-      let (beta, gate) = (beta + place * K, g + place * K)
-      read.update(repeating: 0, count: V)
-      for i in 0..<K { axpy(alpha[i], state + i * V, into: read, V) }
-      sweep(K) { i, n in decay.store(gate.lanes(i, n).exponential, i, n) }
-      for i in 0..<K {
-        let (row, out) = (state + i * V, next + i * V)
+      let (key, value, alpha) = (k + place * keys, v + place * values, alpha + place * keys)
+      let (beta, gate) = (beta + place * keys, g + place * keys)
+      read.update(repeating: 0, count: values)
+      for i in 0..<keys { axpy(alpha[i], state + i * values, into: read, values) }
+      sweep(keys) { i, n in decay.store(gate.lanes(i, n).exponential, i, n) }
+      for i in 0..<keys {
+        let (row, out) = (state + i * values, next + i * values)
         let (d, b, x) = (Lanes(repeating: decay[i]), Lanes(repeating: beta[i]), Lanes(repeating: key[i]))
-        sweep(V) { j, n in
+        sweep(values) { j, n in
           out.store(
             (row.lanes(j, n) * d).addingProduct(b, read.lanes(j, n)).addingProduct(x, value.lanes(j, n)), j, n)
         }
@@ -105,7 +105,7 @@ extension CPUBackend {
         states[0].update(from: saved + ((ordinals[s] + chunk) * heads + h) * K * V, count: K * V)
         for t in 0..<count {
           inputs.step(
-            states[t], into: states[t + 1], read: reads[t], decay: decay, (first + t) * heads + h, K, V)
+            states[t], into: states[t + 1], read: reads[t], decay: decay, (first + t) * heads + h, keys: K, values: V)
         }
         for t in (0..<count).reversed() {
           let place = (first + t) * heads + h
