@@ -59,7 +59,10 @@ let package = Package(
       dependencies: ["Models", "NN", "Ops", "Safetensors", "Tensors", "Tokenizers", "Training", "TokenStreams"]),
     .target(
       name: "Search",
-      dependencies: ["Files", "MPI", "Models", "NN", "Tensors", "Tokenizers", "TokenStreams", "Training"]),
+      dependencies: [
+        "Checkpointing", "CPUBackend", "Evaluation", "Files", "MPI", "Models", "NN", "Tensors", "Tokenizers",
+        "TokenStreams", "Training",
+      ]),
     .executableTarget(
       name: "jettrain",
       dependencies: [

@@ -20,8 +20,8 @@ package final class CPUBackend: Backend {
   /// Seconds by kernel since it was set; nil when no profile is taken.
   package var profile: [String: Double]?
 
-  /// The angles that rotary embeddings used last.
-  var lastRotaryTables: RotaryTables?
+  /// The angles of rotary embeddings, by head size and base.
+  var knownRotaryTables: [RotaryTables] = []
 
   /// Freed blocks by size, kept because fresh pages cost more than most kernels.
   private var spare: [Int: [UnsafeMutableRawPointer]] = [:]

@@ -34,13 +34,14 @@ final class RotaryTables {
 }
 
 extension CPUBackend {
-  /// The tables used last, where they still fit.
+  /// The tables for these angles, kept for as long as the backend: a model may have several kinds.
   func rotaryTables(upTo position: Int, half: Int, theta: Float) -> RotaryTables {
-    if let known = lastRotaryTables, known.half == half, known.theta == theta, known.positions > position {
-      return known
+    if let known = knownRotaryTables.first(where: { $0.half == half && $0.theta == theta }) {
+      if known.positions > position { return known }
+      knownRotaryTables.removeAll { $0 === known }
     }
     let tables = RotaryTables(upTo: position, half: half, theta: theta)
-    lastRotaryTables = tables
+    knownRotaryTables.append(tables)
     return tables
   }
 }

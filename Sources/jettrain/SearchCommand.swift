@@ -14,8 +14,8 @@ extension Strategy: ExpressibleByArgument {}
 
 struct Search: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "PostNAS: which layers keep full attention. (Of the paper's steps, placement is here.)",
-    subcommands: [Placement.self])
+    abstract: "PostNAS: which layers keep full attention, and which linear block the others get.",
+    subcommands: [Placement.self, Block.self])
 
   struct Placement: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -27,16 +27,7 @@ struct Search: ParsableCommand {
     @Argument(help: "The supernet: its model folder, run folder or checkpoint.") var supernet: String
     @Option(help: "Layers of full attention to keep.") var full: Int
     @Option(help: "beam, greedy, uniform, random, evolution or exhaustive.") var strategy = Strategy.beam
-    @Option(
-      help: ArgumentHelp(
-        "kl (needs --teacher), loss, recall (associative recall of random ids), or answers=FILE (JSON Lines with query, "
-          + "choices, gold, or context, continuation); a weight may follow, as in kl:2. May be given several times.",
-        valueName: "objective"))
-    var objective: [String] = ["kl"]
-    @Option(help: "Pairs of a sequence of recall.") var recallPairs = 16
-    @Option(help: "The tokenizer of answers; default: the model's, else bytes.") var tokenizer: String?
-    @Option(help: "The teacher.") var teacher: String?
-    @OptionGroup var heldOut: HeldOut
+    @OptionGroup var objectives: ObjectiveOptions
     @Option(help: "Partial placements that beam keeps.") var width = 3
     @Option(help: "Evaluations that random and evolution may ask for.") var evaluations = 32
     @Option(help: "The same seed gives the same search.") var seed: UInt64 = 1
@@ -53,12 +44,14 @@ struct Search: ParsableCommand {
         guard (0...layers).contains(full), width > 0, evaluations > 0 else {
           throw JobError(.usage, "--full must be 0 to \(layers), --width and --evaluations above zero")
         }
-        let reference = try teacher.map { try loadModel($0, backend: backend) }
+        let reference = try objectives.teacher.map { try loadModel($0, backend: backend) }
         if world.isCoordinator { try createFolder(output) }
         try world.barrier()
-        let (objectives, weights) = try makeObjectives(vocabulary: model.configuration.vocabularySize)
+        let (measures, weights) = try objectives.make(
+          vocabulary: model.configuration.vocabularySize, tokenizerOf: supernet, hasTeacher: reference != nil,
+          seed: seed)
         let result = try PlacementResult(
-          supernet: model, teacher: reference, objectives: objectives, weights: weights, strategy: strategy,
+          supernet: model, teacher: reference, objectives: measures, weights: weights, strategy: strategy,
           settings: SearchSettings(full: full, layers: layers, width: width, evaluations: evaluations, seed: seed),
           cache: output + "/evaluations.jsonl", world: world, backend: backend)
         guard world.isCoordinator else { return }
@@ -87,37 +80,6 @@ struct Search: ParsableCommand {
       let none = ["none"] + result.none.flatMap { [String(format: "%.4f", $0), ""] } + [""]
       return Format.table(
         [["alone full"] + result.objectives.flatMap { [$0, "of the best"] } + ["found"], none] + rows)
-    }
-
-    private func makeObjectives(vocabulary: Int) throws -> ([Objective], [Double]) {
-      var objectives: [Objective] = []
-      var weights: [Double] = []
-      for text in objective {
-        // A weight is what follows the last colon, where that is a number.
-        let parts = text.split(separator: ":")
-        let weight = parts.count > 1 ? Double(parts[parts.count - 1]) : nil
-        let name = weight == nil ? text : parts.dropLast().joined(separator: ":")
-        guard weight ?? 1 > 0 else { throw JobError(.usage, "--objective \(text): weights are above zero") }
-        weights.append(weight ?? 1)
-        switch name {
-        case "kl", "loss":
-          guard name == "loss" || teacher != nil else { throw JobError(.usage, "--objective kl needs --teacher") }
-          objectives.append(
-            try Objective(heldOut: heldOut.plan(), sequences: heldOut.sequences, kl: name == "kl"))
-        case "recall":
-          objectives.append(
-            try Objective(
-              recallPairs: recallPairs, sequences: heldOut.sequences, vocabulary: vocabulary, seed: seed))
-        case _ where name.hasPrefix("answers="):
-          objectives.append(
-            try Objective(
-              answers: String(name.dropFirst(8)), limit: heldOut.sequences,
-              tokenizer: makeTokenizer(tokenizer, of: supernet)))
-        default:
-          throw JobError(.usage, "--objective \(text): unknown (kl, loss, recall and answers=FILE are known)")
-        }
-      }
-      return (objectives, weights)
     }
   }
 }

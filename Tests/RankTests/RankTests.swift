@@ -273,6 +273,22 @@ private let pythonHasSafetensors =
     #expect(!found.contains("supernet") && found.contains("gla"))
   }
 
+  /// Candidates are trained once, and a repeated search gives the same file.
+  @Test func blocksAreComparedAndNotTrainedAgain() throws {
+    func search() throws -> (output: String, blocks: Data) {
+      let output = try jettrain(
+        ranks: 2, "search", "block", "--job", "distill.yaml", "--set", "phases.0.tokens=512", "--set",
+        "phases.1.tokens=1024", "--candidates", "gdn,mamba2,retnet", "--data", "data/qa", "--context", "64",
+        "--sequences",
+        "4", "--objective", "kl", "--objective", "recall", "--decode-context", "64", "--output", "blocks")
+      return (output, try Data(contentsOf: URL(fileURLWithPath: folder + "/blocks/blocks.json")))
+    }
+    let (first, blocks) = try search()
+    #expect(first.contains("step 3/3") && first.contains("mamba2"))
+    let (second, again) = try search()
+    #expect(again == blocks && !second.contains("step 3/3"), "\(second)")
+  }
+
   // MARK: - Bad input: one clear line, the right code, no hang
 
   @Test func badInputEndsCleanly() throws {
