@@ -172,11 +172,14 @@ package final class SafetensorsFile {
     guard let entry = entries[name], entry.type == .int32 || entry.type == .int64 else {
       throw SafetensorsError(path: path, reason: "there is no integer array \(name)")
     }
-    return (0..<entry.count).map { i in
+    return try (0..<entry.count).map { i in
       let offset = entry.bytes.lowerBound + i * entry.type.size
-      return entry.type == .int32
-        ? bytes.loadUnaligned(fromByteOffset: offset, as: Int32.self)
-        : Int32(truncatingIfNeeded: bytes.loadUnaligned(fromByteOffset: offset, as: Int64.self))
+      if entry.type == .int32 { return bytes.loadUnaligned(fromByteOffset: offset, as: Int32.self) }
+      let wide = bytes.loadUnaligned(fromByteOffset: offset, as: Int64.self)
+      guard let value = Int32(exactly: wide) else {
+        throw SafetensorsError(path: path, reason: "\(name) holds \(wide), which is no token id")
+      }
+      return value
     }
   }
 

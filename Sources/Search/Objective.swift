@@ -1,3 +1,4 @@
+import Evaluation
 import Files
 import Foundation
 import Models
@@ -18,14 +19,7 @@ package struct Objective {
   package init(heldOut plan: DataPlan, sequences: Int, kl: Bool) throws {
     name = kl ? "kl" : "loss"
     comparesWithTeacher = kl
-    batches = try plan.validation(count: sequences).map { place in
-      var batch = SequenceBatch()
-      try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
-      return batch
-    }
-    guard !batches.isEmpty else {
-      throw JobError(.data, "the held-out shards of \(plan.mix.name) have no whole sequence of \(plan.context) tokens")
-    }
+    batches = try Evaluation.heldOut(plan, sequences: sequences)
   }
 
   /// Multi-query associative recall (Arora et al., 2024): pairs of a key and a value, all keys different, then keys again;
@@ -103,18 +97,8 @@ package struct Objective {
 
   /// The score of `model`.
   func score(_ model: HybridLM, teacher: HybridLM?, backend: any Backend) -> Double {
-    let teacher = comparesWithTeacher ? teacher : nil
-    let losses = MicroBatchLosses(
-      student: model, teacher: teacher, weights: LossWeights(logits: teacher == nil ? 0 : 1, crossEntropy: 1),
-      checkpointing: false, backend: backend)
-    var sums = LossSums()
-    var counts = TokenCounts(labels: 0, tokens: 0)
-    for batch in batches {
-      sums = LossSums(values: zip(sums.values, losses(batch, gradientsOver: nil).values).map(+))
-      counts.labels += batch.countedLabels
-      counts.tokens += batch.tokens.count
-    }
-    let means = sums.means(counts)
-    return comparesWithTeacher ? means.logits : means.crossEntropy
+    let result = Evaluation(
+      model: model, teacher: comparesWithTeacher ? teacher : nil, batches: batches, backend: backend)
+    return result.kl ?? result.loss
   }
 }

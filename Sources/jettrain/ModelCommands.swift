@@ -40,8 +40,9 @@ struct Eval: ParsableCommand {
       let backend = CPUBackend(threads: Machine.cores)
       let model = try loadModel(model, backend: backend)
       let teacher = try teacher.map { try loadModel($0, backend: backend) }
-      let result = try Evaluation(
-        model: model, teacher: teacher, plan: heldOut.plan(), sequences: heldOut.sequences, backend: backend)
+      let result = Evaluation(
+        model: model, teacher: teacher,
+        batches: try Evaluation.heldOut(heldOut.plan(), sequences: heldOut.sequences), backend: backend)
       var fields: [String: Any] = [
         "model": self.model, "loss": result.loss, "perplexity": exp(result.loss), "labels": result.labels,
       ]
@@ -63,7 +64,7 @@ struct Compare: ParsableCommand {
   func run() {
     withoutWorld {
       let backend = CPUBackend(threads: Machine.cores)
-      let plan = try heldOut.plan()
+      let batches = try Evaluation.heldOut(heldOut.plan(), sequences: heldOut.sequences)
       var teacher: HybridLM?
       var rows = [
         ["model", "loss", "KL", "perplexity"] + Self.contexts.map { "cache \($0 / 1024)K" }
@@ -73,8 +74,7 @@ struct Compare: ParsableCommand {
         let parts = argument.split(separator: "=", maxSplits: 1).map(String.init)
         guard parts.count == 2 else { throw JobError(.usage, "\(argument): expected NAME=MODEL") }
         let model = try loadModel(parts[1], backend: backend)
-        let result = try Evaluation(
-          model: model, teacher: teacher, plan: plan, sequences: heldOut.sequences, backend: backend)
+        let result = Evaluation(model: model, teacher: teacher, batches: batches, backend: backend)
         let short = speed(model, backend, after: 16)
         let long = speed(model, backend, after: Self.contexts[0])
         rows.append(
