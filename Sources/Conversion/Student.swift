@@ -26,8 +26,8 @@ package struct Student {
   private let seed: UInt64
   private let backend: any Backend
 
-  /// Declares the student and lets it share the teacher's values; the new parameters have none until ``complete()`` or
-  /// ``value(of:)`` makes them.
+  /// Declares the student and lets it share the teacher's values; the new parameters have none until ``complete()``
+  /// makes them.
   package init(
     _ configuration: ModelConfiguration, of teacher: HybridLM, initialization: StudentInitialization, seed: UInt64,
     backend: any Backend
@@ -83,7 +83,10 @@ package struct Student {
     let (source, hidden) = (teacher.configuration, teacher.configuration.hiddenSize)
     guard source.headSize <= hidden else {
       throw ModelError(
-        path: "transfer", reason: "the teacher's heads of \(source.headSize) are wider than its hidden size \(hidden)")
+        path: "transfer",
+        reason:
+          "the teacher's heads of \(source.headSize) are wider than its hidden size \(hidden): begin at random (--init random, "
+          + "or model.init: random)")
     }
   }
 

@@ -149,9 +149,14 @@ extension Job {
     let budget = model.integer("full_layers", from: 0)
     let share = model.number("budget_share") ?? 0.75
     if share < 0 || share > 1 { model.fault("budget_share", "\(share) is not between 0 and 1") }
-    let isSupernet = (try? ModelConfiguration(path: student))?.supernetMixer != nil
-    if isSupernet && budget == nil {
-      model.fault("full_layers", "is missing: layers of full attention in the paths of this supernet")
+    if let configuration = try? ModelConfiguration(path: student) {
+      let isSupernet = configuration.supernetMixer != nil
+      if isSupernet && budget == nil {
+        model.fault("full_layers", "is missing: layers of full attention in the paths of this supernet")
+      }
+      if !isSupernet && budget != nil {
+        model.fault("full_layers", "\(student) is not a supernet: its config.json has no supernet_mixer")
+      }
     }
     supernet = budget.map { PathSampling(fullLayers: $0, budgetShare: share) }
     plannedTeacher = model.string("teacher_config")

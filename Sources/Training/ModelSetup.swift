@@ -32,6 +32,9 @@ package struct ModelSetup {
       }
       student = try HybridLM.load(job.student, backend: backend)
     } else {
+      guard job.kind != .distill || teacher != nil else {
+        throw JobError(.usage, "\(job.path): model.teacher is missing")
+      }
       student = try Self.begin(
         ModelConfiguration(path: job.student), weights: job.student, teacher: job.kind == .distill ? teacher : nil,
         initialization: job.initialization, seed: job.seed, backend: backend)

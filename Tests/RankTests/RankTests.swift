@@ -308,6 +308,13 @@ private let pythonHasSafetensors =
     try distill(0, "phases.0.tokens=1000", expecting: 64, saying: "is not a whole number of steps")
     try distill(2, "model.teacher=nowhere", expecting: 65, saying: "there is no model folder")
     try distill(2, "data.root=nowhere", expecting: 65, saying: "there is no manifest")
+    try write(
+      "alone.yaml",
+      "model: {student: hybrid.json}\ndata: {root: data, mix: ./mix.yaml}\n"
+        + "train: {context: 64, global_batch: 8, tokens: 512, losses: {cross_entropy: 1}}\n")
+    let alone = try jettrain("distill", "--job", "alone.yaml", "--run-dir", "bad", expecting: 64)
+    #expect(alone.contains("model.teacher is missing"), "\(alone)")
+    try distill(0, "model.full_layers=1", expecting: 64, saying: "is not a supernet")
     try distill(0, "data.tokenizer=gpt", expecting: 65, saying: "there is no such tokenizer")
     try distill(2, "phases.0.lr=1e38", "train.clip=0", expecting: 70, saying: "nothing was updated")
 
