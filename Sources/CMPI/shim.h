@@ -9,6 +9,4 @@ static inline MPI_Datatype jettrain_double(void) { return MPI_DOUBLE; }
 static inline MPI_Datatype jettrain_int64(void) { return MPI_INT64_T; }
 static inline MPI_Op jettrain_sum(void) { return MPI_SUM; }
 static inline void *jettrain_in_place(void) { return MPI_IN_PLACE; }
-static inline void jettrain_return_errors(void) {
-  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-}
+static inline MPI_Errhandler jettrain_errors_return(void) { return MPI_ERRORS_RETURN; }

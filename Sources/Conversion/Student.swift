@@ -70,14 +70,14 @@ package struct Student {
 
   // MARK: - Transfer
 
-  /// Layers whose attention becomes a mixer with projections of the same kind.
+  /// Layers whose attention becomes, or in a supernet gets beside it, a mixer with projections of the same kind.
   private var transferredLayers: [Int] {
     guard initialization == .transfer, !(backend is ShapeBackend) else { return [] }
-    return model.layers.indices.filter {
-      model.layers[$0].mixer.headShape != nil && !model.layers[$0].type.isAttention
-        && teacher.layers[$0].type.isAttention
-    }
+    return model.layers.indices.filter { target($0).headShape != nil && teacher.layers[$0].type.isAttention }
   }
+
+  /// The linear mixer of layer `index`; its attention, where it has none.
+  private func target(_ index: Int) -> any TokenMixer { model.layers[index].linearPath ?? model.layers[index].mixer }
 
   private func checkTransfer() throws {
     let (source, hidden) = (teacher.configuration, teacher.configuration.hiddenSize)
@@ -92,10 +92,11 @@ package struct Student {
 
   private func transfer(_ layer: Int) -> (values: [String: [Float]], loss: TransferLoss) {
     let source = teacher.configuration
-    guard let shape = model.layers[layer].mixer.headShape else { preconditionFailure("layer \(layer) has no heads") }
+    guard let shape = target(layer).headShape else { preconditionFailure("layer \(layer) has no heads") }
     let (hidden, size) = (source.hiddenSize, source.headSize)
-    let path = "model.layers.\(layer).self_attn."
-    func teacherRows(_ name: String) -> [Float] { teacher.store[path + name]!.value.toArray() }
+    let root = "model.layers.\(layer)."
+    let path = root + (model.layers[layer].linearPath == nil ? "self_attn." : "linear_attn.")
+    func teacherRows(_ name: String) -> [Float] { teacher.store[root + "self_attn." + name]!.value.toArray() }
     let (wq, wk, wv) = (teacherRows("q_proj.weight"), teacherRows("k_proj.weight"), teacherRows("v_proj.weight"))
     let wo = teacherRows("o_proj.weight")
     func head(_ rows: [Float], _ h: Int) -> [Float] { Array(rows[h * size * hidden..<(h + 1) * size * hidden]) }

@@ -25,14 +25,18 @@ package final class Communicator {
   /// Ranks on this host, this one included.
   package let localSize: Int
 
-  private init(rank: Int, size: Int, localSize: Int) {
+  /// Open MPI's handle; of a world of one there is none.
+  private let handle: MPI_Comm?
+
+  private init(rank: Int, size: Int, localSize: Int, handle: MPI_Comm?) {
     self.rank = rank
     self.size = size
     self.localSize = localSize
+    self.handle = handle
   }
 
   /// A world of this process alone.
-  package static var alone: Communicator { Communicator(rank: 0, size: 1, localSize: 1) }
+  package static var alone: Communicator { Communicator(rank: 0, size: 1, localSize: 1, handle: nil) }
 
   package var isCoordinator: Bool { rank == 0 }
 
@@ -44,17 +48,30 @@ package final class Communicator {
   fileprivate static func initialize() throws -> Communicator {
     var provided: Int32 = 0
     try check("MPI_Init_thread", MPI_Init_thread(nil, nil, Int32(MPI_THREAD_FUNNELED), &provided))
-    jettrain_return_errors()
+    MPI_Comm_set_errhandler(jettrain_comm_world(), jettrain_errors_return())
     var rank: Int32 = 0
     var size: Int32 = 0
     try check("MPI_Comm_rank", MPI_Comm_rank(jettrain_comm_world(), &rank))
     try check("MPI_Comm_size", MPI_Comm_size(jettrain_comm_world(), &size))
     let local = ProcessInfo.processInfo.environment["OMPI_COMM_WORLD_LOCAL_SIZE"].flatMap { Int($0) }
-    return Communicator(rank: Int(rank), size: Int(size), localSize: local ?? 1)
+    return Communicator(rank: Int(rank), size: Int(size), localSize: local ?? 1, handle: jettrain_comm_world())
   }
 
   fileprivate static func check(_ operation: String, _ code: Int32) throws {
     guard code == MPI_SUCCESS else { throw MPIError(operation: operation, code: code) }
+  }
+
+  /// The ranks that give the same `color`, in their order here. Every rank must call it.
+  package func split(_ color: Int) throws -> Communicator {
+    guard size > 1 else { return self }
+    var handle: MPI_Comm?
+    try Self.check("MPI_Comm_split", MPI_Comm_split(self.handle, Int32(color), Int32(self.rank), &handle))
+    MPI_Comm_set_errhandler(handle, jettrain_errors_return())
+    var rank: Int32 = 0
+    var size: Int32 = 0
+    try Self.check("MPI_Comm_rank", MPI_Comm_rank(handle, &rank))
+    try Self.check("MPI_Comm_size", MPI_Comm_size(handle, &size))
+    return Communicator(rank: Int(rank), size: Int(size), localSize: localSize, handle: handle)
   }
 
   /// Sums `values` element by element over all ranks, in place.
@@ -63,7 +80,7 @@ package final class Communicator {
     try Self.check(
       "MPI_Allreduce",
       MPI_Allreduce(
-        jettrain_in_place(), &values, Int32(values.count), jettrain_int64(), jettrain_sum(), jettrain_comm_world()))
+        jettrain_in_place(), &values, Int32(values.count), jettrain_int64(), jettrain_sum(), handle))
   }
 
   /// Every rank's `values`, in rank order; each rank must give the same number of them.
@@ -74,7 +91,7 @@ package final class Communicator {
       "MPI_Allgather",
       MPI_Allgather(
         values, Int32(values.count), jettrain_double(), &gathered, Int32(values.count), jettrain_double(),
-        jettrain_comm_world()))
+        handle))
     return gathered
   }
 
@@ -92,7 +109,7 @@ package final class Communicator {
       "MPI_Allgatherv",
       MPI_Allgatherv(
         bytes, lengths[rank], jettrain_byte(), &gathered, lengths, displacements, jettrain_byte(),
-        jettrain_comm_world()))
+        handle))
     return (0..<size).map { Array(gathered[Int(displacements[$0])..<Int(displacements[$0] + lengths[$0])]) }
   }
 
@@ -104,7 +121,7 @@ package final class Communicator {
     var buffer = rank == root ? bytes : [UInt8](repeating: 0, count: Int(count[0]))
     try Self.check(
       "MPI_Bcast",
-      MPI_Bcast(&buffer, Int32(buffer.count), jettrain_byte(), Int32(root), jettrain_comm_world()))
+      MPI_Bcast(&buffer, Int32(buffer.count), jettrain_byte(), Int32(root), handle))
     return buffer
   }
 
@@ -118,7 +135,7 @@ package final class Communicator {
       MPI_Alltoallv(
         send, sendCounts.map { Int32($0) }, sendDisplacements.map { Int32($0) }, jettrain_float(), receive,
         receiveCounts.map { Int32($0) }, receiveDisplacements.map { Int32($0) }, jettrain_float(),
-        jettrain_comm_world()))
+        handle))
   }
 
   /// Gives every rank the blocks that the others hold, in place: rank r owns `counts[r]` blocks of
@@ -136,19 +153,19 @@ package final class Communicator {
       "MPI_Allgatherv",
       MPI_Allgatherv(
         jettrain_in_place(), 0, block, buffer, counts.map { Int32($0) }, displacements.map { Int32($0) },
-        block, jettrain_comm_world()))
+        block, handle))
   }
 
   /// Waits until every rank is here.
   package func barrier() throws {
     guard size > 1 else { return }
-    try Self.check("MPI_Barrier", MPI_Barrier(jettrain_comm_world()))
+    try Self.check("MPI_Barrier", MPI_Barrier(handle))
   }
 
   /// Ends every process of the job at once, with `code`; what an error path calls, since a rank that merely
   /// leaves would let the others wait for ever.
   package func abort(code: Int32) -> Never {
-    if size > 1 {
+    if handle != nil {
       fflush(nil)
       MPI_Abort(jettrain_comm_world(), code)
     }

@@ -6,8 +6,9 @@ import Tensors
 package struct DecoderLayer {
   package let type: LayerType
   package let mixer: any TokenMixer
-  /// A supernet's other path, under `linear_attn`.
+  /// A supernet's other paths: a linear mixer under `linear_attn`, and the same attention over a sliding window.
   package let linearPath: (any TokenMixer)?
+  private let slidingPath: (any TokenMixer)?
   private let inputNorm: RMSNorm
   private let postNorm: RMSNorm
   private let mlp: SwiGLU
@@ -16,8 +17,11 @@ package struct DecoderLayer {
     self.type = type
     let (hidden, epsilon) = (configuration.hiddenSize, configuration.normEpsilon)
     inputNorm = RMSNorm(scope.scope("input_layernorm"), hidden, epsilon: epsilon)
-    mixer = makeMixer(type, configuration, scope.scope("self_attn"))
+    let mixer = makeMixer(type, configuration, scope.scope("self_attn"))
+    self.mixer = mixer
     linearPath = configuration.supernetMixer.map { makeMixer($0, configuration, scope.scope("linear_attn")) }
+    let window = configuration.supernetMixer == nil ? nil : configuration.slidingWindow
+    slidingPath = window.flatMap { window in (mixer as? Attention)?.sliding(over: window) }
     postNorm = RMSNorm(scope.scope("post_attention_layernorm"), hidden, epsilon: epsilon)
     mlp = SwiGLU(scope.scope("mlp"), hidden: hidden, intermediate: configuration.intermediateSize)
   }
@@ -31,10 +35,38 @@ package struct DecoderLayer {
     return add(x, mlp(postNorm(x)))
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, isLinear: Bool = false) -> Tensor {
-    precondition(!isLinear || cache == nil, "a supernet has no caches: extract the path first")
-    let mixer = isLinear ? linearPath ?? mixer : mixer
-    return complete(x, mixed: mixer(mixerInput(x), batch, cache: cache))
+  /// The mixer that runs in this role.
+  package func mixer(as role: LayerRole) -> any TokenMixer {
+    switch role {
+    case .full: return mixer
+    case .sliding:
+      guard let slidingPath else { preconditionFailure("this supernet has no sliding window") }
+      return slidingPath
+    case .linear:
+      guard let linearPath else { preconditionFailure("only layers of a supernet have a linear path") }
+      return linearPath
+    }
+  }
+}
+
+/// What a layer of a supernet runs.
+package enum LayerRole: Sendable {
+  case full, sliding, linear
+}
+
+/// What the layers of a supernet run: these their attention, full or over its window, all others the linear path.
+package struct SupernetPath: Hashable, Sendable, Codable {
+  /// In ascending order.
+  package let full: [Int]
+  package let sliding: [Int]
+
+  package init(full: some Sequence<Int> = [], sliding: some Sequence<Int> = []) {
+    self.full = full.sorted()
+    self.sliding = sliding.sorted()
+  }
+
+  package func role(of layer: Int) -> LayerRole {
+    full.contains(layer) ? .full : sliding.contains(layer) ? .sliding : .linear
   }
 }
 
@@ -43,8 +75,8 @@ package final class HybridLM {
   package let configuration: ModelConfiguration
   package let store = ParameterStore()
   package let layers: [DecoderLayer]
-  /// In a supernet: the layers that run their attention, the others their linear path; nil for all.
-  package var fullLayers: Set<Int>?
+  /// In a supernet: what the layers run; nil for their full attention.
+  package var path: SupernetPath?
   private let embeddings: Parameter
   private let norm: RMSNorm
   private let headParameter: Parameter?
@@ -52,16 +84,21 @@ package final class HybridLM {
   /// Declares the parameters; they have no values yet.
   package init(_ configuration: ModelConfiguration) {
     self.configuration = configuration
-    let root = ParameterScope(store)
+    let root = ParameterScope(store, deviation: configuration.initializerRange)
     let scope = root.scope("model")
     let table = [configuration.vocabularySize, configuration.hiddenSize]
-    embeddings = scope.scope("embed_tokens").parameter("weight", table, .normal(0.02))
+    embeddings = scope.scope("embed_tokens").parameter("weight", table, .normal(root.deviation))
     layers = configuration.layerTypes.enumerated().map { index, type in
       DecoderLayer(scope.scope("layers").scope(String(index)), type, configuration)
     }
     norm = RMSNorm(scope.scope("norm"), configuration.hiddenSize, epsilon: configuration.normEpsilon)
     headParameter =
-      configuration.tiesEmbeddings ? nil : root.scope("lm_head").parameter("weight", table, .normal(0.02))
+      configuration.tiesEmbeddings ? nil : root.scope("lm_head").parameter("weight", table, .normal(root.deviation))
+  }
+
+  /// The mixer that layer `index` runs.
+  package func activeMixer(_ index: Int) -> any TokenMixer {
+    layers[index].mixer(as: path?.role(of: index) ?? .full)
   }
 
   /// The output matrix `[V, hidden]`: the embeddings, where they are tied.
@@ -92,12 +129,11 @@ package final class HybridLM {
   ) rethrows -> Tensor {
     var x = embed(batch)
     for (index, layer) in layers.enumerated() {
-      let isLinear = fullLayers.map { !$0.contains(index) } ?? false
-      if checkpointing {
-        x = checkpointed(x) { layer($0, batch, cache: nil, isLinear: isLinear) }
-      } else {
-        x = layer(x, batch, cache: caches?[index], isLinear: isLinear)
+      let mixer = activeMixer(index)
+      func run(_ x: Tensor, _ cache: (any MixerCache)?) -> Tensor {
+        layer.complete(x, mixed: mixer(layer.mixerInput(x), batch, cache: cache))
       }
+      x = checkpointing ? checkpointed(x) { run($0, nil) } : run(x, caches?[index])
       try observe(index, x)
     }
     return finish(x)
@@ -108,11 +144,11 @@ package final class HybridLM {
 
   /// Bytes of the caches of one sequence at this context, float32.
   package func cacheBytes(context: Int) -> Int {
-    layers.reduce(0) { $0 + 4 * $1.mixer.cacheElements(context: context) }
+    layers.indices.reduce(0) { $0 + 4 * activeMixer($1).cacheElements(context: context) }
   }
 
   /// Empty caches, one a layer, for `sequences` sequences with room for `capacity` tokens each.
   package func makeCaches(_ backend: any Backend, sequences: Int = 1, capacity: Int = 0) -> [any MixerCache] {
-    layers.map { $0.mixer.makeCache(backend, sequences: sequences, capacity: capacity) }
+    layers.indices.map { activeMixer($0).makeCache(backend, sequences: sequences, capacity: capacity) }
   }
 }

@@ -28,7 +28,9 @@ package enum LayerType: String, Sendable, Equatable, CaseIterable {
   /// Whether it is softmax attention, which a student may keep as its teacher has it.
   package var isAttention: Bool { self == .attention || self == .slidingWindow }
   /// Linear mixers that ``LinearConfiguration`` describes.
-  static let linear: [LayerType] = [.gatedLinearAttention, .retention, .mamba2, .deltaNet, .gatedDeltaNet, .rwkv7]
+  package static let linear: [LayerType] = [
+    .gatedLinearAttention, .retention, .mamba2, .deltaNet, .gatedDeltaNet, .rwkv7,
+  ]
 }
 
 /// The shape of a JetBlock.
@@ -59,6 +61,8 @@ package struct ModelConfiguration: Sendable {
   /// In a once-for-all supernet: the linear mixer that every layer holds beside its attention.
   package var supernetMixer: LayerType?
   package var normEpsilon: Float
+  /// Standard deviation of matrices that begin at random.
+  package var initializerRange: Float
   package var ropeTheta: Float
   package var tiesEmbeddings: Bool
   package var endOfText: Int?
@@ -127,6 +131,7 @@ package struct ModelConfiguration: Sendable {
     keyValueHeads = try reader.optionalPositive("num_key_value_heads") ?? attentionHeads
     headSize = try reader.optionalPositive("head_dim") ?? hiddenSize / attentionHeads
     normEpsilon = Float(reader.number("rms_norm_eps") ?? 1e-6)
+    initializerRange = Float(reader.number("initializer_range") ?? 0.02)
     // transformers 5 keeps the angles' settings together; kinds that change them are not computed here.
     let rope = object["rope_parameters"] as? [String: Any] ?? object["rope_scaling"] as? [String: Any] ?? [:]
     let kind = (rope["rope_type"] ?? rope["type"]) as? String ?? "default"
@@ -145,8 +150,10 @@ package struct ModelConfiguration: Sendable {
         reason: "num_key_value_heads \(keyValueHeads) must divide num_attention_heads \(attentionHeads), "
           + "and the head size \(headSize) must be even and above zero")
     }
-    guard normEpsilon > 0, normEpsilon.isFinite, ropeTheta > 0, ropeTheta.isFinite else {
-      throw ModelError(path: path, reason: "rms_norm_eps and rope_theta must be above zero")
+    guard normEpsilon > 0, normEpsilon.isFinite, ropeTheta > 0, ropeTheta.isFinite, initializerRange > 0,
+      initializerRange.isFinite
+    else {
+      throw ModelError(path: path, reason: "rms_norm_eps, rope_theta and initializer_range must be above zero")
     }
     let layers = try reader.positive("num_hidden_layers")
     guard layers <= 10_000 else { throw ModelError(path: path, reason: "num_hidden_layers \(layers) is impossible") }
@@ -170,7 +177,8 @@ package struct ModelConfiguration: Sendable {
       return type
     }
     let efficient = object["efficient_attention_config"] as? [String: Any] ?? [:]
-    if layerTypes.contains(.slidingWindow) {
+    let isSupernet = object["supernet_mixer"] != nil
+    if layerTypes.contains(.slidingWindow) || (isSupernet && efficient["swa"] != nil) {
       let sliding = ConfigurationReader(
         object: efficient["swa"] as? [String: Any] ?? [:], path: path + ": efficient_attention_config.swa")
       slidingWindow = try sliding.optionalPositive("window_size") ?? reader.positive("sliding_window")

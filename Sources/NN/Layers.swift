@@ -8,7 +8,7 @@ package struct Linear {
 
   /// Creates `weight` and, if asked, `bias` under `scope`.
   package init(_ scope: ParameterScope, _ inputs: Int, _ outputs: Int, bias: Bool = false) {
-    weight = scope.parameter("weight", [outputs, inputs], .normal(0.02))
+    weight = scope.parameter("weight", [outputs, inputs], .normal(scope.deviation))
     self.bias = bias ? scope.parameter("bias", [outputs], .zeros) : nil
   }
 

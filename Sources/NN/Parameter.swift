@@ -96,17 +96,20 @@ package final class ParameterStore {
 /// A place in a model's tree of names.
 package struct ParameterScope {
   package let store: ParameterStore
+  /// Standard deviation of matrices that begin at random (`initializer_range`).
+  package let deviation: Float
   private let path: String
 
   /// The scope at `path` of `store`.
-  package init(_ store: ParameterStore, path: String = "") {
+  package init(_ store: ParameterStore, path: String = "", deviation: Float = 0.02) {
     self.store = store
     self.path = path
+    self.deviation = deviation
   }
 
   /// The scope below this one, named `name`.
   package func scope(_ name: String) -> ParameterScope {
-    ParameterScope(store, path: qualified(name))
+    ParameterScope(store, path: qualified(name), deviation: deviation)
   }
 
   /// Creates the parameter `name` here. Two-dimensional ones named `weight` are matrices; other names, such as RWKV's

@@ -1,4 +1,5 @@
 import Foundation
+import Models
 
 /// The importance of every layer for every objective as a picture: dark where a layer alone brings most of what one layer
 /// can bring. Self-contained SVG.
@@ -15,17 +16,17 @@ package func heatMap(_ result: PlacementResult) -> String {
     """
   for (o, name) in result.objectives.enumerated() {
     let y = top + o * cell
-    let label = (name.split(separator: "/").last.map(String.init) ?? name)
-      .replacingOccurrences(of: "&", with: "&amp;").replacingOccurrences(of: "<", with: "&lt;")
+    let label = escaped(shortName(name))
     svg += "<text x=\"\(left - 10)\" y=\"\(y + 21)\" text-anchor=\"end\">\(label)</text>\n"
     for (layer, row) in importance.enumerated() {
       let value = row[o]
       // White to a deep blue, even in lightness.
       let (r, g, b) = (Int(255 - 225 * value), Int(255 - 175 * value), Int(255 - 105 * value))
       let ink = value > 0.55 ? "#fff" : "#333"
+      let frame = ["#dee2e6", "#d9480f", "#0c8599"][result.path.role(of: layer).rank]
       svg += """
         <rect x="\(left + layer * cell)" y="\(y)" width="\(cell - 2)" height="\(cell - 2)" rx="4" fill="rgb(\(r),\(g),\(b))" \
-        stroke="\(result.full.contains(layer) ? "#d9480f" : "#dee2e6")" stroke-width="\(result.full.contains(layer) ? 2.5 : 1)"/>
+        stroke="\(frame)" stroke-width="\(result.path.role(of: layer) == .linear ? 1 : 2.5)"/>
         <text x="\(left + layer * cell + cell / 2 - 1)" y="\(y + 20)" text-anchor="middle" font-size="10" fill="\(ink)">\
         \(Int((value * 100).rounded()))</text>
 
@@ -40,9 +41,33 @@ package func heatMap(_ result: PlacementResult) -> String {
       """
   }
   svg += """
-    <text x="12" y="\(base + 36)" fill="#666">layer; % of what the best single layer brings; framed: the placement found</text>
+    <text x="12" y="\(base + 36)" fill="#666">layer; % of what the best single layer brings; framed: \
+    the placement found (red full, green sliding)</text>
     </svg>
 
     """
   return svg
+}
+
+extension LayerRole {
+  fileprivate var rank: Int {
+    switch self {
+    case .linear: 0
+    case .full: 1
+    case .sliding: 2
+    }
+  }
+}
+
+/// An objective's name without the folder of its file.
+func shortName(_ objective: String) -> String {
+  let parts = objective.split(separator: "=", maxSplits: 1)
+  guard parts.count == 2, let file = parts[1].split(separator: "/").last else { return objective }
+  return parts[0] + "=" + file
+}
+
+/// Text for HTML and SVG.
+func escaped(_ text: String) -> String {
+  text.replacingOccurrences(of: "&", with: "&amp;").replacingOccurrences(of: "<", with: "&lt;")
+    .replacingOccurrences(of: "\"", with: "&quot;")
 }

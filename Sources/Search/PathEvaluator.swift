@@ -1,29 +1,18 @@
 import Files
 import Foundation
+import Models
 
 /// Scores of paths of a supernet on one or several objectives, smaller is better. Each path is evaluated once, by one rank;
 /// what is known stays on disk and survives a kill.
 package final class PathEvaluator {
   /// The scores of one path on all objectives, computed on this rank alone.
-  package typealias Measure = ([Int]) throws -> [Double]
+  package typealias Measure = (SupernetPath) throws -> [Double]
 
-  /// A path that this search asked for.
-  package struct Evaluation: Sendable {
-    package let path: [Int]
-    /// By objective.
-    package let scores: [Double]
-    /// Of one objective its score; of several the weighted sum of their scores over those of the path without attention.
-    package let joint: Double
-  }
-
-  /// Paths evaluated for this search, those known before included.
-  package private(set) var history: [Evaluation] = []
-  private var known: [[Int]: [Double]] = [:]
-  private var asked: Set<[Int]> = []
+  private var known: [SupernetPath: [Double]] = [:]
   private let file: String?
   private let identity: String
-  private let weights: [Double]
-  private let world: any PathExchange
+  package let weights: [Double]
+  package let world: any PathExchange
   private let measure: Measure
 
   /// - Parameters:
@@ -50,51 +39,39 @@ package final class PathEvaluator {
 
   private struct Record: Codable {
     let identity: String
-    let path: [Int]
+    let path: SupernetPath
     let scores: [Double]
     /// The scores to the bit.
     let bits: [UInt64]
   }
 
-  /// Evaluations that this search asked for.
-  package var count: Int { history.count }
-
-  /// The joint scores of `paths`, in their order; new ones are shared out over the ranks.
-  package func scores(_ paths: [[Int]]) throws -> [Double] {
-    let sorted = paths.map { $0.sorted() }
-    let none = try weights.count > 1 ? measurements([[]])[0] : nil
-    let measured = try measurements(sorted)
-    return zip(sorted, measured).map { path, scores in
-      let joint =
-        none.map { none in
-          zip(weights, zip(scores, none)).reduce(0) { $0 + $1.0 * $1.1.0 / max($1.1.1, .leastNormalMagnitude) }
-        } ?? scores[0]
-      if asked.insert(path).inserted { history.append(Evaluation(path: path, scores: scores, joint: joint)) }
-      return joint
-    }
+  /// Of one objective its score; of several the weighted sum of their scores over those of the path without attention.
+  package func joint(_ scores: [Double]) throws -> Double {
+    guard weights.count > 1 else { return scores[0] }
+    let none = try measurements([SupernetPath()])[0]
+    return weights.indices.reduce(0) { $0 + weights[$1] * (none[$1] > 0 ? scores[$1] / none[$1] : scores[$1]) }
   }
 
-  /// The scores of `paths` by objective.
-  package func measurements(_ paths: [[Int]]) throws -> [[Double]] {
-    var fresh: [[Int]] = []
+  /// The scores of `paths` by objective; new ones are shared out over the ranks.
+  package func measurements(_ paths: [SupernetPath]) throws -> [[Double]] {
+    var fresh: [SupernetPath] = []
     for path in paths where known[path] == nil && !fresh.contains(path) { fresh.append(path) }
     let width = weights.count
-    let rows = (fresh.count + world.size - 1) / world.size
-    var mine = [Double](repeating: 0, count: rows * width)
-    for (index, path) in fresh.enumerated() where index % world.size == world.rank {
-      let row = index / world.size * width
-      mine.replaceSubrange(row..<row + width, with: try measure(path))
+    // A line of every rank at a time, so that a kill loses one round and no more.
+    for first in stride(from: 0, to: fresh.count, by: world.size) {
+      let round = fresh[first..<min(fresh.count, first + world.size)]
+      let mine = round.startIndex + world.rank
+      let scores = try round.indices.contains(mine) ? measure(round[mine]) : [Double](repeating: 0, count: width)
+      let all = try world.allGather(scores)
+      var lines = Data()
+      for (index, path) in round.enumerated() {
+        let scores = Array(all[index * width..<(index + 1) * width])
+        known[path] = scores
+        let record = Record(identity: identity, path: path, scores: scores, bits: scores.map(\.bitPattern))
+        lines += try JSONEncoder().encode(record) + Data("\n".utf8)
+      }
+      if let file, world.rank == 0 { try append(lines, to: file) }
     }
-    let all = try world.allGather(mine)
-    var lines = Data()
-    for (index, path) in fresh.enumerated() {
-      let row = (index % world.size * rows + index / world.size) * width
-      let scores = Array(all[row..<row + width])
-      known[path] = scores
-      let record = Record(identity: identity, path: path, scores: scores, bits: scores.map(\.bitPattern))
-      lines += try JSONEncoder().encode(record) + Data("\n".utf8)
-    }
-    if let file, world.rank == 0, !lines.isEmpty { try append(lines, to: file) }
     return paths.map { known[$0]! }
   }
 
@@ -114,4 +91,63 @@ package protocol PathExchange {
   var rank: Int { get }
   var size: Int { get }
   func allGather(_ values: [Double]) throws -> [Double]
+}
+
+/// One strategy's way through the space: what it asked for, in order, and the best it found. Strategies are compared by
+/// this, whatever another one had measured before.
+package final class SearchTrace {
+  /// A path that was asked for.
+  package struct Entry: Sendable {
+    package let path: SupernetPath
+    /// By objective.
+    package let scores: [Double]
+    package let joint: Double
+  }
+
+  package let space: PlacementSpace
+  package let evaluator: PathEvaluator
+  /// Different paths that were asked for, in order.
+  package private(set) var history: [Entry] = []
+  /// Tokens read apart from evaluations of paths.
+  package var extraTokens = 0
+  private var asked: Set<SupernetPath> = []
+
+  package init(_ space: PlacementSpace, _ evaluator: PathEvaluator) {
+    (self.space, self.evaluator) = (space, evaluator)
+  }
+
+  /// The joint scores of `paths`, in their order.
+  package func scores(_ paths: [SupernetPath]) throws -> [Double] { try entries(paths).map(\.joint) }
+
+  /// The scores of `paths`, in their order.
+  package func entries(_ paths: [SupernetPath]) throws -> [Entry] {
+    try zip(paths, evaluator.measurements(paths)).map { path, scores in
+      let entry = Entry(path: path, scores: scores, joint: try evaluator.joint(scores))
+      if asked.insert(path).inserted { history.append(entry) }
+      return entry
+    }
+  }
+
+  /// Whether `path` was asked for.
+  package func knows(_ path: SupernetPath) -> Bool { asked.contains(path) }
+
+  /// The whole placements that were asked for.
+  package var whole: [Entry] { history.filter { space.isWhole($0.path) } }
+
+  /// The best whole placement so far.
+  package var best: Entry? { whole.min(by: Self.precedes) }
+
+  /// Ties go to the path that comes first in the order of its layers.
+  package static func precedes(_ a: Entry, _ b: Entry) -> Bool {
+    a.joint != b.joint ? a.joint < b.joint : a.path.precedes(b.path)
+  }
+
+  /// Best joint score of a whole placement after each evaluation; nil before the first.
+  package var curve: [Double?] {
+    var best: Double?
+    return history.map { entry in
+      if space.isWhole(entry.path) { best = min(best ?? entry.joint, entry.joint) }
+      return best
+    }
+  }
 }

@@ -7,63 +7,127 @@ import Training
 
 extension Communicator: PathExchange {}
 
-/// A searched placement with what led to it; equal searches give equal files.
-package struct PlacementResult: Codable, Sendable {
-  package let strategy: String
-  package let objectives: [String]
-  package let weights: [Double]
-  /// Layers that keep full attention.
-  package let full: [Int]
-  /// Scores of that placement by objective, and joint.
+/// What a strategy found and what that took.
+package struct StrategyResult: Codable, Sendable {
+  package let strategy: StrategyName
+  package let path: SupernetPath
+  /// By objective, and joint.
   package let scores: [Double]
   package let joint: Double
+  /// Different paths that it asked for, and tokens read for them.
   package let evaluations: Int
-  /// Scores by objective of the path without attention, and of each layer alone full: the importance heat map.
+  package let tokens: Int
+  /// Best joint score of a whole placement after each evaluation; null before the first.
+  package let curve: [Double?]
+}
+
+/// A searched placement with what led to it; equal searches give equal results.
+package struct PlacementResult: Codable, Sendable {
+  package let objectives: [String]
+  package let weights: [Double]
+  package let layers: Int
+  /// The linear mixer of the supernet, and the window of its sliding layers.
+  package let mixer: String
+  /// The best placement that any strategy found.
+  package let path: SupernetPath
+  package let scores: [Double]
+  package let joint: Double
+  /// Scores by objective of the path without attention, of the one with attention everywhere, and of each layer alone
+  /// full: the importance heat map.
   package let none: [Double]
+  package let everywhere: [Double]
   package let alone: [[Double]]
-  /// Best joint score after each evaluation of a whole placement.
-  package let curve: [Double]
+  package let strategies: [StrategyResult]
   /// Whole placements that no other is better than on every objective.
   package let pareto: [Placement]
 
   /// A placement and its scores by objective.
   package struct Placement: Codable, Sendable {
-    package let full: [Int]
+    package let path: SupernetPath
     package let scores: [Double]
   }
 
-  /// Searches `supernet` and measures each layer alone.
+  /// Searches `supernet` by every strategy in turn and measures each layer alone.
+  ///
+  /// - Parameter cache: file of evaluations, read and appended to
   package init(
-    supernet: HybridLM, teacher: HybridLM?, objectives: [Objective], weights: [Double], strategy: Strategy,
-    settings: SearchSettings, cache: String?, world: Communicator, backend: any Backend
+    supernet: HybridLM, teacher: HybridLM?, objectives: [Objective], weights: [Double], strategies: [StrategyName],
+    space: PlacementSpace, settings: SearchSettings, cache: String?, world: Communicator, backend: any Backend
   ) throws {
     let identity = sha256(
       "\(ModelSetup.hash(supernet)) \(teacher.map { ModelSetup.hash($0) } ?? "") \(objectives.map(\.identity))")
     let evaluator = try PathEvaluator(file: cache, identity: identity, weights: weights, world: world) { path in
-      supernet.fullLayers = Set(path)
+      supernet.path = path
       return objectives.map { $0.score(supernet, teacher: teacher, backend: backend) }
     }
-    let found = try strategy.search(settings, evaluator)
-    self.strategy = strategy.rawValue
+    let tokens = objectives.reduce(0) { $0 + $1.tokens }
+    var results: [StrategyResult] = []
+    var whole: [SearchTrace.Entry] = []
+    for name in strategies {
+      let trace = SearchTrace(space, evaluator)
+      let strategy = try Self.strategy(
+        name, settings: settings, objectives: objectives, evaluator: evaluator, supernet: supernet, teacher: teacher,
+        backend: backend)
+      try strategy.search(trace)
+      guard let best = trace.best else { preconditionFailure("\(name.rawValue) asked for no whole placement") }
+      results.append(
+        StrategyResult(
+          strategy: name, path: best.path, scores: best.scores, joint: best.joint, evaluations: trace.history.count,
+          tokens: trace.history.count * tokens + trace.extraTokens, curve: trace.curve))
+      whole += trace.whole.filter { entry in !whole.contains { $0.path == entry.path } }
+    }
+    self.strategies = results
     self.objectives = objectives.map(\.name)
     self.weights = weights
-    full = found.path
-    joint = found.score
-    evaluations = evaluator.count
-    let whole = evaluator.history.filter { $0.path.count == settings.full }
-    var best = Double.infinity
-    curve = whole.map { entry in
-      best = min(best, entry.joint)
-      return best
-    }
+    layers = space.layers
+    mixer = supernet.configuration.supernetMixer?.rawValue ?? ""
+    guard let best = whole.min(by: SearchTrace.precedes) else { preconditionFailure("no strategy was given") }
+    (path, scores, joint) = (best.path, best.scores, best.joint)
     pareto = whole.filter { entry in
       !whole.contains { other in
         zip(other.scores, entry.scores).allSatisfy { $0 <= $1 } && other.scores != entry.scores
       }
-    }.sorted { $0.path.lexicographicallyPrecedes($1.path) }.map { Placement(full: $0.path, scores: $0.scores) }
-    scores = try evaluator.measurements([found.path])[0]
-    alone = try evaluator.measurements((0..<settings.layers).map { [$0] })
-    none = try evaluator.measurements([[]])[0]
+    }.sorted { $0.path.precedes($1.path) }.map { Placement(path: $0.path, scores: $0.scores) }
+    alone = try evaluator.measurements((0..<space.layers).map { SupernetPath(full: [$0]) })
+    none = try evaluator.measurements([SupernetPath()])[0]
+    everywhere = try evaluator.measurements([SupernetPath(full: 0..<space.layers)])[0]
+  }
+
+  private static func strategy(
+    _ name: StrategyName, settings: SearchSettings, objectives: [Objective], evaluator: PathEvaluator,
+    supernet: HybridLM, teacher: HybridLM?, backend: any Backend
+  ) throws -> any Strategy {
+    switch name {
+    case .beam: return BeamSearch(width: settings.width)
+    case .greedy: return BeamSearch(width: 1)
+    case .uniform: return UniformPlacement()
+    case .random: return RandomSearch(settings: settings)
+    case .exhaustive: return ExhaustiveSearch()
+    case .evolution: return Evolution(settings: settings)
+    case .predictor: return Predictor(settings: settings)
+    case .reinforce: return Reinforce(settings: settings)
+    case .klRestore:
+      guard let objective = objectives.firstIndex(where: { $0.name == "kl" }) else {
+        throw JobError(.usage, "strategy kl-restore ranks layers by KL: it needs --objective kl beside the others")
+      }
+      return RestorationRanking(objective: objective)
+    case .differentiable:
+      let none = try evaluator.measurements([SupernetPath()])[0]
+      let parts = objectives.indices.compactMap { index in
+        objectives[index].differentiable.map {
+          (batches: $0.batches, kl: $0.kl, weight: evaluator.weights[index] / max(none[index], 1e-12))
+        }
+      }
+      guard !parts.isEmpty else {
+        throw JobError(
+          .usage,
+          "strategy differentiable needs an objective with a gradient: kl, loss, answer-loss or a retrieval loss")
+      }
+      return LearnedGates(
+        steps: settings.gateSteps,
+        gradients: GateGradients(
+          supernet: supernet, teacher: teacher, parts: parts, world: evaluator.world, backend: backend))
+    }
   }
 
   /// How much of the way from no attention to the best single layer each layer goes alone, by objective: 1 for the best,
@@ -83,7 +147,13 @@ package struct PlacementResult: Codable, Sendable {
       let mixer = supernet.supernetMixer
     else { throw ModelError(path: "search", reason: "the model is not a supernet") }
     object["supernet_mixer"] = nil
-    object["layer_types"] = (0..<supernet.layerCount).map { full.contains($0) ? "attn" : mixer.rawValue }
+    object["layer_types"] = (0..<supernet.layerCount).map { layer in
+      switch path.role(of: layer) {
+      case .full: LayerType.attention.rawValue
+      case .sliding: LayerType.slidingWindow.rawValue
+      case .linear: mixer.rawValue
+      }
+    }
     return try JSONSerialization.data(
       withJSONObject: object, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes])
   }

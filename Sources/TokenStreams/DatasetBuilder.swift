@@ -103,7 +103,7 @@ package struct DatasetBuilder {
         if documents.isEmpty { break }
         let fresh = Array(documents.dropFirst(max(0, skipped - consumed)))
         consumed += documents.count
-        for (tokens, masked) in try tokenize(fresh) {
+        for (tokens, runs) in try tokenize(fresh) {
           let shard: ShardWriter
           if let writer {
             shard = writer
@@ -111,7 +111,7 @@ package struct DatasetBuilder {
             shard = try makeWriter(ordinal: progress.shards.count, codebook: codebook)
             writer = shard
           }
-          try shard.append(tokens, masked: masked)
+          try shard.append(tokens, runs: runs)
           if shard.tokenCount >= recipe.shardTokens { try finishShard(shard) }
         }
         // Of a compressed input one cannot know; it counts as a whole at its end.
@@ -178,45 +178,43 @@ package struct DatasetBuilder {
     return documents
   }
 
-  /// Tokens of every document, its end included, and how many of them do not count. Long texts are cut, so that all
-  /// threads have work.
-  private func tokenize(_ documents: [Document]) throws -> [(tokens: [UInt32], masked: Int)] {
-    var results = [(tokens: [UInt32], masked: Int)](repeating: ([], 0), count: documents.count)
-    var pieces: [(document: Int, text: ArraySlice<UInt8>, isMasked: Bool)] = []
-    let texts = try parse(documents)
-    for (index, document) in documents.enumerated() {
-      if case .tokens(let tokens) = document { results[index].tokens = tokens }
-      let (text, maskedBytes) = texts[index]
-      for (part, isMasked) in [(text[..<maskedBytes], true), (text[maskedBytes...], false)] {
-        pieces += cut(part).map { (index, $0, isMasked) }
+  /// Tokens of every document, its end included, and which of them count. Long texts are cut, so that all threads have
+  /// work.
+  private func tokenize(_ documents: [Document]) throws -> [(tokens: [UInt32], runs: [TokenRun])] {
+    var results = [(tokens: [UInt32], runs: [TokenRun])](repeating: ([], []), count: documents.count)
+    var parts: [(document: Int, text: ArraySlice<UInt8>, counts: Bool)] = []
+    for (index, pieces) in try parse(documents).enumerated() {
+      if case .tokens(let tokens) = documents[index] {
+        results[index] = (tokens, [TokenRun(length: tokens.count, counts: true)])
       }
+      for piece in pieces { parts += cut(piece.text[...]).map { (index, $0, piece.counts) } }
     }
-    var encoded = [[UInt32]](repeating: [], count: pieces.count)
+    var encoded = [[UInt32]](repeating: [], count: parts.count)
     encoded.withUnsafeMutableBufferPointer { encoded in
       let out = encoded.baseAddress
-      pool.run(pieces.count) { out![$0] = tokenizer.encode(pieces[$0].text) }
+      pool.run(parts.count) { out![$0] = tokenizer.encode(parts[$0].text) }
     }
-    for (piece, tokens) in zip(pieces, encoded) {
-      results[piece.document].tokens += tokens
-      if piece.isMasked { results[piece.document].masked += tokens.count }
+    for (part, tokens) in zip(parts, encoded) {
+      results[part.document].tokens += tokens
+      results[part.document].runs.append(TokenRun(length: tokens.count, counts: part.counts))
     }
     for index in results.indices where results[index].tokens.last != tokenizer.endOfText {
       results[index].tokens.append(tokenizer.endOfText)
+      results[index].runs.append(TokenRun(length: 1, counts: true))
     }
     return results
   }
 
   /// The texts of documents that are not ids; records are parsed side by side.
-  private func parse(_ documents: [Document]) throws -> [(text: [UInt8], maskedBytes: Int)] {
-    var texts = [Result<(text: [UInt8], maskedBytes: Int), any Error>](
-      repeating: .success(([], 0)), count: documents.count)
+  private func parse(_ documents: [Document]) throws -> [[TextPiece]] {
+    var texts = [Result<[TextPiece], any Error>](repeating: .success([]), count: documents.count)
     texts.withUnsafeMutableBufferPointer { texts in
       let out = texts.baseAddress
       let format = recipe.format
       pool.run(documents.count) { index in
         switch documents[index] {
-        case .text(let text): out![index] = .success((text, 0))
-        case .record(let line, let place): out![index] = Result { try format.text(of: line, place: place) }
+        case .text(let text): out![index] = .success([TextPiece(text: text, counts: true)])
+        case .record(let line, let place): out![index] = Result { try format.pieces(of: line, place: place) }
         case .tokens: break
         }
       }

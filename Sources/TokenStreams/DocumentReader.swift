@@ -10,6 +10,8 @@ package enum DocumentFormat: Sendable {
   /// JSON Lines of questions and answers, put into `template` at `{question}` and `{answer}`; the loss counts from
   /// where the answer begins when `answerOnly`.
   case questions(template: String, answerOnly: Bool)
+  /// JSON Lines: a list in `field` of `{"text": …, "loss": true or false}`, end to end; what has no loss does not count.
+  case pieces(String)
   /// Ids that another program made; they must be proven to be of the dataset's tokenizer.
   case tokens(TokenFormat)
 }
@@ -30,9 +32,15 @@ enum Document: Sendable {
   }
 }
 
+/// Text that counts in the loss, or does not.
+struct TextPiece: Sendable {
+  let text: [UInt8]
+  let counts: Bool
+}
+
 extension DocumentFormat {
-  /// The text in a line of JSON, and how many bytes of it do not count in the loss.
-  func text(of record: [UInt8], place: String) throws -> (text: [UInt8], maskedBytes: Int) {
+  /// The text in a line of JSON, in pieces that count in the loss or do not.
+  func pieces(of record: [UInt8], place: String) throws -> [TextPiece] {
     guard let object = try? JSONSerialization.jsonObject(with: Data(record)) as? [String: Any] else {
       throw FileError(place, "is not a JSON object")
     }
@@ -44,14 +52,27 @@ extension DocumentFormat {
       return text
     }
     switch self {
-    case .text, .tokens: return (record, 0)
-    case .jsonField(let field): return (Array(try string(field).utf8), 0)
+    case .text, .tokens: return [TextPiece(text: record, counts: true)]
+    case .jsonField(let field): return [TextPiece(text: Array(try string(field).utf8), counts: true)]
+    case .pieces(let field):
+      guard let list = object[field] as? [[String: Any]] else {
+        throw FileError(place, "has no list of pieces in field \(field)")
+      }
+      return try list.map { piece in
+        guard let text = piece["text"] as? String, let counts = piece["loss"] as? Bool else {
+          throw FileError(place, "a piece in field \(field) is not {\"text\": …, \"loss\": true or false}")
+        }
+        return TextPiece(text: Array(text.utf8), counts: counts)
+      }
     case .questions(let template, let answerOnly):
       let parts = template.components(separatedBy: "{answer}")
       guard parts.count == 2 else { throw FileError("--template", "must hold {answer} once: \(template)") }
       let question = parts[0].replacingOccurrences(of: "{question}", with: try string("question"))
       let answer = try string("answer") + parts[1]
-      return (Array((question + answer).utf8), answerOnly ? question.utf8.count : 0)
+      guard answerOnly else { return [TextPiece(text: Array((question + answer).utf8), counts: true)] }
+      return [
+        TextPiece(text: Array(question.utf8), counts: false), TextPiece(text: Array(answer.utf8), counts: true),
+      ]
     }
   }
 }

@@ -38,6 +38,12 @@ package struct ShardHeader: Codable, Sendable, Equatable {
   package let ordinal: Int
 }
 
+/// Tokens of a document that all count in the loss, or all do not.
+struct TokenRun: Sendable, Equatable {
+  var length: Int
+  let counts: Bool
+}
+
 /// Where the documents of a shard begin and which tokens count in the loss.
 package struct DocumentIndex: Sendable, Equatable {
   /// First token of every document, and the end of the last.
@@ -50,12 +56,10 @@ package struct DocumentIndex: Sendable, Equatable {
   package var documentCount: Int { starts.count - 1 }
   package var tokenCount: Int { starts[starts.count - 1] }
 
-  /// Adds a document whose first `masked` tokens do not count.
-  mutating func append(length: Int, masked: Int) {
-    let start = tokenCount
-    starts.append(start + length)
-    extend(counts: false, by: masked)
-    extend(counts: true, by: length - masked)
+  /// Adds a document of these runs, of which each counts in the loss or does not.
+  mutating func append(_ runs: [TokenRun]) {
+    starts.append(tokenCount + runs.reduce(0) { $0 + $1.length })
+    for run in runs { extend(counts: run.counts, by: run.length) }
   }
 
   private mutating func extend(counts: Bool, by count: Int) {

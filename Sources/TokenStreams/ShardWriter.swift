@@ -30,9 +30,9 @@ final class ShardWriter {
 
   var tokenCount: Int { index.tokenCount }
 
-  /// Adds one document; its first `masked` tokens do not count in the loss.
-  func append(_ tokens: [UInt32], masked: Int) throws {
-    index.append(length: tokens.count, masked: masked)
+  /// Adds one document, whose tokens count in the loss as `runs` say.
+  func append(_ tokens: [UInt32], runs: [TokenRun]) throws {
+    index.append(runs)
     pending += tokens
     if pending.count >= Self.batch * ShardLayout.tokensPerFrame {
       try flush(pending.count / ShardLayout.tokensPerFrame)

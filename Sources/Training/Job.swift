@@ -120,17 +120,7 @@ extension Job {
   ///   - overrides: `key.path=value` pairs, taken as YAML
   ///   - ranks: that will run it, for the batch to divide by
   package init(_ kind: JobKind, path: String, overrides: [String], ranks: Int) throws {
-    guard FileManager.default.fileExists(atPath: path) else {
-      throw JobError(.usage, "\(path): there is no such job file")
-    }
-    let text = String(decoding: try readFile(path), as: UTF8.self)
-    let loaded: Any?
-    do { loaded = try Yams.load(yaml: text) } catch {
-      throw JobError(.usage, "\(path): is not YAML: \(error)")
-    }
-    guard var object = loaded as? [String: Any] else {
-      throw JobError(.usage, "\(path): is not a YAML mapping")
-    }
+    var object = try Self.mapping(path)
     for override in overrides { try Self.apply(override, to: &object) }
     let faults = YAMLReader.Faults()
     let root = YAMLReader(object, path: "", faults: faults)
@@ -147,6 +137,7 @@ extension Job {
     student = model.required("student", "a config.json to make a model from, or a model folder")
     initialization = model.choice("init", StudentInitialization.self) ?? .transfer
     let budget = model.integer("full_layers", from: 0)
+    let slidingBudget = model.integer("sliding_layers", from: 0)
     let share = model.number("budget_share") ?? 0.75
     if share < 0 || share > 1 { model.fault("budget_share", "\(share) is not between 0 and 1") }
     if let configuration = try? ModelConfiguration(path: student) {
@@ -157,8 +148,13 @@ extension Job {
       if !isSupernet && budget != nil {
         model.fault("full_layers", "\(student) is not a supernet: its config.json has no supernet_mixer")
       }
+      if slidingBudget ?? 0 > 0 && configuration.slidingWindow == nil {
+        model.fault("sliding_layers", "\(student) has no efficient_attention_config.swa.window_size")
+      }
     }
-    supernet = budget.map { PathSampling(fullLayers: $0, budgetShare: share) }
+    supernet = budget.map {
+      PathSampling(fullLayers: $0, slidingLayers: slidingBudget ?? 0, budgetShare: share)
+    }
     plannedTeacher = model.string("teacher_config")
     plannedStudent = model.string("student_config")
     model.rejectUnknownKeys()
@@ -197,6 +193,22 @@ extension Job {
     guard faults.lines.isEmpty else {
       throw JobError(.usage, reasons: faults.lines.map { "\(path): \($0)" })
     }
+  }
+
+  /// The YAML mapping of a job file.
+  package static func mapping(_ path: String) throws -> [String: Any] {
+    guard FileManager.default.fileExists(atPath: path) else {
+      throw JobError(.usage, "\(path): there is no such job file")
+    }
+    let text = String(decoding: try readFile(path), as: UTF8.self)
+    let loaded: Any?
+    do { loaded = try Yams.load(yaml: text) } catch {
+      throw JobError(.usage, "\(path): is not YAML: \(error)")
+    }
+    guard let object = loaded as? [String: Any] else {
+      throw JobError(.usage, "\(path): is not a YAML mapping")
+    }
+    return object
   }
 
   private static func apply(_ override: String, to object: inout [String: Any]) throws {

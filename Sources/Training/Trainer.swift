@@ -38,6 +38,7 @@ package final class Trainer {
   private let run: RunFolder
   private let identity: CheckpointManifest.Identity
   private let progress = ProgressLine()
+  private let isQuiet: Bool
 
   // State of the phase at hand.
   private var phaseIndex = 0
@@ -52,8 +53,13 @@ package final class Trainer {
   private var lastSaved: Int?
 
   /// Reads models and data, agrees on them over the ranks, and goes to where the run stands.
-  package init(_ job: Job, world: Communicator, backend: CPUBackend, resume: ResumePolicy) throws {
+  ///
+  /// - Parameter isQuiet: keep progress to itself
+  package init(
+    _ job: Job, world: Communicator, backend: CPUBackend, resume: ResumePolicy, isQuiet: Bool = false
+  ) throws {
     self.job = job
+    self.isQuiet = isQuiet
     self.world = world
     self.backend = backend
     run = RunFolder(job.runFolder)
@@ -80,7 +86,8 @@ package final class Trainer {
       separator: " ", omittingEmptySubsequences: false)
     identity = CheckpointManifest.Identity(
       kind: job.kind.rawValue, model: sha256(models.student.configuration.json), frozen: String(agreed[0]),
-      teacher: String(agreed[1]), plans: plans.map(\.hash))
+      teacher: String(agreed[1]),
+      plans: plans.map { plan in job.supernet.map { sha256("\(plan.hash) \($0)") } ?? plan.hash })
     let everywhere = try world.allGather(Array(sha256("\(identity) \(job.phases)").utf8))
     guard Set(everywhere).count == 1 else {
       throw JobError(.data, "the ranks see different jobs, models or data: are the files the same on all hosts?")
@@ -89,7 +96,7 @@ package final class Trainer {
   }
 
   private func say(_ text: String) {
-    if world.isCoordinator { progress.print(text) }
+    if world.isCoordinator && !isQuiet { progress.print(text) }
   }
 
   /// Whether any phase trains `parameter`: what checkpoints hold.
@@ -240,7 +247,7 @@ package final class Trainer {
       try plans[phaseIndex].read(start + index * phase.microBatch..<start + (index + 1) * phase.microBatch)
     }
     clock.mark("data")
-    models.student.fullLayers = job.supernet?.path(step: step, layers: models.student.layers.count, seed: job.seed)
+    models.student.path = job.supernet?.path(step: step, layers: models.student.layers.count, seed: job.seed)
     let learningRate = phase.schedule.rate(step: phaseStep, of: phase.steps)
     let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate)
     clock.mark("step")
@@ -264,7 +271,9 @@ package final class Trainer {
       "step \(step)/\(job.totalSteps)  tokens \(Format.count(Double(tokens)))  loss \(String(format: "%.5g", result.loss))  "
       + "lr \(String(format: "%.2e", learningRate))  grad \(String(format: "%.3f", result.gradientNorm))  "
       + "\(Format.count(speed)) tok/s  \(Int(share * 100))% of SGEMM  ETA \(Format.duration(left))"
-    if step % job.logEvery == 0 || step == job.totalSteps { progress.update(line, isFinal: step == job.totalSteps) }
+    if !isQuiet && (step % job.logEvery == 0 || step == job.totalSteps) {
+      progress.update(line, isFinal: step == job.totalSteps)
+    }
   }
 
   private static func named(_ losses: LossSums, _ weights: LossWeights) -> [String: Double] {
@@ -289,7 +298,7 @@ package final class Trainer {
   private func validate(_ metrics: MetricsLog?) throws {
     let phase = job.phases[phaseIndex]
     // A supernet is measured by one path, always the same.
-    models.student.fullLayers = job.supernet?.path(step: 0, layers: models.student.layers.count, seed: job.seed)
+    models.student.path = job.supernet?.path(step: 0, layers: models.student.layers.count, seed: job.seed)
     let plan = plans[phaseIndex]
     var weights = phase.losses
     weights.crossEntropy = 1

@@ -3,7 +3,7 @@ import Yams
 
 /// Reads typed values out of nested YAML mappings and collects every fault, unknown keys included, so that a user
 /// sees all errors of a file at once.
-final class YAMLReader {
+package final class YAMLReader {
   private let object: [String: Any]
   private let path: String
   private let faults: Faults
@@ -12,18 +12,20 @@ final class YAMLReader {
   private let fallback: YAMLReader?
 
   /// The faults of one file.
-  final class Faults {
-    var lines: [String] = []
+  package final class Faults {
+    package init() {}
+    package fileprivate(set) var lines: [String] = []
   }
 
-  init(_ object: [String: Any], path: String, faults: Faults, fallback: YAMLReader? = nil) {
+  /// - Parameter path: of keys above, for what faults say
+  package init(_ object: [String: Any], path: String, faults: Faults, fallback: YAMLReader? = nil) {
     self.object = object
     self.path = path
     self.faults = faults
     self.fallback = fallback
   }
 
-  func fault(_ key: String, _ reason: String) {
+  package func fault(_ key: String, _ reason: String) {
     faults.lines.append("\(path.isEmpty ? "" : path + ".")\(key): \(reason)")
   }
 
@@ -42,19 +44,19 @@ final class YAMLReader {
     return value
   }
 
-  func string(_ key: String) -> String? {
+  package func string(_ key: String) -> String? {
     typed(key, "a text") { $0 as? String ?? ($0 as? Int).map(String.init) }
   }
 
-  func required(_ key: String, _ what: String) -> String {
+  package func required(_ key: String, _ what: String) -> String {
     if let value = string(key) { return value }
     if object[key] == nil { fault(key, "is missing: \(what)") }
     return ""
   }
 
-  func boolean(_ key: String) -> Bool? { typed(key, "true or false") { $0 as? Bool } }
+  package func boolean(_ key: String) -> Bool? { typed(key, "true or false") { $0 as? Bool } }
 
-  func integer(_ key: String, from least: Int = 0) -> Int? {
+  package func integer(_ key: String, from least: Int = 0) -> Int? {
     guard let value = typed(key, "a whole number", { $0 as? Int }) else { return nil }
     guard value >= least else {
       fault(key, "must be at least \(least), not \(value)")
@@ -63,7 +65,7 @@ final class YAMLReader {
     return value
   }
 
-  func number(_ key: String, from least: Double = 0) -> Double? {
+  package func number(_ key: String, from least: Double = 0) -> Double? {
     // YAML 1.1 takes 3e-4 for a text.
     let value = typed(key, "a number") { raw in
       raw as? Double ?? (raw as? Int).map(Double.init) ?? (raw as? String).flatMap(Double.init)
@@ -88,13 +90,13 @@ final class YAMLReader {
     }
   }
 
-  func choice<Value: RawRepresentable & CaseIterable>(_ key: String, _: Value.Type) -> Value?
+  package func choice<Value: RawRepresentable & CaseIterable>(_ key: String, _: Value.Type) -> Value?
   where Value.RawValue == String {
     let known = Value.allCases.map(\.rawValue).joined(separator: ", ")
     return typed(key, "one of \(known)") { ($0 as? String).flatMap(Value.init(rawValue:)) }
   }
 
-  func list<Value: RawRepresentable & CaseIterable>(_ key: String, _: Value.Type) -> [Value]?
+  package func list<Value: RawRepresentable & CaseIterable>(_ key: String, _: Value.Type) -> [Value]?
   where Value.RawValue == String {
     let known = Value.allCases.map(\.rawValue).joined(separator: ", ")
     return typed(key, "a list of \(known)") { raw in
@@ -104,8 +106,24 @@ final class YAMLReader {
     }
   }
 
+  /// Texts: a list, or a single one.
+  package func strings(_ key: String) -> [String]? {
+    typed(key, "a list of texts") { raw in raw as? [String] ?? (raw as? String).map { [$0] } }
+  }
+
+  /// Whole numbers above zero.
+  package func counts(_ key: String) -> [Int]? {
+    typed(key, "a list of numbers above zero") { raw in
+      guard let values = raw as? [Int] else { return nil }
+      return values.allSatisfy { $0 > 0 } ? values : nil
+    }
+  }
+
+  /// Whether the file has this key.
+  package func has(_ key: String) -> Bool { object[key] != nil }
+
   /// The mapping at `key`; an empty one where there is none.
-  func section(_ key: String) -> YAMLReader {
+  package func section(_ key: String) -> YAMLReader {
     let child = typed(key, "a mapping") { $0 as? [String: Any] } ?? [:]
     return YAMLReader(child, path: path.isEmpty ? key : path + "." + key, faults: faults)
   }
@@ -118,7 +136,7 @@ final class YAMLReader {
   }
 
   /// Reports the keys that nothing asked for, with the nearest one that something did.
-  func rejectUnknownKeys(known: Set<String> = []) {
+  package func rejectUnknownKeys(known: Set<String> = []) {
     let known = used.union(known)
     for key in object.keys.sorted() where !known.contains(key) {
       let nearest = known.min { Self.distance(key, $0) < Self.distance(key, $1) }

@@ -5,48 +5,40 @@ import Foundation
 import Models
 import NN
 import Reporting
+import Search
 import TokenStreams
 import Training
 
-/// Held-out text to measure on: a mix, or one dataset.
-struct HeldOut: ParsableArguments {
-  @Option(help: "Folder of a dataset, or with --mix the folder that holds the mix's datasets.") var data: String
-  @Option(help: "A mix: a name from Jobs/mixes, or a path.") var mix: String?
-  @Option(help: "Tokens of a sequence.") var context = 256
-  @Option(help: "Held-out sequences to read.") var sequences = 64
-
-  func plan() throws -> DataPlan {
-    if let mix {
-      return try DataPlan(
-        mix: Mix(mix, folder: "Jobs/mixes"), root: data, context: context, seed: 0, label: "evaluation",
-        trains: false)
-    }
-    let url = URL(fileURLWithPath: data)
-    return try DataPlan(
-      mix: Mix(of: url.lastPathComponent), root: url.deletingLastPathComponent().path, context: context, seed: 0,
-      label: "evaluation", trains: false)
-  }
-}
-
 struct Eval: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Loss, perplexity and KL to a teacher on the held-out shards of a dataset or mix.")
+    abstract: "Loss, perplexity and KL to a teacher on held-out text, and any objective of a search.",
+    discussion: "Prints one line of JSON. Scores are better when smaller: accuracy=… is the share of wrong answers.")
   @Argument(help: "A model folder, run folder or checkpoint.") var model: String
-  @Option(help: "A model to compare the distribution with.") var teacher: String?
-  @OptionGroup var heldOut: HeldOut
+  @OptionGroup var objectives: ObjectiveOptions
+  @Option(help: "The same seed gives the same questions.") var seed: UInt64 = 1
 
   func run() {
     withoutWorld {
       let backend = CPUBackend(threads: Machine.cores)
+      let settings = objectives.settings(seed: seed, fallback: [])
+      guard settings.heldOut != nil || !settings.names.isEmpty else {
+        throw JobError(.usage, "eval needs held-out text (--data), an --objective, or both")
+      }
       let model = try loadModel(model, backend: backend)
-      let teacher = try teacher.map { try loadModel($0, backend: backend) }
-      let result = Evaluation(
-        model: model, teacher: teacher,
-        batches: try Evaluation.heldOut(heldOut.plan(), sequences: heldOut.sequences), backend: backend)
-      var fields: [String: Any] = [
-        "model": self.model, "loss": result.loss, "perplexity": exp(result.loss), "labels": result.labels,
-      ]
-      if let kl = result.kl { fields["kl"] = kl }
+      let teacher = try objectives.teacher.map { try loadModel($0, backend: backend) }
+      var fields: [String: Any] = ["model": self.model]
+      if let heldOut = settings.heldOut {
+        let result = Evaluation(
+          model: model, teacher: teacher,
+          batches: try Evaluation.heldOut(heldOut.plan(), sequences: settings.sequences), backend: backend)
+        fields.merge(["loss": result.loss, "perplexity": exp(result.loss), "labels": result.labels]) { $1 }
+        if let kl = result.kl { fields["kl"] = kl }
+      }
+      if !settings.names.isEmpty {
+        for objective in try settings.make(tokenizerOf: self.model, hasTeacher: teacher != nil).0 {
+          fields[objective.name] = objective.score(model, teacher: teacher, backend: backend)
+        }
+      }
       FileHandle.standardOutput.write(try jsonLine(fields))
     }
   }
@@ -64,7 +56,8 @@ struct Compare: ParsableCommand {
   func run() {
     withoutWorld {
       let backend = CPUBackend(threads: Machine.cores)
-      let batches = try Evaluation.heldOut(heldOut.plan(), sequences: heldOut.sequences)
+      guard let text = heldOut.folder else { throw JobError(.usage, "compare needs held-out text (--data)") }
+      let batches = try Evaluation.heldOut(text.plan(), sequences: heldOut.sequences)
       var teacher: HybridLM?
       var rows = [
         ["model", "loss", "KL", "perplexity"] + Self.contexts.map { "cache \($0 / 1024)K" }

@@ -1,54 +1,55 @@
 import ArgumentParser
-import Foundation
+import Evaluation
 import Search
-import TokenStreams
-import Tokenizers
 import Training
+
+extension RetrievalTask: ExpressibleByArgument {}
+extension AnswerMatch: ExpressibleByArgument {}
 
 /// What models are judged by in a search.
 struct ObjectiveOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "kl (needs --teacher), loss, recall (associative recall of random ids), or answers=FILE (JSON Lines with query, "
-        + "choices, gold, or context, continuation); a weight may follow, as in kl:2. May be given several times.",
-      valueName: "objective"))
-  var objective: [String] = ["kl"]
+      "kl (needs --teacher), loss, recall, needle, phone-book, answer-loss=FILE, accuracy=FILE or accuracy=TASK; a weight "
+        + "may follow, as in kl:2. May be given several times.", valueName: "objective"))
+  var objective: [String] = []
   @Option(help: "The teacher.") var teacher: String?
   @OptionGroup var heldOut: HeldOut
-  @Option(help: "Pairs of a sequence of recall.") var recallPairs = 16
+  @OptionGroup var retrieval: RetrievalOptions
+  @Option(help: "accuracy=FILE: whether the generated answer contains or equals the right one.")
+  var match = AnswerMatch.contains
   @Option(help: "The tokenizer of answers; default: the model's, else bytes.") var tokenizer: String?
 
-  /// The objectives and their weights.
-  func make(vocabulary: Int, tokenizerOf model: String, hasTeacher: Bool, seed: UInt64) throws -> (
-    [Objective], [Double]
-  ) {
-    var objectives: [Objective] = []
-    var weights: [Double] = []
-    for text in objective {
-      // A weight is what follows the last colon, where that is a number.
-      let parts = text.split(separator: ":")
-      let weight = parts.count > 1 ? Double(parts[parts.count - 1]) : nil
-      let name = weight == nil ? text : parts.dropLast().joined(separator: ":")
-      guard weight ?? 1 > 0 else { throw JobError(.usage, "--objective \(text): weights are above zero") }
-      weights.append(weight ?? 1)
-      switch name {
-      case "kl", "loss":
-        guard name == "loss" || hasTeacher else { throw JobError(.usage, "--objective kl needs --teacher") }
-        objectives.append(
-          try Objective(heldOut: heldOut.plan(), sequences: heldOut.sequences, kl: name == "kl"))
-      case "recall":
-        objectives.append(
-          try Objective(
-            recallPairs: recallPairs, sequences: heldOut.sequences, vocabulary: vocabulary, seed: seed))
-      case _ where name.hasPrefix("answers="):
-        objectives.append(
-          try Objective(
-            answers: String(name.dropFirst(8)), limit: heldOut.sequences,
-            tokenizer: makeTokenizer(tokenizer, of: model)))
-      default:
-        throw JobError(.usage, "--objective \(text): unknown (kl, loss, recall and answers=FILE are known)")
-      }
-    }
-    return (objectives, weights)
+  /// - Parameter fallback: what is measured where no objective is named
+  func settings(seed: UInt64, fallback: [String] = ["kl"]) -> ObjectiveSettings {
+    var settings = ObjectiveSettings()
+    settings.names = objective.isEmpty ? fallback : objective
+    settings.heldOut = heldOut.folder
+    settings.sequences = heldOut.sequences
+    settings.retrieval = retrieval.settings
+    settings.match = match
+    settings.tokenizer = tokenizer
+    settings.seed = seed
+    return settings
   }
+}
+
+/// Held-out text to measure on: a mix, or one dataset.
+struct HeldOut: ParsableArguments {
+  @Option(help: "Held-out text: folder of a dataset, or with --mix the folder that holds the mix's datasets.")
+  var data: String?
+  @Option(help: "A mix: a name from Jobs/mixes, or a path.") var mix: String?
+  @Option(help: "Tokens of a held-out sequence.") var context = 256
+  @Option(help: "Held-out sequences, questions and retrieval texts to read.") var sequences = 64
+
+  var folder: HeldOutFolder? { data.map { HeldOutFolder(data: $0, mix: mix, context: context) } }
+}
+
+/// Lengths and counts of the synthetic retrieval tasks.
+struct RetrievalOptions: ParsableArguments {
+  @Option(help: "Retrieval: facts told in a text.") var items = 16
+  @Option(help: "Retrieval: questions in a text; each fact is asked for before one is again.") var queries = 8
+  @Option(help: "Retrieval: words of hay around needles.") var words = 200
+
+  var settings: RetrievalSettings { RetrievalSettings(items: items, queries: queries, words: words) }
 }

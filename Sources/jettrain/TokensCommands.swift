@@ -1,8 +1,11 @@
 import ArgumentParser
+import Evaluation
 import Files
 import Foundation
+import NN
 import Parallel
 import Reporting
+import Search
 import TokenStreams
 import Tokenizers
 import Training
@@ -28,6 +31,11 @@ struct Tokens: ParsableCommand {
     @Option(help: "Inputs are ids that another program made: megatron, llmc, nanogpt or datatrove.")
     var tokens: TokenFormat?
     @Option(help: "JSON Lines: the field that holds the text.") var field: String?
+    @Option(
+      help: ArgumentHelp(
+        "JSON Lines: the field that holds a list of pieces, {\"text\": …, \"loss\": true or false}.", valueName: "field"
+      ))
+    var pieces: String?
     @Option(help: "JSON Lines of question and answer: the text around {question} and {answer}.") var template: String?
     @Flag(help: "With --template: only the answer counts in the loss.") var answerOnly = false
     @Option(help: "Text: a line equal to this ends a document.") var separator: String?
@@ -43,13 +51,15 @@ struct Tokens: ParsableCommand {
         guard (1...19).contains(level), shardTokens > 0 else {
           throw JobError(.usage, "--level must be 1 to 19 and --shard-tokens above zero")
         }
-        guard [field != nil, template != nil, tokens != nil].count(where: { $0 }) <= 1 else {
-          throw JobError(.usage, "--field, --template and --tokens exclude each other")
+        guard [field != nil, pieces != nil, template != nil, tokens != nil].count(where: { $0 }) <= 1 else {
+          throw JobError(.usage, "--field, --pieces, --template and --tokens exclude each other")
         }
         let format: DocumentFormat =
           if let tokens { .tokens(tokens) } else if let template {
             .questions(template: template.replacingOccurrences(of: "\\n", with: "\n"), answerOnly: answerOnly)
-          } else if let field { .jsonField(field) } else { .text(separator: separator) }
+          } else if let field { .jsonField(field) } else if let pieces { .pieces(pieces) } else {
+            .text(separator: separator)
+          }
         let recipe = DatasetRecipe(
           name: URL(fileURLWithPath: output).lastPathComponent, standsInFor: standsInFor, inputs: inputs,
           format: format, codec: codec, shardTokens: shardTokens, level: Int32(level))
@@ -160,18 +170,36 @@ struct Tokens: ParsableCommand {
   struct MakeQuestions: ParsableCommand {
     static let configuration = CommandConfiguration(
       commandName: "make-questions",
-      abstract: "Write seeded questions with answers as JSON Lines: arithmetic word problems and look-ups.")
+      abstract: "Write seeded questions with answers as JSON Lines.",
+      discussion:
+        "Arithmetic word problems and look-ups, or with --task texts of facts and questions about them: recall, needle, "
+        + "phone-book. Of those `tokens build --pieces pieces` makes a dataset in which the answers alone count.")
     @Option(help: "How many.") var count = 1000
+    @Option(help: "recall, needle or phone-book.") var task: RetrievalTask?
+    @OptionGroup var retrieval: RetrievalOptions
     @Option(help: "The same seed gives the same questions.") var seed: UInt64 = 1
     @Option(help: "File to write.") var output: String
 
     func run() {
       withoutWorld {
-        var maker = QuestionMaker(seed: seed)
         var lines = Data()
-        for _ in 0..<count {
-          let (question, answer) = maker.next()
-          lines += try jsonLine(["question": question, "answer": answer])
+        if let task {
+          let settings = retrieval.settings
+          try settings.check(task)
+          var random = RandomStream(seed: seed, name: "questions.\(task.rawValue)")
+          for _ in 0..<count {
+            let example = RetrievalExample(task, settings, random: &random)
+            lines += try jsonLine([
+              "question": example.question, "answer": example.answer,
+              "pieces": example.pieces.map { ["text": $0.text, "loss": $0.isAnswer] },
+            ])
+          }
+        } else {
+          var maker = QuestionMaker(seed: seed)
+          for _ in 0..<count {
+            let (question, answer) = maker.next()
+            lines += try jsonLine(["question": question, "answer": answer])
+          }
         }
         try writeDurably(lines, to: output)
       }

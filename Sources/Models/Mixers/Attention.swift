@@ -12,7 +12,7 @@ struct Attention: TokenMixer {
   private let groups: Int
   private let size: Int
   private let theta: Float
-  private let window: Int?
+  private var window: Int?
 
   init(_ scope: ParameterScope, _ configuration: ModelConfiguration, window: Int?) {
     heads = configuration.attentionHeads
@@ -25,6 +25,13 @@ struct Attention: TokenMixer {
     k = Linear(scope.scope("k_proj"), hidden, groups * size, bias: true)
     v = Linear(scope.scope("v_proj"), hidden, groups * size, bias: true)
     o = Linear(scope.scope("o_proj"), heads * size, hidden)
+  }
+
+  /// The same parameters over a sliding window.
+  func sliding(over window: Int) -> Attention {
+    var copy = self
+    copy.window = window
+    return copy
   }
 
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {

@@ -1,0 +1,98 @@
+import Evaluation
+import Foundation
+import TokenStreams
+import Tokenizers
+import Training
+
+/// Which objectives a search has, as a user writes them.
+package struct ObjectiveSettings: Sendable {
+  /// `kl`, `loss`, `recall`, `needle`, `phone-book`, `answer-loss=FILE`, `accuracy=FILE` or `accuracy=TASK`; a weight may
+  /// follow a colon, as in `kl:2`.
+  package var names: [String] = ["kl"]
+  package var heldOut: HeldOutFolder?
+  /// Held-out sequences, questions and texts to read.
+  package var sequences = 64
+  package var retrieval = RetrievalSettings()
+  package var match = AnswerMatch.contains
+  package var tokenizer: String?
+  package var seed: UInt64 = 1
+
+  package init() {}
+
+  /// The objectives and their weights.
+  ///
+  /// - Parameter model: whose tokenizer is taken where none is named
+  package func make(tokenizerOf model: String, hasTeacher: Bool) throws -> ([Objective], [Double]) {
+    var objectives: [Objective] = []
+    var weights: [Double] = []
+    for text in names {
+      // A weight is what follows the last colon, where that is a number.
+      let parts = text.split(separator: ":")
+      let weight = parts.count > 1 ? Double(parts[parts.count - 1]) : nil
+      let name = weight == nil ? text : parts.dropLast().joined(separator: ":")
+      guard weight ?? 1 > 0 else { throw JobError(.usage, "objective \(text): weights are above zero") }
+      weights.append(weight ?? 1)
+      objectives.append(try objective(name, tokenizerOf: model, hasTeacher: hasTeacher))
+    }
+    guard !objectives.isEmpty else { throw JobError(.usage, "a search needs an objective") }
+    return (objectives, weights)
+  }
+
+  private func objective(_ name: String, tokenizerOf model: String, hasTeacher: Bool) throws -> Objective {
+    if name == "kl" || name == "loss" {
+      guard name == "loss" || hasTeacher else { throw JobError(.usage, "objective kl needs a teacher") }
+      guard let heldOut else { throw JobError(.usage, "objective \(name) needs held-out text (--data)") }
+      return try Objective(heldOut: heldOut.plan(), sequences: sequences, kl: name == "kl")
+    }
+    let tokenizer = try makeTokenizer(tokenizer, of: model)
+    let parts = name.split(separator: "=", maxSplits: 1).map(String.init)
+    let isAccuracy = parts.count == 2 && parts[0] == "accuracy"
+    if let task = RetrievalTask(rawValue: isAccuracy ? parts[1] : name) {
+      try retrieval.check(task)
+      return Objective(
+        task, retrieval, count: sequences, seed: seed, tokenizer: tokenizer, accuracy: isAccuracy)
+    }
+    guard parts.count == 2, isAccuracy || parts[0] == "answer-loss" else {
+      throw JobError(
+        .usage,
+        "objective \(name): unknown; known are kl, loss, recall, needle, phone-book, answer-loss=FILE, accuracy=FILE, "
+          + "accuracy=recall, accuracy=needle, accuracy=phone-book")
+    }
+    return try Objective(
+      answers: parts[1], limit: sequences, tokenizer: tokenizer, match: isAccuracy ? match : nil)
+  }
+}
+
+/// Where held-out text lies.
+package struct HeldOutFolder: Sendable {
+  /// Folder of a dataset, with a mix the folder of its datasets.
+  private let data: String
+  private let mix: String?
+  private let context: Int
+
+  /// - Parameters:
+  ///   - mix: a name from Jobs/mixes, or a path
+  ///   - context: tokens of a sequence
+  package init(data: String, mix: String?, context: Int) {
+    (self.data, self.mix, self.context) = (data, mix, context)
+  }
+
+  /// The plan of its held-out shards.
+  package func plan() throws -> DataPlan {
+    let url = URL(fileURLWithPath: data)
+    return try DataPlan(
+      mix: mix.map { try Mix($0, folder: "Jobs/mixes") } ?? Mix(of: url.lastPathComponent),
+      root: mix == nil ? url.deletingLastPathComponent().path : data, context: context, seed: 0, label: "evaluation",
+      trains: false)
+  }
+}
+
+extension RetrievalSettings {
+  /// Refuses what `task` cannot be asked for.
+  package func check(_ task: RetrievalTask) throws {
+    let limit = RetrievalExample.limit(task)
+    guard (1...limit).contains(items), queries > 0, words > 0 else {
+      throw JobError(.usage, "\(task.rawValue): items must be 1 to \(limit), queries and words above zero")
+    }
+  }
+}

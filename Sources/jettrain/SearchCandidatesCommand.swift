@@ -1,0 +1,87 @@
+import ArgumentParser
+import CPUBackend
+import MPI
+import Models
+import Search
+import Training
+
+/// What the steps that train candidates have in common.
+struct CandidateOptions: ParsableArguments {
+  @Option(help: "The job that trains a candidate (distill); its student is replaced.") var job = "Jobs/distill.yaml"
+  @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
+  @Option(help: "The placement: a config.json whose linear layers are replaced; default: the job's student.")
+  var config: String?
+  @OptionGroup var objectives: ObjectiveOptions
+  @Option(help: "Tokens in front when decoding is timed.") var decodeContext = 1024
+  @Option(help: "Folder to write.") var output: String
+
+  /// The pieces that a step needs, on every rank.
+  func prepare(_ world: Communicator) throws -> (
+    run: SearchRun, base: ModelConfiguration, job: Job, objectives: ObjectiveSettings
+  ) {
+    let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
+    let run = try SearchRun(
+      folder: output, teacher: objectives.teacher ?? job.teacher, world: world,
+      backend: CPUBackend(threads: Machine.threads(world)))
+    return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings(seed: job.seed))
+  }
+}
+
+extension Search {
+  struct Block: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Train each candidate block at a placement, on the same tokens from the same start, and compare them.",
+      discussion:
+        "Candidates are shared out over the ranks; what was trained before is not trained again. Measured speeds are kept "
+        + "in rates.json and reused.")
+    @OptionGroup var options: CandidateOptions
+    @Option(help: "Mixers, separated by commas.") var candidates = "jet,gdn,gla,deltanet,mamba2,retnet,rwkv7"
+
+    func run() {
+      withWorld { world in
+        let mixers = try candidates.split(separator: ",").map { name in
+          guard let type = LayerType(rawValue: String(name)), !type.isAttention else {
+            throw JobError(
+              .usage, "--candidates \(name): unknown; linear mixers are jet, gla, retnet, mamba2, deltanet, gdn, rwkv7")
+          }
+          return type
+        }
+        let (run, base, job, objectives) = try options.prepare(world)
+        _ = try run.blocks(
+          mixers, base: base, job: job, objectives: objectives, decodeContext: options.decodeContext)
+        if world.isCoordinator { try Show.print(folder: options.output) }
+      }
+    }
+  }
+
+  struct Dimensions: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract:
+        "Try shapes of the linear state that take the same memory: decoding speed constrains, objectives choose.",
+      discussion: "d_V follows from d_K and heads. Speeds are measured on this machine, once, and kept in rates.json.")
+    @OptionGroup var options: CandidateOptions
+    @Option(help: "d_K, separated by commas.") var keySizes: String
+    @Option(help: "Heads, separated by commas.") var heads: String
+    @Option(help: "Elements of a layer's state, heads × d_K × d_V; default: those of the configuration.")
+    var elements: Int?
+    @Option(help: "Share of the fastest shape's decoding speed that a shape must reach.") var tolerance = 0.97
+
+    func run() {
+      withWorld { world in
+        func numbers(_ text: String, _ option: String) throws -> [Int] {
+          let parts = text.split(separator: ",").map { Int($0) ?? 0 }
+          guard !parts.isEmpty, parts.allSatisfy({ $0 > 0 }) else {
+            throw JobError(.usage, "\(option) \(text): expected numbers above zero, separated by commas")
+          }
+          return parts
+        }
+        let (keySizes, heads) = (try numbers(keySizes, "--key-sizes"), try numbers(heads, "--heads"))
+        let (run, base, job, objectives) = try options.prepare(world)
+        _ = try run.dimensions(
+          keySizes: keySizes, heads: heads, elements: elements, tolerance: tolerance, base: base, job: job,
+          objectives: objectives, decodeContext: options.decodeContext)
+        if world.isCoordinator { try Show.print(folder: options.output) }
+      }
+    }
+  }
+}
