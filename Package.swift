@@ -90,7 +90,7 @@ let package = Package(
         "Checkpointing", "CPUBackend", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams",
         "Training",
       ]),
-    .testTarget(name: "SearchTests", dependencies: ["MPI", "Search", "TestSupport"]),
+    .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"]),
     .testTarget(name: "RankTests", dependencies: ["jettrain"]),
     .executableTarget(
       name: "jettrain-fuzz",

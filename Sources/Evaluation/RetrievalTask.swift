@@ -19,9 +19,11 @@ package struct RetrievalSettings: Sendable, Equatable {
   package var queries: Int
   /// Words of hay around the needles.
   package var words: Int
+  /// Different keys that recall draws from; at most 52 are letters, more are pairs of letters.
+  package var keys: Int
 
-  package init(items: Int = 16, queries: Int = 8, words: Int = 200) {
-    (self.items, self.queries, self.words) = (items, queries, words)
+  package init(items: Int = 16, queries: Int = 8, words: Int = 200, keys: Int = 52) {
+    (self.items, self.queries, self.words, self.keys) = (items, queries, words, keys)
   }
 }
 
@@ -69,7 +71,7 @@ package struct RetrievalExample: Sendable, Equatable {
     var facts: [(key: String, value: String)] = []
     switch task {
     case .recall:
-      var keys = Self.keys(settings.items)
+      var keys = Self.keys(settings.keys)
       keys.shuffle(using: &random)
       facts = keys.prefix(settings.items).map { (" " + $0, String(below(10))) }
       for fact in facts { tell(fact.key + fact.value) }
@@ -106,14 +108,14 @@ package struct RetrievalExample: Sendable, Equatable {
   /// Letters, and where they do not suffice pairs of small letters.
   private static func keys(_ count: Int) -> [String] {
     let small = "abcdefghijklmnopqrstuvwxyz".map(String.init)
-    if count <= 52 { return small + small.map { $0.uppercased() } }
-    return small.flatMap { first in small.map { first + $0 } }
+    let keys = count <= 52 ? small + small.map { $0.uppercased() } : small.flatMap { first in small.map { first + $0 } }
+    return Array(keys.prefix(count))
   }
 
   /// The most facts that `task` can tell apart.
-  package static func limit(_ task: RetrievalTask) -> Int {
+  package static func limit(_ task: RetrievalTask, _ settings: RetrievalSettings) -> Int {
     switch task {
-    case .recall: 676
+    case .recall: min(676, settings.keys)
     case .needle: cities.count
     case .phoneBook: names.count * surnames.count
     }

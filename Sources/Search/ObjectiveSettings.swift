@@ -90,9 +90,9 @@ package struct HeldOutFolder: Sendable {
 extension RetrievalSettings {
   /// Refuses what `task` cannot be asked for.
   package func check(_ task: RetrievalTask) throws {
-    let limit = RetrievalExample.limit(task)
-    guard (1...limit).contains(items), queries > 0, words > 0 else {
-      throw JobError(.usage, "\(task.rawValue): items must be 1 to \(limit), queries and words above zero")
+    let limit = RetrievalExample.limit(task, self)
+    guard (1...limit).contains(items), queries > 0, words > 0, keys <= 676 else {
+      throw JobError(.usage, "\(task.rawValue): items must be 1 to \(limit), queries and words above zero, keys 676 at most")
     }
   }
 }

@@ -57,7 +57,7 @@ package struct SearchJob: Sendable {
     measures.sequences = section.integer("sequences", from: 1) ?? measures.sequences
     measures.retrieval = RetrievalSettings(
       items: section.integer("items", from: 1) ?? 16, queries: section.integer("queries", from: 1) ?? 8,
-      words: section.integer("words", from: 1) ?? 200)
+      words: section.integer("words", from: 1) ?? 200, keys: section.integer("keys", from: 1) ?? 52)
     measures.match = section.choice("match", AnswerMatch.self) ?? .contains
     measures.tokenizer = section.string("tokenizer")
     measures.seed = UInt64(root.integer("seed") ?? 1)

@@ -51,5 +51,9 @@ struct RetrievalOptions: ParsableArguments {
   @Option(help: "Retrieval: questions in a text; each fact is asked for before one is again.") var queries = 8
   @Option(help: "Retrieval: words of hay around needles.") var words = 200
 
-  var settings: RetrievalSettings { RetrievalSettings(items: items, queries: queries, words: words) }
+  @Option(help: "Recall: different keys to draw from, 676 at most.") var keys = 52
+
+  var settings: RetrievalSettings {
+    RetrievalSettings(items: items, queries: queries, words: words, keys: keys)
+  }
 }

@@ -1,11 +1,11 @@
 import Foundation
 import Testing
 
-/// Runs python3 and gives its exit status and output.
-private func python(_ arguments: [String], _ folder: String) throws -> (status: Int32, output: String) {
+/// Runs a program and gives its exit status and output.
+private func run(_ arguments: [String], _ folder: String) throws -> (status: Int32, output: String) {
   let process = Process()
   process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-  process.arguments = ["python3"] + arguments
+  process.arguments = arguments
   process.currentDirectoryURL = URL(fileURLWithPath: folder)
   let pipe = Pipe()
   process.standardOutput = pipe
@@ -14,6 +14,10 @@ private func python(_ arguments: [String], _ folder: String) throws -> (status: 
   let output = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
   process.waitUntilExit()
   return (process.terminationStatus, output)
+}
+
+private func python(_ arguments: [String], _ folder: String) throws -> (status: Int32, output: String) {
+  try run(["python3"] + arguments, folder)
 }
 
 private let pythonHasSafetensors =
@@ -60,6 +64,11 @@ private let pythonHasSafetensors =
   /// Runs to the end; 0 ranks is without mpirun.
   @discardableResult
   private func jettrain(ranks: Int = 0, _ arguments: String..., expecting status: Int32 = 0) throws -> String {
+    try jettrain(ranks: ranks, arguments, expecting: status)
+  }
+
+  @discardableResult
+  private func jettrain(ranks: Int, _ arguments: [String], expecting status: Int32 = 0) throws -> String {
     let (process, errors) = try start(ranks: ranks, arguments)
     let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     process.waitUntilExit()
@@ -228,23 +237,29 @@ private let pythonHasSafetensors =
 
   // MARK: - Search
 
-  /// A supernet is trained, resumed and searched with the same bits at any number of ranks, and a search that was killed
-  /// goes on to the same result.
-  @Test func supernetsAndSearchesAreTheSameAtAnyNumberOfRanks() throws {
+  private func writeSupernet() throws {
     let text = try String(contentsOfFile: folder + "/hybrid.json", encoding: .utf8)
     var object = try #require(try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
     object["layer_types"] = ["attn", "attn", "attn"]
     object["supernet_mixer"] = "gla"
-    object["efficient_attention_config"] = ["gla": ["num_heads": 2, "head_dim": 8, "expand_v": 1.0]]
+    object["efficient_attention_config"] = [
+      "gla": ["num_heads": 2, "head_dim": 8, "expand_v": 1.0], "swa": ["window_size": 8],
+    ]
     try write("supernet.json", String(decoding: JSONSerialization.data(withJSONObject: object), as: UTF8.self))
     try write(
       "supernet.yaml",
       """
-      model: {teacher: teacher/model, student: supernet.json, full_layers: 1}
+      model: {teacher: teacher/model, student: supernet.json, full_layers: 1, sliding_layers: 1}
       data: {root: data, mix: ./mix.yaml}
       train: {seed: 1, context: 64, global_batch: 8, micro_batch: 2, lr: 2e-3, tokens: 6144, losses: {hidden: 1, logits: 1},
         freeze: [mlp, embeddings, norms, attention]}
       """)
+  }
+
+  /// A supernet is trained, resumed and searched with the same bits at any number of ranks, and a search that was killed
+  /// goes on to the same result.
+  @Test func supernetsAndSearchesAreTheSameAtAnyNumberOfRanks() throws {
+    try writeSupernet()
     try jettrain("distill", "--job", "supernet.yaml", "--run-dir", "super1")
     try jettrain(
       ranks: 2, "distill", "--job", "supernet.yaml", "--run-dir", "super2", "--stop-at-step", "5", expecting: 75)
@@ -252,8 +267,13 @@ private let pythonHasSafetensors =
     #expect(try jettrain("checkpoint", "diff", "super1", "super2").contains("identical"))
     func search(_ ranks: Int, _ output: String) throws -> Data {
       try jettrain(
-        ranks: ranks, "search", "placement", "super1/model", "--full", "1", "--strategy", "beam", "--teacher",
-        "teacher/model", "--data", "data/qa", "--context", "64", "--sequences", "4", "--output", output)
+        ranks: ranks,
+        ["search", "placement", "super1/model", "--full", "1", "--sliding", "1"]
+          + ["beam", "uniform", "random", "evolution", "predictor", "reinforce", "differentiable", "kl-restore"].flatMap {
+            ["--strategy", $0]
+          } + ["--evaluations", "6", "--gate-steps", "3", "--teacher", "teacher/model", "--objective", "kl"]
+          + ["--objective", "accuracy=recall:0.5", "--items", "4", "--data", "data/qa", "--context", "64"]
+          + ["--sequences", "4", "--output", output])
       return try Data(contentsOf: URL(fileURLWithPath: folder + "/\(output)/result.json"))
     }
     let one = try search(0, "search1")
@@ -273,6 +293,52 @@ private let pythonHasSafetensors =
     #expect(!found.contains("supernet") && found.contains("gla"))
   }
 
+  /// All steps in a row; killed at two moments, and gone on with, they end in the same result.
+  @Test func allStepsOfASearchSurviveKills() throws {
+    try writeSupernet()
+    try write(
+      "search.yaml",
+      """
+      kind: search
+      teacher: teacher/model
+      decode_context: 64
+      objectives: {scores: [kl, recall], data: data/qa, context: 64, sequences: 4, items: 4, queries: 4}
+      placement: {job: supernet.yaml, full: 1, sliding: 1, strategies: [beam, uniform, random], width: 2, evaluations: 4}
+      block: {job: distill.yaml, set: [phases.0.tokens=512, phases.1.tokens=1024], candidates: [gla, gdn]}
+      dimensions: {job: distill.yaml, set: [phases.0.tokens=512, phases.1.tokens=512], key_sizes: [4, 8], heads: [2],
+        tolerance: 0.5}
+      """)
+    let shown = try jettrain(ranks: 2, "search", "all", "--job", "search.yaml", "--output", "whole")
+    #expect(shown.contains("whole/config.json") && shown.contains("chosen"))
+    func result(_ folder: String) throws -> Data {
+      try Data(contentsOf: URL(fileURLWithPath: self.folder + "/\(folder)/result.json"))
+    }
+    try FileManager.default.createDirectory(atPath: folder + "/killed", withIntermediateDirectories: true)
+    try FileManager.default.copyItem(atPath: folder + "/whole/rates.json", toPath: folder + "/killed/rates.json")
+    for file in ["killed/evaluations.jsonl", "killed/gdn/metrics.jsonl"] {
+      let (process, errors) = try start(ranks: 2, ["search", "all", "--job", "search.yaml", "--output", "killed"])
+      while process.isRunning, !FileManager.default.fileExists(atPath: folder + "/" + file) { usleep(2000) }
+      _ = try run(["pkill", "-9", "-f", "search all --job search.yaml --output killed"], folder)
+      _ = errors.fileHandleForReading.readDataToEndOfFile()
+      process.waitUntilExit()
+      #expect(process.terminationStatus != 0)
+    }
+    try jettrain(ranks: 4, "search", "all", "--job", "search.yaml", "--output", "killed")
+    #expect(try result("killed") == result("whole"))
+    let report = try String(contentsOfFile: folder + "/whole/report.html", encoding: .utf8)
+    #expect(report.contains("<svg") && report.contains("Dimensions") && !report.contains("http://www.w3.org/1999"))
+    // What it found goes through convert, distill and eval as it is.
+    try jettrain(
+      "convert", "teacher/model", "--config", "whole/config.json", "--output", "student")
+    try jettrain(
+      ranks: 2, "distill", "--job", "distill.yaml", "--set", "model.student=student", "--set", "phases.0.tokens=512",
+      "--set", "phases.1.tokens=512", "--run-dir", "found")
+    let scores = try jettrain(
+      "eval", "found", "--teacher", "teacher/model", "--data", "data/qa", "--context", "64", "--sequences", "4",
+      "--objective", "accuracy=recall", "--items", "4")
+    #expect(scores.contains("accuracy=recall"))
+  }
+
   /// Candidates are trained once, and a repeated search gives the same file.
   @Test func blocksAreComparedAndNotTrainedAgain() throws {
     func search() throws -> (output: String, blocks: Data) {
@@ -281,7 +347,7 @@ private let pythonHasSafetensors =
         "phases.1.tokens=1024", "--candidates", "gdn,mamba2,retnet", "--data", "data/qa", "--context", "64",
         "--sequences",
         "4", "--objective", "kl", "--objective", "recall", "--decode-context", "64", "--output", "blocks")
-      return (output, try Data(contentsOf: URL(fileURLWithPath: folder + "/blocks/blocks.json")))
+      return (output, try Data(contentsOf: URL(fileURLWithPath: folder + "/blocks/result.json")))
     }
     let (first, blocks) = try search()
     #expect(first.contains("step 3/3") && first.contains("mamba2"))

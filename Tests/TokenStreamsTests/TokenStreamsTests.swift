@@ -144,6 +144,23 @@ final class TemporaryFolder {
     }
   }
 
+  /// Of pieces only those count that say so, wherever they stand.
+  @Test func piecesCountAsTheySay() throws {
+    let folder = try TemporaryFolder()
+    let path = folder.path + "/chat.jsonl"
+    let line = #"{"turns": [{"text": "Hi", "loss": false}, {"text": " yes.", "loss": true}, {"text": "And", "loss": false}]}"#
+    try Data((line + "\n" + line).utf8).write(to: URL(fileURLWithPath: path))
+    func recipe(_ field: String) -> DatasetRecipe {
+      DatasetRecipe(
+        name: "chat", standsInFor: nil, inputs: [path], format: .pieces(field), codec: .rank, shardTokens: 1000, level: 3)
+    }
+    _ = try build(recipe("turns"), folder.path + "/chat")
+    let shard = try Dataset(folder.path + "/chat").shard(0)
+    let counted = (0..<22).filter { shard.index.counts($0) }
+    #expect(shard.tokenCount == 22 && counted == [2, 3, 4, 5, 6, 10, 13, 14, 15, 16, 17, 21])
+    #expect(throws: FileError.self) { _ = try build(recipe("texts"), folder.path + "/missing") }
+  }
+
   /// Every flipped byte, truncation and missing file is found and named.
   @Test func damageIsFound() throws {
     let folder = try TemporaryFolder()

@@ -110,7 +110,7 @@ struct GateGradients {
   }
 
   /// The last hidden states, where every layer's attention counts by its open gate and its linear path by its closed one.
-  private func mixed(_ batch: Batch, _ open: [Tensor], _ closed: [Tensor]) -> Tensor {
+  func mixed(_ batch: Batch, _ open: [Tensor], _ closed: [Tensor]) -> Tensor {
     var x = supernet.embed(batch)
     for (index, layer) in supernet.layers.enumerated() {
       let input = layer.mixerInput(x)
