@@ -58,7 +58,8 @@ package struct Objective {
     batches = Self.packed(examples)
   }
 
-  /// Questions with answers in JSON Lines: the loss of the right answer, or with `match` the share of the generated ones
+  /// Questions with answers in JSON Lines, asked as text of the form `Question: …` and `Answer:` where they have fields of
+  /// those names: the loss of the right answer, or with `match` the share of the generated ones
   /// that do not match it.
   ///
   /// - Parameters:
@@ -93,10 +94,11 @@ package struct Objective {
     {
       return (query, " " + choices[gold])
     }
-    for (question, answer) in [("context", "continuation"), ("question", "answer")] {
-      if let question = object[question] as? String, let answer = object[answer] as? String {
-        return (question, answer)
-      }
+    if let context = object["context"] as? String, let continuation = object["continuation"] as? String {
+      return (context, continuation)
+    }
+    if let question = object["question"] as? String, let answer = object["answer"] as? String {
+      return ("Question: \(question)\nAnswer:", " " + answer)
     }
     throw FileError(
       place, "has neither query, choices and gold, nor context and continuation, nor question and answer")

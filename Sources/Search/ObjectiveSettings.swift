@@ -92,7 +92,8 @@ extension RetrievalSettings {
   package func check(_ task: RetrievalTask) throws {
     let limit = RetrievalExample.limit(task, self)
     guard (1...limit).contains(items), queries > 0, words > 0, keys <= 676 else {
-      throw JobError(.usage, "\(task.rawValue): items must be 1 to \(limit), queries and words above zero, keys 676 at most")
+      throw JobError(
+        .usage, "\(task.rawValue): items must be 1 to \(limit), queries and words above zero, keys 676 at most")
     }
   }
 }

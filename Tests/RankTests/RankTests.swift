@@ -269,9 +269,10 @@ private let pythonHasSafetensors =
       try jettrain(
         ranks: ranks,
         ["search", "placement", "super1/model", "--full", "1", "--sliding", "1"]
-          + ["beam", "uniform", "random", "evolution", "predictor", "reinforce", "differentiable", "kl-restore"].flatMap {
-            ["--strategy", $0]
-          } + ["--evaluations", "6", "--gate-steps", "3", "--teacher", "teacher/model", "--objective", "kl"]
+          + ["beam", "uniform", "random", "evolution", "predictor", "reinforce", "differentiable", "kl-restore"].flatMap
+        {
+          ["--strategy", $0]
+        } + ["--evaluations", "6", "--gate-steps", "3", "--teacher", "teacher/model", "--objective", "kl"]
           + ["--objective", "accuracy=recall:0.5", "--items", "4", "--data", "data/qa", "--context", "64"]
           + ["--sequences", "4", "--output", output])
       return try Data(contentsOf: URL(fileURLWithPath: folder + "/\(output)/result.json"))

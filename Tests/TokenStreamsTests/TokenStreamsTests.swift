@@ -148,11 +148,13 @@ final class TemporaryFolder {
   @Test func piecesCountAsTheySay() throws {
     let folder = try TemporaryFolder()
     let path = folder.path + "/chat.jsonl"
-    let line = #"{"turns": [{"text": "Hi", "loss": false}, {"text": " yes.", "loss": true}, {"text": "And", "loss": false}]}"#
+    let line =
+      #"{"turns": [{"text": "Hi", "loss": false}, {"text": " yes.", "loss": true}, {"text": "And", "loss": false}]}"#
     try Data((line + "\n" + line).utf8).write(to: URL(fileURLWithPath: path))
     func recipe(_ field: String) -> DatasetRecipe {
       DatasetRecipe(
-        name: "chat", standsInFor: nil, inputs: [path], format: .pieces(field), codec: .rank, shardTokens: 1000, level: 3)
+        name: "chat", standsInFor: nil, inputs: [path], format: .pieces(field), codec: .rank, shardTokens: 1000,
+        level: 3)
     }
     _ = try build(recipe("turns"), folder.path + "/chat")
     let shard = try Dataset(folder.path + "/chat").shard(0)
