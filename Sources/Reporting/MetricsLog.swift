@@ -4,20 +4,25 @@ import Foundation
 package final class MetricsLog {
   private let path: String
   private let file: FileHandle
+  /// Steps with a validation, of those that were kept.
+  package let validatedSteps: Set<Int>
 
   /// Opens the log for appending after dropping the lines of steps beyond `lastStep`, which will run again.
   package init(_ path: String, keepingStepsTo lastStep: Int) throws {
     self.path = path
     var kept = Data()
+    var validated: Set<Int> = []
     if let old = FileManager.default.contents(atPath: path) {
       for line in old.split(separator: UInt8(ascii: "\n")) {
         let object = try? JSONSerialization.jsonObject(with: Data(line)) as? [String: Any]
         if let step = object?["step"] as? Int, step <= lastStep {
           kept += line
           kept.append(UInt8(ascii: "\n"))
+          if object?["validation"] != nil { validated.insert(step) }
         }
       }
     }
+    validatedSteps = validated
     try kept.write(to: URL(fileURLWithPath: path), options: .atomic)
     file = try FileHandle(forWritingTo: URL(fileURLWithPath: path))
     try file.seekToEnd()

@@ -40,18 +40,20 @@ package struct CandidateTrial {
   package let teacher: HybridLM?
   /// Tokens in front when decoding is timed.
   package let decodeContext: Int
+  package let stop: StopRequest
   package let world: Communicator
   package let backend: CPUBackend
 
   package init(
-    job: Job, folder: String, objectives: [Objective], teacher: HybridLM?, decodeContext: Int, world: Communicator,
-    backend: CPUBackend
+    job: Job, folder: String, objectives: [Objective], teacher: HybridLM?, decodeContext: Int, stop: StopRequest,
+    world: Communicator, backend: CPUBackend
   ) {
     self.job = job
     self.folder = folder
     self.objectives = objectives
     self.teacher = teacher
     self.decodeContext = decodeContext
+    self.stop = stop
     self.world = world
     self.backend = backend
   }
@@ -90,7 +92,8 @@ package struct CandidateTrial {
     let groups = (1...world.size).last { $0 <= candidates.count && world.size % $0 == 0 } ?? 1
     let mine = world.rank / (world.size / groups)
     let group = try world.split(mine)
-    for (index, candidate) in candidates.enumerated() where index % groups == mine {
+    var isStopped = false
+    for (index, candidate) in candidates.enumerated() where index % groups == mine && !isStopped {
       var job = job
       job.runFolder = runFolder(candidate)
       job.student = job.runFolder + "-config.json"
@@ -98,9 +101,11 @@ package struct CandidateTrial {
         if group.isCoordinator { try writeDurably(candidate.configuration.json, to: job.student) }
       }
       let trainer = try Trainer(job, world: group, backend: backend, resume: .auto, isQuiet: !world.isCoordinator)
-      _ = try trainer.train(stopStep: nil)
+      if case .stopped = try trainer.train(stop: stop) { isStopped = true }
     }
-    try world.barrier()
+    var stopped = [Int64(isStopped ? 1 : 0)]
+    try world.sum(&stopped)
+    if stopped[0] > 0 { throw Stopped() }
   }
 
   /// Scores of all candidates by objective; each is computed by one rank, so that they do not depend on how many there are.

@@ -1,6 +1,7 @@
 import Files
 import Foundation
 import Models
+import Training
 
 /// Scores of paths of a supernet on one or several objectives, smaller is better. Each path is evaluated once, by one rank;
 /// what is known stays on disk and survives a kill.
@@ -14,19 +15,23 @@ package final class PathEvaluator {
   package let weights: [Double]
   package let world: any PathExchange
   private let measure: Measure
+  private let wantsStop: () -> Bool
 
   /// - Parameters:
   ///   - file: lines of JSON, appended to by the coordinator
   ///   - identity: of model, data and objectives; lines of another are passed over
   ///   - weights: of the objectives in the joint score
+  ///   - wantsStop: whether this rank wants the search to end early
   package init(
-    file: String?, identity: String, weights: [Double], world: any PathExchange, measure: @escaping Measure
+    file: String?, identity: String, weights: [Double], world: any PathExchange,
+    wantsStop: @escaping () -> Bool = { false }, measure: @escaping Measure
   ) throws {
     self.file = file
     self.identity = identity
     self.weights = weights
     self.world = world
     self.measure = measure
+    self.wantsStop = wantsStop
     guard let file, FileManager.default.fileExists(atPath: file) else { return }
     // The last line may have been cut by a kill; it is evaluated again.
     for line in String(decoding: try readFile(file), as: UTF8.self).split(separator: "\n") {
@@ -53,6 +58,8 @@ package final class PathEvaluator {
   }
 
   /// The scores of `paths` by objective; new ones are shared out over the ranks.
+  ///
+  /// - Throws: `Stopped` on all ranks, when one wants to stop; what was measured is kept
   package func measurements(_ paths: [SupernetPath]) throws -> [[Double]] {
     var fresh: [SupernetPath] = []
     for path in paths where known[path] == nil && !fresh.contains(path) { fresh.append(path) }
@@ -62,15 +69,16 @@ package final class PathEvaluator {
       let round = fresh[first..<min(fresh.count, first + world.size)]
       let mine = round.startIndex + world.rank
       let scores = try round.indices.contains(mine) ? measure(round[mine]) : [Double](repeating: 0, count: width)
-      let all = try world.allGather(scores)
+      let all = try world.allGather(scores + [wantsStop() ? 1 : 0])
       var lines = Data()
       for (index, path) in round.enumerated() {
-        let scores = Array(all[index * width..<(index + 1) * width])
+        let scores = Array(all[index * (width + 1)..<(index + 1) * (width + 1) - 1])
         known[path] = scores
         let record = Record(identity: identity, path: path, scores: scores, bits: scores.map(\.bitPattern))
         lines += try JSONEncoder().encode(record) + Data("\n".utf8)
       }
       if let file, world.rank == 0 { try append(lines, to: file) }
+      if (1...world.size).contains(where: { all[$0 * (width + 1) - 1] > 0 }) { throw Stopped() }
     }
     return paths.map { known[$0]! }
   }

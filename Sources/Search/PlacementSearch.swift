@@ -52,11 +52,14 @@ package struct PlacementResult: Codable, Sendable {
   /// - Parameter cache: file of evaluations, read and appended to
   package init(
     supernet: HybridLM, teacher: HybridLM?, objectives: [Objective], weights: [Double], strategies: [StrategyName],
-    space: PlacementSpace, settings: SearchSettings, cache: String?, world: Communicator, backend: any Backend
+    space: PlacementSpace, settings: SearchSettings, cache: String?, stop: StopRequest, world: Communicator,
+    backend: any Backend
   ) throws {
     let identity = sha256(
       "\(ModelSetup.hash(supernet)) \(teacher.map { ModelSetup.hash($0) } ?? "") \(objectives.map(\.identity))")
-    let evaluator = try PathEvaluator(file: cache, identity: identity, weights: weights, world: world) { path in
+    let evaluator = try PathEvaluator(
+      file: cache, identity: identity, weights: weights, world: world, wantsStop: { stop.reason != nil }
+    ) { path in
       supernet.path = path
       return objectives.map { $0.score(supernet, teacher: teacher, backend: backend) }
     }

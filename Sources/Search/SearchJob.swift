@@ -103,7 +103,9 @@ package struct SearchJob: Sendable {
   /// Trains the supernet, and goes through the steps. What was done before is not done again.
   ///
   /// - Parameter say: called with the heading of each step
-  package func run(world: Communicator, backend: CPUBackend, say: (String) -> Void) throws {
+  package func run(
+    stop: StopRequest, world: Communicator, backend: CPUBackend, say: (String) -> Void
+  ) throws {
     // All job files are read before the first hour is spent.
     let supernetJob = try job(supernet, in: folder + "/supernet", world)
     let blockJob = try job(block, in: folder, world)
@@ -111,8 +113,8 @@ package struct SearchJob: Sendable {
 
     say("1. A supernet: every layer holds its attention and a linear path")
     let trainer = try Trainer(supernetJob, world: world, backend: backend, resume: .auto)
-    _ = try trainer.train(stopStep: nil)
-    let run = try SearchRun(folder: folder, teacher: teacher, world: world, backend: backend)
+    if case .stopped = try trainer.train(stop: stop) { throw Stopped() }
+    let run = try SearchRun(folder: folder, teacher: teacher, stop: stop, world: world, backend: backend)
 
     say("2. Placement: which layers keep attention")
     var found = try run.placement(

@@ -12,10 +12,14 @@ package struct SearchRun {
   private let world: Communicator
   private let backend: CPUBackend
   package let teacher: HybridLM?
+  private let stop: StopRequest
 
   /// - Parameter teacher: folder or run of the teacher, for objectives that need it
-  package init(folder: String, teacher: String?, world: Communicator, backend: CPUBackend) throws {
+  package init(
+    folder: String, teacher: String?, stop: StopRequest, world: Communicator, backend: CPUBackend
+  ) throws {
     self.folder = folder
+    self.stop = stop
     self.world = world
     self.backend = backend
     self.teacher = try teacher.map { try loadModel($0, backend: backend) }
@@ -51,7 +55,8 @@ package struct SearchRun {
     let (measures, weights) = try objectives.make(tokenizerOf: path, hasTeacher: teacher != nil)
     let result = try PlacementResult(
       supernet: model, teacher: teacher, objectives: measures, weights: weights, strategies: strategies,
-      space: space, settings: settings, cache: folder + "/evaluations.jsonl", world: world, backend: backend)
+      space: space, settings: settings, cache: folder + "/evaluations.jsonl", stop: stop, world: world, backend: backend
+    )
     let configuration = try ModelConfiguration(
       json: result.configuration(of: model.configuration), path: folder + "/config.json")
     try record(configuration) { $0.placement = result }
@@ -116,8 +121,8 @@ package struct SearchRun {
     let (measures, weights) = try objectives.make(
       tokenizerOf: job.teacher ?? job.student, hasTeacher: teacher != nil)
     let trial = CandidateTrial(
-      job: job, folder: folder, objectives: measures, teacher: teacher, decodeContext: decodeContext, world: world,
-      backend: backend)
+      job: job, folder: folder, objectives: measures, teacher: teacher, decodeContext: decodeContext, stop: stop,
+      world: world, backend: backend)
     let path = folder + "/rates.json"
     var rates = try MeasuredRates(path: path)
     let results = try trial.run(candidates, rates: &rates)

@@ -15,6 +15,8 @@ package struct StepResult {
   package var gradientNorm: Double
   /// Seconds by phase of the step: compute, reduce, update.
   package var seconds: [String: Double]
+  /// Whether any rank wants the run to stop.
+  package var isStopAsked: Bool
 }
 
 /// One optimizer step over all ranks: every rank's micro-batches forward and backward, the reduction, the update.
@@ -62,9 +64,12 @@ package final class StepRunner {
   /// - Parameters:
   ///   - batches: this rank's micro-batches
   ///   - step: counted from 1 within the phase, for the bias correction
+  ///   - stop: asked late in the step whether this rank wants to stop
   /// - Throws: `JobError` of kind `diverged` on every rank, before any parameter changed, when a loss or the gradient
   ///   is not finite.
-  package func run(_ batches: [SequenceBatch], step: Int, learningRate: Double) throws -> StepResult {
+  package func run(
+    _ batches: [SequenceBatch], step: Int, learningRate: Double, stop: StopRequest? = nil
+  ) throws -> StepResult {
     var clock = PhaseClock()
     var totals = [
       Int64(batches.reduce(0) { $0 + $1.countedLabels }), Int64(batches.reduce(0) { $0 + $1.tokens.count }),
@@ -74,10 +79,18 @@ package final class StepRunner {
     let sums = accumulate(batches, over: counts)
     clock.mark("compute")
     try exchange.reduce()
-    // Sums of all micro-batches, in their global order on every rank.
-    let gathered = try world.allGather(sums.flatMap(\.values))
+    // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its wish to stop.
+    let gathered = try world.allGather(sums.flatMap(\.values) + [stop?.reason == nil ? 0 : 1])
     var total = [Double](repeating: 0, count: LossSums.names.count)
-    for (index, value) in gathered.enumerated() { total[index % total.count] += value }
+    var isStopAsked = false
+    let width = gathered.count / world.size
+    for (index, value) in gathered.enumerated() {
+      if index % width == width - 1 {
+        isStopAsked = isStopAsked || value > 0
+      } else {
+        total[index % width % total.count] += value
+      }
+    }
     let norm = try exchange.norm()
     clock.mark("reduce")
     let means = LossSums(values: total).means(counts)
@@ -92,7 +105,8 @@ package final class StepRunner {
     optimizer.update(step: step, learningRate: learningRate, gradientScale: scale)
     try exchange.shareParameters()
     clock.mark("update")
-    return StepResult(losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds)
+    return StepResult(
+      losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds, isStopAsked: isStopAsked)
   }
 }
 

@@ -204,8 +204,8 @@ package final class Trainer {
 
   // MARK: - The loop
 
-  /// Trains to the end, or until step `stopStep` has been saved.
-  package func train(stopStep: Int?) throws -> RunOutcome {
+  /// Trains to the end, until step `stopStep` has been saved, or until `stop` says so.
+  package func train(stopStep: Int? = nil, stop: StopRequest? = nil) throws -> RunOutcome {
     let metrics =
       world.isCoordinator
       ? try MetricsLog(run.path + "/metrics.jsonl", keepingStepsTo: step) : nil
@@ -215,22 +215,31 @@ package final class Trainer {
         + "\(world.size) ranks × \(backend.pool.threadCount) threads, \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)"
     )
     var operations = estimatedOperations()
-    if step == 0, job.validationEvery > 0 { try validate(metrics) }
-    while step < job.totalSteps {
+    // A run that was stopped while it validated does so first when it goes on, so that its log lacks nothing.
+    var mustStop = try isValidationDue(metrics) ? !validate(metrics, stop) : false
+    while step < job.totalSteps && !mustStop {
       if phaseStep == job.phases[phaseIndex].steps {
         beginPhase(phaseIndex + 1)
         operations = estimatedOperations()
         say("phase \(job.phases[phaseIndex].name)")
       }
-      try trainStep(metrics, operations: operations, rate: rate)
+      mustStop =
+        try trainStep(metrics, operations: operations, rate: rate, stop) || stopStep.map { step >= $0 } ?? false
       let isLast = step == job.totalSteps
-      let mustStop = stopStep.map { step >= $0 } ?? false
-      if job.validationEvery > 0, isLast || step % job.validationEvery == 0 { try validate(metrics) }
-      if isLast || mustStop || (job.checkpointEvery > 0 && step % job.checkpointEvery == 0) {
+      // What ends a phase is measured under that phase, whoever waits.
+      let endsPhase = phaseStep == job.phases[phaseIndex].steps
+      if job.validationEvery > 0, isLast || (isDue(job.validationEvery) && (endsPhase || !mustStop)) {
+        mustStop = try !validate(metrics, endsPhase ? nil : stop) || mustStop
+      }
+      if isLast || mustStop || isDue(job.checkpointEvery) {
         try metrics?.flush()
         try save()
       }
-      if mustStop && !isLast { return .stopped(step: step) }
+    }
+    if step < job.totalSteps {
+      say("stopped at step \(step)\(stop?.reason.map { " (\($0))" } ?? "")")
+      if world.isCoordinator { stop?.consume() }
+      return .stopped(step: step)
     }
     try agree(world) {
       if world.isCoordinator { try ModelWriter(companions: companions).write(models.student, to: run.path + "/model") }
@@ -239,7 +248,21 @@ package final class Trainer {
     return .finished
   }
 
-  private func trainStep(_ metrics: MetricsLog?, operations: Double, rate: Double) throws {
+  private func isDue(_ every: Int) -> Bool { every > 0 && step % every == 0 }
+
+  /// Whether the log lacks the validation of the step where the run stands.
+  private func isValidationDue(_ metrics: MetricsLog?) throws -> Bool {
+    guard job.validationEvery > 0, step % job.validationEvery == 0 || step == job.totalSteps else { return false }
+    var isMissing = [Int64(0)]
+    if let metrics, !metrics.validatedSteps.contains(step) { isMissing[0] = 1 }
+    try world.sum(&isMissing)
+    return isMissing[0] > 0
+  }
+
+  /// - Returns: whether any rank wants to stop
+  private func trainStep(
+    _ metrics: MetricsLog?, operations: Double, rate: Double, _ stop: StopRequest?
+  ) throws -> Bool {
     let phase = job.phases[phaseIndex]
     var clock = PhaseClock()
     let start = firstSequence + (phaseStep - firstStep) * phase.globalBatch
@@ -249,12 +272,12 @@ package final class Trainer {
     clock.mark("data")
     models.student.path = job.supernet?.path(step: step, layers: models.student.layers.count, seed: job.seed)
     let learningRate = phase.schedule.rate(step: phaseStep, of: phase.steps)
-    let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate)
+    let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate, stop: stop)
     clock.mark("step")
     step += 1
     phaseStep += 1
     tokens += phase.tokensPerStep
-    guard let metrics else { return }
+    guard let metrics else { return result.isStopAsked }
     var seconds = result.seconds
     seconds["data"] = clock.seconds["data"]
     seconds["total"] = clock.total
@@ -274,6 +297,7 @@ package final class Trainer {
     if !isQuiet && (step % job.logEvery == 0 || step == job.totalSteps) {
       progress.update(line, isFinal: step == job.totalSteps)
     }
+    return result.isStopAsked
   }
 
   private static func named(_ losses: LossSums, _ weights: LossWeights) -> [String: Double] {
@@ -295,7 +319,8 @@ package final class Trainer {
 
   // MARK: - Validation and checkpoints
 
-  private func validate(_ metrics: MetricsLog?) throws {
+  /// - Returns: whether it came to its end; a wish to stop ends it early and leaves nothing in the log
+  private func validate(_ metrics: MetricsLog?, _ stop: StopRequest?) throws -> Bool {
     let phase = job.phases[phaseIndex]
     // A supernet is measured by one path, always the same.
     models.student.path = job.supernet?.path(step: 0, layers: models.student.layers.count, seed: job.seed)
@@ -308,22 +333,26 @@ package final class Trainer {
     let places = plan.validation(count: job.validationSequences)
     var sums = LossSums()
     var counts = TokenCounts(labels: 0, tokens: 0)
-    // Each rank takes every size-th sequence; the sums are added in the order of the sequences.
-    var mine: [Double] = []
-    for (index, place) in places.enumerated() where index % world.size == world.rank {
-      var batch = SequenceBatch()
-      try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
-      mine += losses(batch, gradientsOver: nil).values + [Double(batch.countedLabels), Double(batch.tokens.count)]
-    }
+    // In rounds, after each of which the ranks look whether to go on. Each rank takes every size-th sequence; the sums are
+    // added in the order of the sequences.
     let width = LossSums.names.count + 2
-    let rows = (places.count + world.size - 1) / world.size
-    mine += [Double](repeating: 0, count: rows * width - mine.count)
-    let all = try world.allGather(mine)
-    for index in places.indices {
-      let row = (index % world.size * rows + index / world.size) * width
-      sums = LossSums(values: zip(sums.values, all[row..<row + width - 2]).map(+))
-      counts.labels += Int(all[row + width - 2])
-      counts.tokens += Int(all[row + width - 1])
+    let round = 4 * world.size
+    for first in stride(from: 0, to: places.count, by: round) {
+      var mine: [Double] = []
+      for index in first..<min(first + round, places.count) where index % world.size == world.rank {
+        var batch = SequenceBatch()
+        try plan.sources[places[index].source].holdout.read(places[index].sequence, into: &batch)
+        mine += losses(batch, gradientsOver: nil).values + [Double(batch.countedLabels), Double(batch.tokens.count)]
+      }
+      mine += [Double](repeating: 0, count: 4 * width - mine.count)
+      let all = try world.allGather(mine + [stop?.reason == nil ? 0 : 1])
+      for index in 0..<min(round, places.count - first) {
+        let row = index % world.size * (4 * width + 1) + index / world.size * width
+        sums = LossSums(values: zip(sums.values, all[row..<row + width - 2]).map(+))
+        counts.labels += Int(all[row + width - 2])
+        counts.tokens += Int(all[row + width - 1])
+      }
+      if (0..<world.size).contains(where: { all[($0 + 1) * (4 * width + 1) - 1] > 0 }) { return false }
     }
     let means = sums.means(counts)
     try metrics?.write([
@@ -331,6 +360,7 @@ package final class Trainer {
     ])
     let kl = models.teacher == nil ? "" : String(format: "  KL %.4f", means.logits)
     say("validation at step \(step): loss \(String(format: "%.4f", means.crossEntropy))\(kl)")
+    return true
   }
 
   private func save() throws {

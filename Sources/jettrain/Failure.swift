@@ -24,6 +24,7 @@ enum ExitStatus {
       case .data: badData
       case .diverged: internalFault
       }
+    case is Stopped: stoppedOnRequest
     case let error as FileError: error.kind == .system ? inputOutput : badData
     case is CheckpointError, is ModelError, is SafetensorsError, is PeerError: badData
     case is TokenizerError: badData

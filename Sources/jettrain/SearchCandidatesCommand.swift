@@ -14,6 +14,7 @@ struct CandidateOptions: ParsableArguments {
   @OptionGroup var objectives: ObjectiveOptions
   @Option(help: "Tokens in front when decoding is timed.") var decodeContext = 1024
   @Option(help: "Folder to write.") var output: String
+  @OptionGroup var stopping: StopOptions
 
   /// The pieces that a step needs, on every rank.
   func prepare(_ world: Communicator) throws -> (
@@ -21,7 +22,8 @@ struct CandidateOptions: ParsableArguments {
   ) {
     let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
     let run = try SearchRun(
-      folder: output, teacher: objectives.teacher ?? job.teacher, world: world,
+      folder: output, teacher: objectives.teacher ?? job.teacher, stop: stopping.request(runFolder: output),
+      world: world,
       backend: CPUBackend(threads: Machine.threads(world)))
     return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings(seed: job.seed))
   }

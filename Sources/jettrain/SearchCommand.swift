@@ -18,12 +18,16 @@ struct Search: ParsableCommand {
       abstract: "All steps in a row: supernet, placement, block, dimensions; what was done is not done again.")
     @Option(help: "The job file.") var job = "Jobs/search.yaml"
     @Option(help: "Folder to write; default the job's run_dir, else Checkpoints/NAME.") var output: String?
+    @OptionGroup var stopping: StopOptions
 
     func run() {
       withWorld { world in
         let job = try SearchJob(path: job, output: output)
         let progress = ProgressLine()
-        try job.run(world: world, backend: CPUBackend(threads: Machine.threads(world))) { text in
+        try job.run(
+          stop: stopping.request(runFolder: job.folder), world: world,
+          backend: CPUBackend(threads: Machine.threads(world))
+        ) { text in
           if world.isCoordinator { progress.print("\n== \(text)") }
         }
         if world.isCoordinator { try Show.print(folder: job.folder) }
@@ -52,11 +56,12 @@ struct Search: ParsableCommand {
     @Option(help: "Steps in which differentiable learns its gates.") var gateSteps = 60
     @Option(help: "The same seed gives the same search.") var seed: UInt64 = 1
     @Option(help: "Folder to write.") var output: String
+    @OptionGroup var stopping: StopOptions
 
     func run() {
       withWorld { world in
         let run = try SearchRun(
-          folder: output, teacher: objectives.teacher, world: world,
+          folder: output, teacher: objectives.teacher, stop: stopping.request(runFolder: output), world: world,
           backend: CPUBackend(threads: Machine.threads(world)))
         _ = try run.placement(
           supernet: supernet, full: full, sliding: sliding, strategies: strategy,

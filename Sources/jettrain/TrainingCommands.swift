@@ -25,19 +25,19 @@ struct TrainingOptions: ParsableArguments {
   @Option(help: "Save after this step and exit with 75, as if asked to stop.")
   var stopAtStep: Int?
 
+  @OptionGroup var stopping: StopOptions
+
   func run(_ kind: JobKind, overrides extra: [String] = []) {
     withWorld { world in
       var job = try Job(
         kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
         overrides: overrides + extra, ranks: world.size)
       if let runDir { job.runFolder = runDir }
+      let stop = try stopping.request(runFolder: job.runFolder)
       let backend = CPUBackend(threads: Machine.threads(world))
       let trainer = try Trainer(job, world: world, backend: backend, resume: resume)
-      if case .stopped(let step) = try trainer.train(stopStep: stopAtStep) {
-        if world.isCoordinator {
-          FileHandle.standardError.write(
-            Data("jettrain: stopped at step \(step) as asked; the same command goes on\n".utf8))
-        }
+      if case .stopped = try trainer.train(stopStep: stopAtStep, stop: stop) {
+        if world.isCoordinator { FileHandle.standardError.write(Data("jettrain: \(Stopped())\n".utf8)) }
         stopped = true
       }
     }

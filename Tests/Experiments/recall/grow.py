@@ -1,5 +1,6 @@
 """Makes a model deeper without changing what it computes: its layers go to places drawn by a seed, the layers between
-begin as the identity (o_proj and down_proj zero). Usage: grow.py FOLDER LAYERS SEED OUTPUT. Standard library only."""
+begin as the identity (o_proj and down_proj zero). Usage: grow.py FOLDER LAYERS SEED OUTPUT [AVOIDED PLACE…]. Standard
+library only."""
 
 import json
 import os
@@ -12,7 +13,8 @@ source, layers, seed, output = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 
 config = json.load(open(source + "/config.json"))
 old = config["num_hidden_layers"]
 chosen = random.Random(seed)
-places = sorted(chosen.sample(range(layers), old))
+free = [place for place in range(layers) if str(place) not in sys.argv[5:]]
+places = sorted(chosen.sample(free, old))
 
 with open(source + "/model.safetensors", "rb") as file:
     header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))

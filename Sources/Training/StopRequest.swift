@@ -1,0 +1,46 @@
+import Foundation
+
+/// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2), a time limit, or a file `STOP` in
+/// the run folder. The answer of one rank rides on the next reduction, so that all ranks stop at the same place.
+///
+/// SIGTERM is left alone: under Open MPI it can mean that another rank died, and then no collective would ever end.
+package final class StopRequest {
+  private let end: ContinuousClock.Instant?
+  private let file: String
+
+  /// Installs the handlers.
+  ///
+  /// - Parameters:
+  ///   - runFolder: where the file `STOP` is looked for
+  ///   - maxSeconds: after which the run is to stop; nil for no limit
+  package init(runFolder: String, maxSeconds: Double?) {
+    file = runFolder + "/STOP"
+    end = maxSeconds.map { .now + .seconds($0) }
+    Self.installHandlers()
+  }
+
+  /// Lets SIGUSR1 and SIGUSR2 ask for a stop instead of ending the process. Called first thing, since a signal may come
+  /// while models are loaded.
+  package static func installHandlers() {
+    for number in [SIGUSR1, SIGUSR2] { signal(number) { signalled = $0 } }
+  }
+
+  /// Why this rank wants to stop; nil when it does not.
+  package var reason: String? {
+    if signalled != 0 { return signalled == SIGUSR1 ? "SIGUSR1" : "SIGUSR2" }
+    if let end, ContinuousClock.now >= end { return "--max-time" }
+    return access(file, F_OK) == 0 ? file : nil
+  }
+
+  /// Removes the file, once it was heeded, so that the next start does not stop at once.
+  package func consume() { unlink(file) }
+}
+
+/// The last signal that asked for a stop; written by the handler alone.
+nonisolated(unsafe) private var signalled: Int32 = 0
+
+/// A search or a validation was left because somebody asked for a stop; what was done is kept, the same command goes on.
+package struct Stopped: Error, CustomStringConvertible {
+  package init() {}
+  package var description: String { "stopped as asked; the same command goes on" }
+}
