@@ -64,39 +64,6 @@ package struct Checkpoint {
     return arrays
   }
 
-  /// Writes one checkpoint: every rank its pieces, then the coordinator the manifest, then the name. Fails on every
-  /// rank when it fails on one, and leaves then no checkpoint behind.
-  ///
-  /// - Parameter makeManifest: given the shards of all ranks
-  package static func save(
-    _ pieces: [Piece], step: Int, in run: RunFolder, world: Communicator, level: Int32, pool: ThreadPool,
-    makeManifest: ([CheckpointManifest.Shard]) -> CheckpointManifest
-  ) throws {
-    let partial = run.partial(step: step)
-    try agree(world) {
-      guard world.isCoordinator else { return }
-      guard !FileManager.default.fileExists(atPath: run.checkpoint(step: step)) else {
-        throw CheckpointError(run.checkpoint(step: step), "exists already; a checkpoint is never overwritten")
-      }
-      try? FileManager.default.removeItem(atPath: partial)
-      try createFolder(partial)
-    }
-    var record = Data()
-    try agree(world) {
-      let digits = String(world.rank)
-      let name = "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
-      let shard = try CheckpointShard.write(pieces, to: partial + "/" + name, level: level, pool: pool)
-      record = try JSONEncoder().encode(shard)
-    }
-    let records = try world.allGather(Array(record))
-    try agree(world) {
-      guard world.isCoordinator else { return }
-      let shards = try records.map { try JSONDecoder().decode(CheckpointManifest.Shard.self, from: Data($0)) }
-      try writeDurably(makeManifest(shards).encoded(), to: partial + "/" + CheckpointManifest.fileName)
-      try run.commit(step: step)
-    }
-  }
-
   /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading. Newer ones,
   /// which are damaged, are set aside under another name, so that their steps can be saved again.
   ///

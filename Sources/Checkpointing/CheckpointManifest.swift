@@ -20,6 +20,8 @@ package struct CheckpointManifest: Codable, Sendable {
     package let file: String
     package let bytes: Int
     package let sha256: String
+    /// Digest of the values as they were when the save began; a new one after every update.
+    package let state: String?
   }
 
   /// What must be the same for a run to go on from here.

@@ -37,8 +37,10 @@ enum CheckpointShard {
   private static let frameBytes = 4 << 20
 
   /// Writes the pieces to `path` and returns the manifest's entry.
+  ///
+  /// - Parameter digest: of the pieces when they were copied, for the manifest
   static func write(
-    _ pieces: [Piece], to path: String, level: Int32, pool: ThreadPool
+    _ pieces: [Piece], to path: String, level: Int32, pool: ThreadPool, digest: UInt64
   ) throws -> CheckpointManifest.Shard {
     let header = try SafetensorsHeader(
       pieces.map { piece in
@@ -63,9 +65,12 @@ enum CheckpointShard {
         pool.run(group.count) { out[$0] = Zstd.compress(group[first + $0], level: level) }
       }
       for frame in frames { try file.write(frame) }
+      try FailPoint.reach(.midShard, path: path)
     }
     let bytes = file.byteCount
-    return .init(file: (path as NSString).lastPathComponent, bytes: bytes, sha256: try file.finish())
+    return .init(
+      file: (path as NSString).lastPathComponent, bytes: bytes, sha256: try file.finish(),
+      state: String(digest, radix: 16))
   }
 
   /// Decompresses a shard, after checking that it is what the manifest says.

@@ -47,7 +47,9 @@ package struct RunFolder: Sendable {
   func commit(step: Int) throws {
     try flushFolder(partial(step: step))
     try renameDurably(partial(step: step), to: checkpoint(step: step))
+    try FailPoint.reach(.beforeLatest, path: path + "/latest")
     try writeDurably(Data((Self.name(step: step) + "\n").utf8), to: path + "/latest")
+    try FailPoint.reach(.afterLatest, path: path)
   }
 
   /// Renames a damaged checkpoint to `step-N.damaged`, or the first such name that is free.

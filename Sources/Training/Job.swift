@@ -68,6 +68,17 @@ package struct Phase: Sendable, Equatable {
   package var microBatches: Int { globalBatch / microBatch }
 }
 
+/// What to do when a checkpoint cannot be written: the disk is full, or gone. The last state of a run must be saved
+/// whatever the policy.
+package enum SaveFailurePolicy: String, Sendable, CaseIterable {
+  /// Try again at the next steps, three times, then go on.
+  case retry
+  /// Go on until the next save is due.
+  case `continue`
+  /// End the run.
+  case fail
+}
+
 /// A job file, read and checked.
 package struct Job: Sendable {
   package let kind: JobKind
@@ -98,6 +109,7 @@ package struct Job: Sendable {
   package var keepEvery: Int
   package var logEvery: Int
   package var compressionLevel: Int32
+  package var onSaveFailure: SaveFailurePolicy
 
   package var totalSteps: Int { phases.reduce(0) { $0 + $1.steps } }
   package var totalTokens: Int { phases.reduce(0) { $0 + $1.steps * $1.tokensPerStep } }
@@ -187,6 +199,7 @@ extension Job {
     keepLast = checkpoints.integer("keep_last", from: 1) ?? 3
     keepEvery = checkpoints.integer("keep_every") ?? 0
     compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)
+    onSaveFailure = checkpoints.choice("on_failure", SaveFailurePolicy.self) ?? .retry
     checkpoints.rejectUnknownKeys()
     logEvery = root.integer("log_every", from: 1) ?? 10
     root.rejectUnknownKeys()

@@ -17,6 +17,16 @@ package struct StepResult {
   package var seconds: [String: Double]
   /// Whether any rank wants the run to stop.
   package var isStopAsked: Bool
+  /// Whether all ranks have written their parts of the save under way.
+  package var isSaveWritten: Bool
+}
+
+/// What a rank tells the others with every step.
+package struct RankFlags: OptionSet, Sendable {
+  package let rawValue: Int
+  package init(rawValue: Int) { self.rawValue = rawValue }
+  package static let wantsStop = RankFlags(rawValue: 1)
+  package static let hasWritten = RankFlags(rawValue: 2)
 }
 
 /// One optimizer step over all ranks: every rank's micro-batches forward and backward, the reduction, the update.
@@ -64,11 +74,11 @@ package final class StepRunner {
   /// - Parameters:
   ///   - batches: this rank's micro-batches
   ///   - step: counted from 1 within the phase, for the bias correction
-  ///   - stop: asked late in the step whether this rank wants to stop
+  ///   - flags: of this rank, asked for late in the step
   /// - Throws: `JobError` of kind `diverged` on every rank, before any parameter changed, when a loss or the gradient
   ///   is not finite.
   package func run(
-    _ batches: [SequenceBatch], step: Int, learningRate: Double, stop: StopRequest? = nil
+    _ batches: [SequenceBatch], step: Int, learningRate: Double, flags: () -> RankFlags = { [] }
   ) throws -> StepResult {
     var clock = PhaseClock()
     var totals = [
@@ -79,14 +89,14 @@ package final class StepRunner {
     let sums = accumulate(batches, over: counts)
     clock.mark("compute")
     try exchange.reduce()
-    // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its wish to stop.
-    let gathered = try world.allGather(sums.flatMap(\.values) + [stop?.reason == nil ? 0 : 1])
+    // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its flags.
+    let gathered = try world.allGather(sums.flatMap(\.values) + [Double(flags().rawValue)])
     var total = [Double](repeating: 0, count: LossSums.names.count)
-    var isStopAsked = false
+    var everyFlag: [RankFlags] = []
     let width = gathered.count / world.size
     for (index, value) in gathered.enumerated() {
       if index % width == width - 1 {
-        isStopAsked = isStopAsked || value > 0
+        everyFlag.append(RankFlags(rawValue: Int(value)))
       } else {
         total[index % width % total.count] += value
       }
@@ -106,7 +116,9 @@ package final class StepRunner {
     try exchange.shareParameters()
     clock.mark("update")
     return StepResult(
-      losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds, isStopAsked: isStopAsked)
+      losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds,
+      isStopAsked: everyFlag.contains { $0.contains(.wantsStop) },
+      isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) })
   }
 }
 

@@ -50,7 +50,17 @@ package final class Trainer {
   private var step = 0
   private var tokens = 0
   private var resumedFrom: Int?
+  /// The newest step that is on disk, or on its way there.
   private var lastSaved: Int?
+  private var lastGood: Int?
+  /// The save on its way to disk, and the memory that it reads.
+  private var pending: CheckpointSave?
+  private let snapshot = SnapshotBuffer()
+  private var failedSaves = 0
+  /// Whether the next step tries again to save.
+  private var isRetryDue = false
+  /// Seconds that training waited for copies.
+  private var stall = 0.0
 
   /// Reads models and data, agrees on them over the ranks, and goes to where the run stands.
   ///
@@ -162,7 +172,7 @@ package final class Trainer {
     step = manifest.step
     tokens = manifest.tokens
     resumedFrom = step
-    lastSaved = step
+    (lastSaved, lastGood) = (step, step)
     if phase == manifest.phase {
       phaseStep = manifest.phaseStep
       (firstStep, firstSequence) = (manifest.phaseStep, manifest.sequences)
@@ -231,11 +241,13 @@ package final class Trainer {
       if job.validationEvery > 0, isLast || (isDue(job.validationEvery) && (endsPhase || !mustStop)) {
         mustStop = try !validate(metrics, endsPhase ? nil : stop) || mustStop
       }
-      if isLast || mustStop || isDue(job.checkpointEvery) {
+      if isLast || mustStop || isDue(job.checkpointEvery) || isRetryDue {
+        isRetryDue = false
         try metrics?.flush()
         try save()
       }
     }
+    try settle()
     if step < job.totalSteps {
       say("stopped at step \(step)\(stop?.reason.map { " (\($0))" } ?? "")")
       if world.isCoordinator { stop?.consume() }
@@ -272,14 +284,24 @@ package final class Trainer {
     clock.mark("data")
     models.student.path = job.supernet?.path(step: step, layers: models.student.layers.count, seed: job.seed)
     let learningRate = phase.schedule.rate(step: phaseStep, of: phase.steps)
-    let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate, stop: stop)
+    let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate) {
+      var flags: RankFlags = []
+      if stop?.reason != nil { flags.insert(.wantsStop) }
+      if pending?.isWritten ?? false { flags.insert(.hasWritten) }
+      return flags
+    }
     clock.mark("step")
+    if result.isSaveWritten { try finishSave() }
+    clock.mark("save")
     step += 1
     phaseStep += 1
     tokens += phase.tokensPerStep
     guard let metrics else { return result.isStopAsked }
     var seconds = result.seconds
     seconds["data"] = clock.seconds["data"]
+    // What saving held up since the last line.
+    seconds["save"] = clock.seconds["save"]! + stall
+    stall = 0
     seconds["total"] = clock.total
     let speed = Double(phase.tokensPerStep) / clock.total
     let share = operations / clock.total / (rate * Double(world.size))
@@ -363,8 +385,10 @@ package final class Trainer {
     return true
   }
 
+  /// Begins to save the state as it is now. A save that is still under way ends first.
   private func save() throws {
     guard step != lastSaved else { return }
+    try finishSave()
     lastSaved = step
     let (arena, optimizer) = (runner.arena, runner.optimizer)
     var pieces: [Piece] = []
@@ -394,21 +418,69 @@ package final class Trainer {
     }
     let phase = job.phases[phaseIndex]
     let jobText = (try? String(contentsOfFile: job.path, encoding: .utf8)) ?? ""
-    try Checkpoint.save(
-      pieces, step: step, in: run, world: world, level: job.compressionLevel, pool: backend.pool
-    ) { shards in
-      CheckpointManifest(
-        step: step, tokens: tokens, phase: phaseIndex, phaseStep: phaseStep,
-        sequences: firstSequence + (phaseStep - firstStep) * phase.globalBatch, worldSize: world.size,
-        identity: identity,
-        job: [
-          "path": job.path, "text": jobText, "teacher": job.teacher ?? "", "student": job.student,
-          "seed": String(job.seed), "init": job.initialization.rawValue,
-          "config": String(decoding: models.student.configuration.json, as: UTF8.self),
-        ], shards: shards)
-    }
-    if world.isCoordinator {
-      run.retain(keepLast: job.keepLast, keepEvery: job.keepEvery, source: resumedFrom)
+    let fields = (
+      step, tokens, phaseIndex, phaseStep, firstSequence + (phaseStep - firstStep) * phase.globalBatch, world.size
+    )
+    let jobFields = [
+      "path": job.path, "text": jobText, "teacher": job.teacher ?? "", "student": job.student,
+      "seed": String(job.seed), "init": job.initialization.rawValue,
+      "config": String(decoding: models.student.configuration.json, as: UTF8.self),
+    ]
+    do {
+      let save = try CheckpointSave(
+        pieces, step: step, in: run, world: world, level: job.compressionLevel, buffer: snapshot
+      ) { [identity] shards in
+        CheckpointManifest(
+          step: fields.0, tokens: fields.1, phase: fields.2, phaseStep: fields.3, sequences: fields.4,
+          worldSize: fields.5, identity: identity, job: jobFields, shards: shards)
+      }
+      stall += save.stall
+      pending = save
+    } catch { try heed(error) }
+  }
+
+  /// Ends the save that is under way, if there is one: waits for the disk, and gives it its name.
+  private func finishSave() throws {
+    guard let save = pending else { return }
+    pending = nil
+    do {
+      try save.complete()
+      failedSaves = 0
+      lastGood = save.step
+      if world.isCoordinator {
+        run.retain(keepLast: job.keepLast, keepEvery: job.keepEvery, source: resumedFrom)
+      }
+    } catch { try heed(error) }
+  }
+
+  /// A save failed, on all ranks alike: what the job says happens.
+  private func heed(_ error: any Error) throws {
+    failedSaves += 1
+    lastSaved = lastGood
+    let good = lastGood.map { "the last good checkpoint is that of step \($0)" } ?? "there is no checkpoint yet"
+    let mayRetry = job.onSaveFailure == .retry && failedSaves < Self.saveAttempts
+    say(
+      "SAVE FAILED at step \(step): \(error); \(good); "
+        + (job.onSaveFailure == .fail ? "the run ends" : mayRetry ? "trying again" : "the run goes on without it"))
+    guard job.onSaveFailure != .fail else { throw error }
+    isRetryDue = mayRetry
+  }
+
+  /// At the end of a run its last state must be on disk, or the run fails.
+  private func settle() throws {
+    try finishSave()
+    while lastGood != step {
+      guard failedSaves < Self.saveAttempts else {
+        throw FileError(
+          run.path,
+          "the state of step \(step) could not be saved in \(failedSaves) attempts; "
+            + (lastGood.map { "step \($0) is the last good checkpoint" } ?? "there is no checkpoint"), kind: .system)
+      }
+      sleep(UInt32(1 << failedSaves))
+      try save()
+      try finishSave()
     }
   }
+
+  private static let saveAttempts = 3
 }

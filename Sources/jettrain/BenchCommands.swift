@@ -185,14 +185,15 @@ struct Bench: ParsableCommand {
         var plain = try plainWrite()
         var clock = PhaseClock()
         let run = RunFolder(path)
-        try Checkpoint.save(
+        let save = try CheckpointSave(
           [Piece(role: "parameter", name: "bench", shape: [count], range: 0..<count, values: tensor.floats)], step: 1,
-          in: run, world: .alone, level: Int32(level), pool: backend.pool
+          in: run, world: .alone, level: Int32(level), buffer: SnapshotBuffer()
         ) { shards in
           CheckpointManifest(
             step: 1, tokens: 0, phase: 0, phaseStep: 1, sequences: 0, worldSize: 1,
             identity: .init(kind: "bench", model: "", frozen: "", teacher: "", plans: []), job: [:], shards: shards)
         }
+        try save.complete()
         clock.mark("save")
         plain = min(plain, try plainWrite())
         let checkpoint = try Checkpoint(run.checkpoint(step: 1))
@@ -203,7 +204,7 @@ struct Bench: ParsableCommand {
         try Bench.emit([
           "bench": "checkpoint", "save_bytes_per_s": bytes / clock.seconds["save"]!,
           "verify_bytes_per_s": bytes / clock.seconds["verify"]!, "plain_write_bytes_per_s": bytes / plain,
-          "share": plain / clock.seconds["save"]!, "compressed_to": Double(size) / bytes,
+          "share": plain / clock.seconds["save"]!, "stall_s": save.stall, "compressed_to": Double(size) / bytes,
         ])
       }
     }

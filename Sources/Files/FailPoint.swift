@@ -1,0 +1,68 @@
+import Foundation
+import Synchronization
+
+/// Places where a test lets something go wrong in the real program (docs/reliability.md): the environment variable
+/// `JETTRAIN_FAILPOINT` names one as `PLACE:RANK:STEP:ACTION`, and it happens there once. Without it a place costs one
+/// look at a constant.
+package enum FailPoint: String, Sendable, CaseIterable {
+  case loader, step, collective
+  case beforeShard = "before-shard"
+  case midShard = "mid-shard"
+  case beforeManifest = "before-manifest"
+  case beforeRename = "before-rename"
+  case beforeLatest = "before-latest"
+  case afterLatest = "after-latest"
+
+  /// What happens.
+  package enum Action: String, Sendable, CaseIterable {
+    /// The process is killed, or stopped.
+    case kill, stop
+    /// The disk is full, or broken.
+    case enospc, eio
+    /// A second passes.
+    case slow
+  }
+
+  private struct Plan {
+    let point: FailPoint
+    let rank: Int
+    let step: Int
+    let action: Action
+  }
+
+  private static let plan: Plan? = {
+    let parts = ProcessInfo.processInfo.environment["JETTRAIN_FAILPOINT"]?.split(separator: ":").map(String.init) ?? []
+    guard parts.count == 4, let point = FailPoint(rawValue: parts[0]), let rank = Int(parts[1]),
+      let step = Int(parts[2]), let action = Action(rawValue: parts[3])
+    else { return nil }
+    return Plan(point: point, rank: rank, step: step, action: action)
+  }()
+  private static let hasHappened = Atomic(false)
+  private static let currentRank = Atomic(0)
+  private static let currentStep = Atomic(0)
+
+  /// Says who this process is and which step it is at.
+  package static func at(rank: Int, step: Int) {
+    guard plan != nil else { return }
+    currentRank.store(rank, ordering: .relaxed)
+    currentStep.store(step, ordering: .relaxed)
+  }
+
+  /// Lets the fault happen that was planned for here, once its step has come.
+  package static func reach(_ point: FailPoint, path: String = "") throws {
+    guard let plan, plan.point == point, plan.rank == currentRank.load(ordering: .relaxed),
+      plan.step <= currentStep.load(ordering: .relaxed), !hasHappened.exchange(true, ordering: .relaxed)
+    else { return }
+    switch plan.action {
+    case .kill: kill(getpid(), SIGKILL)
+    case .stop: kill(getpid(), SIGSTOP)
+    case .slow: sleep(1)
+    case .enospc:
+      errno = ENOSPC
+      throw FileError.system(path, "cannot be written")
+    case .eio:
+      errno = EIO
+      throw FileError.system(path, "cannot be written")
+    }
+  }
+}
