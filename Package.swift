@@ -26,6 +26,7 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(name: "CMPI", pkgConfig: "ompi-c", providers: [.apt(["libopenmpi-dev"])]),
+    .systemLibrary(name: "CStack"),
     .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .target(name: "MPI", dependencies: ["CMPI"]),
@@ -50,7 +51,7 @@ let package = Package(
     .target(name: "Reporting", dependencies: ["Tensors"]),
     .target(
       name: "Training",
-      dependencies: [
+      dependencies: ["CStack", 
         "Checkpointing", "Conversion", "CPUBackend", "Files", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
         "Reporting", "Tensors", "Tokenizers", "TokenStreams", crypto, yams,
       ]),

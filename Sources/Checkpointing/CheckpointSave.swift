@@ -31,7 +31,7 @@ package final class SnapshotBuffer {
 }
 
 /// A digest of floats, which are copied on the way where there is a target: one pass over memory.
-private func digest(
+package func digest(
   _ source: UnsafePointer<Float>, _ count: Int, copyingTo target: UnsafeMutablePointer<Float>? = nil
 ) -> UInt64 {
   // Sums of products with odd numbers that change along the way: four words at a time.

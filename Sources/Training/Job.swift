@@ -110,6 +110,10 @@ package struct Job: Sendable {
   package var logEvery: Int
   package var compressionLevel: Int32
   package var onSaveFailure: SaveFailurePolicy
+  /// Seconds that no phase of a step may be suspected of hanging; 0 for no watchdog.
+  package var watchdogFloor: Double
+  /// Steps between comparisons of the ranks' parameters; 0 for none.
+  package var replicaCheckEvery: Int
 
   package var totalSteps: Int { phases.reduce(0) { $0 + $1.steps } }
   package var totalTokens: Int { phases.reduce(0) { $0 + $1.steps * $1.tokensPerStep } }
@@ -201,6 +205,10 @@ extension Job {
     compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)
     onSaveFailure = checkpoints.choice("on_failure", SaveFailurePolicy.self) ?? .retry
     checkpoints.rejectUnknownKeys()
+    let watchdog = root.section("watchdog")
+    watchdogFloor = watchdog.number("floor") ?? 300
+    replicaCheckEvery = watchdog.integer("replicas_every") ?? 100
+    watchdog.rejectUnknownKeys()
     logEvery = root.integer("log_every", from: 1) ?? 10
     root.rejectUnknownKeys()
     guard faults.lines.isEmpty else {

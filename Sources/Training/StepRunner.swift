@@ -1,3 +1,4 @@
+import Files
 import Foundation
 import MPI
 import Models
@@ -19,6 +20,8 @@ package struct StepResult {
   package var isStopAsked: Bool
   /// Whether all ranks have written their parts of the save under way.
   package var isSaveWritten: Bool
+  /// Seconds that each rank took for its micro-batches.
+  package var computeSeconds: [Double]
 }
 
 /// What a rank tells the others with every step.
@@ -37,6 +40,8 @@ package final class StepRunner {
   private let phase: Phase
   private let world: Communicator
   private let losses: MicroBatchLosses
+  /// Is told what the main thread does.
+  package var watchdog: Watchdog?
 
   /// Moves the parameters that `phase` trains into an arena and gives this rank its part of the optimizer state.
   package init(
@@ -86,21 +91,28 @@ package final class StepRunner {
     ]
     try world.sum(&totals)
     let counts = TokenCounts(labels: Int(totals[0]), tokens: Int(totals[1]))
+    watchdog?.enter(.compute, step: step)
     let sums = accumulate(batches, over: counts)
     clock.mark("compute")
+    watchdog?.enter(.reduce, step: step)
+    try FailPoint.reach(.step)
     try exchange.reduce()
-    // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its flags.
-    let gathered = try world.allGather(sums.flatMap(\.values) + [Double(flags().rawValue)])
+    // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its flags and how
+    // long it took.
+    let gathered = try world.allGather(sums.flatMap(\.values) + [Double(flags().rawValue), clock.seconds["compute"]!])
     var total = [Double](repeating: 0, count: LossSums.names.count)
     var everyFlag: [RankFlags] = []
+    var computeSeconds: [Double] = []
     let width = gathered.count / world.size
     for (index, value) in gathered.enumerated() {
-      if index % width == width - 1 {
-        everyFlag.append(RankFlags(rawValue: Int(value)))
-      } else {
+      switch width - index % width {
+      case 1: computeSeconds.append(value)
+      case 2: everyFlag.append(RankFlags(rawValue: Int(value)))
+      default:
         total[index % width % total.count] += value
       }
     }
+    try FailPoint.reach(.collective)
     let norm = try exchange.norm()
     clock.mark("reduce")
     let means = LossSums(values: total).means(counts)
@@ -118,7 +130,7 @@ package final class StepRunner {
     return StepResult(
       losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds,
       isStopAsked: everyFlag.contains { $0.contains(.wantsStop) },
-      isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) })
+      isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, computeSeconds: computeSeconds)
   }
 }
 

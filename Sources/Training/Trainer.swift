@@ -56,6 +56,9 @@ package final class Trainer {
   /// The save on its way to disk, and the memory that it reads.
   private var pending: CheckpointSave?
   private let snapshot = SnapshotBuffer()
+  /// The rank that was slowest last, and for how many steps in a row.
+  private var straggler = (rank: 0, steps: 0)
+  private let watchdog: Watchdog
   private var failedSaves = 0
   /// Whether the next step tries again to save.
   private var isRetryDue = false
@@ -73,6 +76,7 @@ package final class Trainer {
     self.world = world
     self.backend = backend
     run = RunFolder(job.runFolder)
+    watchdog = Watchdog(rank: world.rank, size: world.size, runFolder: job.runFolder, floor: job.watchdogFloor)
     let mix = try Mix(job.mixName, folder: job.mixFolder)
     models = try ModelSetup(job, backend: backend)
     let models = models
@@ -210,6 +214,7 @@ package final class Trainer {
     (phaseStep, firstStep, firstSequence) = (0, 0, 0)
     runner = StepRunner(
       student: models.student, teacher: models.teacher, phase: job.phases[index], world: world, backend: backend)
+    runner.watchdog = watchdog
   }
 
   // MARK: - The loop
@@ -248,6 +253,7 @@ package final class Trainer {
       }
     }
     try settle()
+    watchdog.stop()
     if step < job.totalSteps {
       say("stopped at step \(step)\(stop?.reason.map { " (\($0))" } ?? "")")
       if world.isCoordinator { stop?.consume() }
@@ -258,6 +264,36 @@ package final class Trainer {
     }
     say("finished: the model is in \(run.path)/model")
     return .finished
+  }
+
+  /// All ranks must hold the same parameters: a rank whose memory or sums went wrong is named before it spoils a
+  /// checkpoint.
+  private func checkReplicas() throws {
+    let values = runner.arena.values
+    let mine = digest(values.floats, values.count)
+    let all = try world.allGather(withUnsafeBytes(of: mine) { Array($0) })
+    let counts = Dictionary(all.map { ($0, 1) }, uniquingKeysWith: +)
+    guard counts.count > 1 else { return }
+    let common = all.max { (counts[$0]!, $0 == all[0] ? 1 : 0) < (counts[$1]!, $1 == all[0] ? 1 : 0) }!
+    let others = all.indices.filter { all[$0] != common }
+    throw JobError(
+      .diverged,
+      "step \(step): the parameters of rank \(others.map(String.init).joined(separator: ", ")) differ from those of the "
+        + "others; nothing was saved since. Look at the memory of that host, and resume without it")
+  }
+
+  /// Says when one rank holds the others up for long.
+  private func report(_ computeSeconds: [Double]) {
+    guard computeSeconds.count > 1 else { return }
+    let median = computeSeconds.sorted()[computeSeconds.count / 2]
+    let slowest = computeSeconds.indices.max { computeSeconds[$0] < computeSeconds[$1] }!
+    let ratio = computeSeconds[slowest] / max(median, 1e-9)
+    straggler = ratio > 1.5 && straggler.rank == slowest ? (slowest, straggler.steps + 1) : (slowest, 0)
+    if straggler.steps > 0, straggler.steps % 50 == 0 {
+      say(
+        "rank \(slowest) has been the slowest for \(straggler.steps) steps, now \(String(format: "%.1f", ratio)) times the median"
+      )
+    }
   }
 
   private func isDue(_ every: Int) -> Bool { every > 0 && step % every == 0 }
@@ -277,6 +313,9 @@ package final class Trainer {
   ) throws -> Bool {
     let phase = job.phases[phaseIndex]
     var clock = PhaseClock()
+    FailPoint.at(rank: world.rank, step: step + 1)
+    watchdog.enter(.data, step: step + 1)
+    try FailPoint.reach(.loader)
     let start = firstSequence + (phaseStep - firstStep) * phase.globalBatch
     let batches = try runner.microBatches.map { index in
       try plans[phaseIndex].read(start + index * phase.microBatch..<start + (index + 1) * phase.microBatch)
@@ -291,11 +330,14 @@ package final class Trainer {
       return flags
     }
     clock.mark("step")
+    watchdog.enter(.save, step: step + 1)
     if result.isSaveWritten { try finishSave() }
     clock.mark("save")
     step += 1
     phaseStep += 1
     tokens += phase.tokensPerStep
+    if job.replicaCheckEvery > 0, step % job.replicaCheckEvery == 0 { try checkReplicas() }
+    report(result.computeSeconds)
     guard let metrics else { return result.isStopAsked }
     var seconds = result.seconds
     seconds["data"] = clock.seconds["data"]
@@ -343,6 +385,7 @@ package final class Trainer {
 
   /// - Returns: whether it came to its end; a wish to stop ends it early and leaves nothing in the log
   private func validate(_ metrics: MetricsLog?, _ stop: StopRequest?) throws -> Bool {
+    watchdog.enter(.validate, step: step)
     let phase = job.phases[phaseIndex]
     // A supernet is measured by one path, always the same.
     models.student.path = job.supernet?.path(step: 0, layers: models.student.layers.count, seed: job.seed)
@@ -388,6 +431,7 @@ package final class Trainer {
   /// Begins to save the state as it is now. A save that is still under way ends first.
   private func save() throws {
     guard step != lastSaved else { return }
+    watchdog.enter(.save, step: step)
     try finishSave()
     lastSaved = step
     let (arena, optimizer) = (runner.arena, runner.optimizer)

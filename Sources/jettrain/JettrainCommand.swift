@@ -6,7 +6,7 @@ struct JettrainCommand: ParsableCommand {
     abstract: "Turns a full-attention language model into a JetBlock hybrid: distillation, fine-tuning, checkpoints.",
     version: "0.1.0",
     subcommands: [
-      Pretrain.self, Distill.self, Finetune.self, PlanCommand.self, Tokens.self, CheckpointCommand.self,
+      Pretrain.self, Distill.self, Finetune.self, Launch.self, PlanCommand.self, Tokens.self, CheckpointCommand.self,
       Convert.self, Search.self, Verify.self, Eval.self, Generate.self, Compare.self, Bench.self,
     ])
 }

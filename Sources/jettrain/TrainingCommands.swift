@@ -27,12 +27,18 @@ struct TrainingOptions: ParsableArguments {
 
   @OptionGroup var stopping: StopOptions
 
+  /// The job as the options say.
+  func job(_ kind: JobKind, overrides extra: [String], ranks: Int) throws -> Job {
+    var job = try Job(
+      kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
+      overrides: overrides + extra, ranks: ranks)
+    if let runDir { job.runFolder = runDir }
+    return job
+  }
+
   func run(_ kind: JobKind, overrides extra: [String] = []) {
     withWorld { world in
-      var job = try Job(
-        kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
-        overrides: overrides + extra, ranks: world.size)
-      if let runDir { job.runFolder = runDir }
+      let job = try job(kind, overrides: extra, ranks: world.size)
       let stop = try stopping.request(runFolder: job.runFolder)
       let backend = CPUBackend(threads: Machine.threads(world))
       let trainer = try Trainer(job, world: world, backend: backend, resume: resume)
@@ -70,5 +76,7 @@ struct Finetune: ParsableCommand {
   @Option(help: "A mix: a name from Jobs/mixes, or a path.")
   var mix: String?
 
-  func run() { options.run(.finetune, overrides: mix.map { ["data.mix=\($0)"] } ?? []) }
+  var mixOverride: [String] { mix.map { ["data.mix=\($0)"] } ?? [] }
+
+  func run() { options.run(.finetune, overrides: mixOverride) }
 }

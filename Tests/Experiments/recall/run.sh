@@ -40,8 +40,8 @@ for seed in "$@"; do
   "$jettrain" distill --job supernet.yaml --set model.teacher=$teacher --set train.seed=$seed --run-dir $base/supernet
   "$jettrain" search placement $base/supernet/model --full 2 --strategy beam --strategy greedy --strategy random \
     --strategy evolution --strategy predictor --strategy reinforce --strategy differentiable --strategy uniform \
-    --strategy exhaustive --width 1 --evaluations 66 --objective recall --objective accuracy=recall "${recall[@]}" \
-    --sequences 64 --seed $seed --output $base/search | tee $base/search.txt
+    --strategy exhaustive --width 1 --evaluations 66 --objective accuracy=recall --objective recall:0.001 "${recall[@]}" \
+    --sequences 128 --seed $seed --output $base/search | tee $base/search.txt
   # Students: the one found, uniform, none, and five at random.
   python3 - $base $seed <<'PYTHON'
 import json, random, sys

@@ -1,0 +1,222 @@
+import Checkpointing
+import Foundation
+
+/// What is launched and how often.
+package struct LaunchPlan: Sendable {
+  package var ranks: Int
+  package var hostfile: String?
+  package var maxRestarts: Int
+  /// Seconds before the first restart; they double with every one that brings no step forward.
+  package var backoff: Double
+  /// Further arguments of mpirun.
+  package var mpirunArguments: [String]
+  /// The program and what it is to do.
+  package var command: [String]
+  package var runFolder: String
+
+  package init(
+    ranks: Int, hostfile: String?, maxRestarts: Int, backoff: Double, mpirunArguments: [String], command: [String],
+    runFolder: String
+  ) {
+    self.ranks = ranks
+    self.hostfile = hostfile
+    self.maxRestarts = maxRestarts
+    self.backoff = backoff
+    self.mpirunArguments = mpirunArguments
+    self.command = command
+    self.runFolder = runFolder
+  }
+}
+
+/// Runs a job under mpirun and starts it again from its newest good checkpoint until it is done, wants to stop, or cannot
+/// be helped.
+package final class Supervisor {
+  private let plan: LaunchPlan
+  private let run: RunFolder
+  private var attempts: [Attempt] = []
+  private var hosts: [(name: String, slots: Int)] = []
+  private var faults: [String: Int] = [:]
+
+  /// Exit codes that no restart mends: usage, bad data.
+  private static let hopeless: Set<Int32> = [64, 65]
+  private static let stoppedOnRequest: Int32 = 75
+  /// A host is left out after this many crashes that began on it.
+  private static let faultsOfAHost = 2
+  /// The run is given up after this many crashes in a row at the same step.
+  private static let crashesAtAStep = 3
+
+  private struct Attempt {
+    let begin: Date
+    var seconds = 0.0
+    let ranks: Int
+    let from: Int
+    var reached = 0
+    var status: Int32 = 0
+    var bySignal = false
+    var host: String?
+  }
+
+  package init(_ plan: LaunchPlan) throws {
+    self.plan = plan
+    run = RunFolder(plan.runFolder)
+    if let path = plan.hostfile { hosts = try Self.read(path) }
+  }
+
+  /// `NAME slots=N` a line.
+  private static func read(_ path: String) throws -> [(name: String, slots: Int)] {
+    guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
+      throw JobError(.usage, "--hostfile \(path): cannot be read")
+    }
+    return text.split(separator: "\n").compactMap { line in
+      let words = line.split(separator: "#", omittingEmptySubsequences: false)[0].split(separator: " ")
+      guard let name = words.first else { return nil }
+      let slots = words.dropFirst().compactMap { word -> Int? in
+        let parts = word.split(separator: "=")
+        return parts.count == 2 && parts[0] == "slots" ? Int(parts[1]) : nil
+      }
+      return (String(name), slots.first ?? 1)
+    }
+  }
+
+  /// Runs to an end.
+  ///
+  /// - Returns: the exit code of the last attempt
+  package func supervise() throws -> Int32 {
+    try createLogs()
+    var pause = plan.backoff
+    while true {
+      var attempt = Attempt(begin: Date(), ranks: ranks, from: run.steps.last ?? 0)
+      try launch(&attempt)
+      attempt.seconds = Date().timeIntervalSince(attempt.begin)
+      attempt.reached = max(run.steps.last ?? 0, Self.lastStep(plan.runFolder))
+      attempts.append(attempt)
+      if attempt.status == 0 && !attempt.bySignal { return report("finished") }
+      if !attempt.bySignal, attempt.status == Self.stoppedOnRequest { return report("stopped on request") }
+      if !attempt.bySignal, Self.hopeless.contains(attempt.status) {
+        return report("given up: no restart mends exit code \(attempt.status)")
+      }
+      let last = attempts.suffix(Self.crashesAtAStep)
+      if last.count == Self.crashesAtAStep, Set(last.map(\.reached)).count == 1, Set(last.map(\.from)).count == 1 {
+        return report("given up: \(last.count) crashes in a row at step \(attempt.reached)")
+      }
+      if attempts.count > plan.maxRestarts { return report("given up after \(plan.maxRestarts) restarts") }
+      if let host = attempt.host, !hosts.isEmpty {
+        faults[host, default: 0] += 1
+        if faults[host] == Self.faultsOfAHost, hosts.count > 1 {
+          hosts.removeAll { $0.name == host }
+          say("host \(host) failed \(Self.faultsOfAHost) times and is left out; \(ranks) ranks go on")
+        }
+      }
+      pause = attempt.reached > attempt.from ? plan.backoff : min(60, pause * 2)
+      say("attempt \(attempts.count) ended (\(Self.ending(attempt))); starting again in \(Int(pause.rounded())) s")
+      Thread.sleep(forTimeInterval: pause)
+    }
+  }
+
+  /// Ranks to start: as many as asked for, or when hosts were left out the largest power of two that has room.
+  private var ranks: Int {
+    let slots = hosts.reduce(0) { $0 + $1.slots }
+    guard !hosts.isEmpty, slots < plan.ranks else { return plan.ranks }
+    var count = 1
+    while 2 * count <= slots { count *= 2 }
+    return count
+  }
+
+  private func launch(_ attempt: inout Attempt) throws {
+    let number = attempts.count + 1
+    var arguments = ["mpirun", "-n", "\(attempt.ranks)", "--output-filename", "\(logs)/attempt-\(number)"]
+    if !hosts.isEmpty {
+      let path = logs + "/hosts-\(number)"
+      let text = hosts.map { "\($0.name) slots=\($0.slots)\n" }.joined()
+      try Data(text.utf8).write(to: URL(fileURLWithPath: path))
+      arguments += ["--hostfile", path]
+    }
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = arguments + plan.mpirunArguments + plan.command
+    let errors = Pipe()
+    process.standardError = errors
+    try process.run()
+    Self.child.store(process.processIdentifier)
+    var text = ""
+    while case let data = errors.fileHandleForReading.availableData, !data.isEmpty {
+      FileHandle.standardError.write(data)
+      text = String((text + String(decoding: data, as: UTF8.self)).suffix(20_000))
+    }
+    process.waitUntilExit()
+    Self.child.store(0)
+    attempt.status = process.terminationStatus
+    attempt.bySignal = process.terminationReason == .uncaughtSignal
+    attempt.host = Self.faultyHost(text, among: hosts.map(\.name))
+  }
+
+  /// The host on which the first rank failed, as mpirun or the watchdog says.
+  private static func faultyHost(_ text: String, among hosts: [String]) -> String? {
+    for marker in [
+      "is silent since", "exited on signal", "lost communication", "Remote daemon", "exit code", "on node",
+    ] {
+      for line in text.split(separator: "\n") where line.contains(marker) {
+        if let host = hosts.first(where: { line.contains(" \($0)") }) { return host }
+      }
+    }
+    return nil
+  }
+
+  private var logs: String { plan.runFolder + "/logs" }
+
+  private func createLogs() throws {
+    try FileManager.default.createDirectory(atPath: logs, withIntermediateDirectories: true)
+  }
+
+  /// The last step in the log of the run.
+  private static func lastStep(_ folder: String) -> Int {
+    guard let data = FileManager.default.contents(atPath: folder + "/metrics.jsonl"),
+      let line = data.split(separator: UInt8(ascii: "\n")).last,
+      let object = try? JSONSerialization.jsonObject(with: Data(line)) as? [String: Any]
+    else { return 0 }
+    return object["step"] as? Int ?? 0
+  }
+
+  private func say(_ text: String) { FileHandle.standardError.write(Data("jettrain launch: \(text)\n".utf8)) }
+
+  private static func ending(_ attempt: Attempt) -> String {
+    attempt.bySignal
+      ? "signal \(attempt.status)" : attempt.status > 128 ? "signal \(attempt.status - 128)" : "exit \(attempt.status)"
+  }
+
+  /// One page of what happened, to standard error and into the run folder.
+  private func report(_ end: String) -> Int32 {
+    let last = attempts[attempts.count - 1]
+    var page = "\(plan.runFolder): \(end); \(attempts.count) attempts, step \(last.reached)\n"
+    page += "attempt  began                ranks  seconds  from step  to step  ended by\n"
+    let format = DateFormatter()
+    format.dateFormat = "yyyy-MM-dd HH:mm:ss"
+    for (index, attempt) in attempts.enumerated() {
+      func cell(_ text: String, _ width: Int) -> String {
+        String(repeating: " ", count: max(0, width - text.count)) + text
+      }
+      page +=
+        cell("\(index + 1)", 7) + "  " + format.string(from: attempt.begin) + cell("\(attempt.ranks)", 7)
+        + cell(String(format: "%.1f", attempt.seconds), 9) + cell("\(attempt.from)", 11) + cell("\(attempt.reached)", 9)
+        + "  " + Self.ending(attempt) + (attempt.host.map { " (host \($0))" } ?? "") + "\n"
+    }
+    try? Data(page.utf8).write(to: URL(fileURLWithPath: logs + "/report.txt"))
+    FileHandle.standardError.write(Data(("jettrain launch: " + page).utf8))
+    return last.bySignal ? 128 + last.status : last.status
+  }
+
+  /// The running mpirun, for the handlers of signals.
+  package static let child = ChildProcess()
+}
+
+/// A process that signals are passed on to; 0 for none.
+package struct ChildProcess: Sendable {
+  package func store(_ identifier: Int32) { childIdentifier = identifier }
+
+  /// Passes these signals on.
+  package func forward(_ signals: [Int32]) {
+    for number in signals { signal(number) { if childIdentifier > 0 { kill(childIdentifier, $0) } } }
+  }
+}
+
+nonisolated(unsafe) private var childIdentifier: Int32 = 0

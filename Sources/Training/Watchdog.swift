@@ -1,0 +1,134 @@
+import CStack
+import Foundation
+import Synchronization
+
+/// Ends a job that hangs. A thread of its own looks whether the main thread has been in one phase for longer than that
+/// phase has ever taken lately, says which rank, host, phase and step it is, prints the main thread's stack, and leaves;
+/// the launcher then ends the other ranks.
+///
+/// Who is to blame shows in the heartbeats: every rank's thread touches a file in the run folder, and a stopped process,
+/// or one on a lost host, does not.
+package final class Watchdog: @unchecked Sendable {
+  /// What the main thread is doing.
+  package enum Phase: String, Sendable, CaseIterable {
+    case load, data, compute, reduce, save, validate
+    /// Nothing that has a deadline.
+    case rest
+  }
+
+  private struct State {
+    var phase = Phase.load
+    var step = 0
+    var since = ContinuousClock.now
+    /// The longest of the last durations of each phase, fading.
+    var longest: [Phase: Double] = [:]
+    var isStopping = false
+  }
+
+  private let state = Mutex(State())
+  private let rank: Int
+  private let size: Int
+  private let folder: String
+  private let floor: Double
+  private let main = pthread_self()
+
+  private static let exitStatus: Int32 = 70
+  private static let margin = 10.0
+
+  /// Starts to watch the calling thread, which must be the main one.
+  ///
+  /// - Parameters:
+  ///   - runFolder: where the heartbeats lie; shared by the ranks where their hosts share a file system
+  ///   - floor: seconds that any phase may take; 0 watches nothing
+  package init(rank: Int, size: Int, runFolder: String, floor: Double) {
+    self.rank = rank
+    self.size = size
+    self.floor = floor
+    folder = runFolder + "/.heartbeats"
+    guard floor > 0 else { return }
+    jettrain_prepare_stacks()
+    try? FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+    let thread = Thread { [self] in watch() }
+    thread.name = "watchdog"
+    thread.start()
+  }
+
+  /// The main thread begins `phase`.
+  package func enter(_ phase: Phase, step: Int) {
+    guard floor > 0 else { return }
+    state.withLock { state in
+      let now = ContinuousClock.now
+      let spent = Self.seconds(now - state.since)
+      state.longest[state.phase] = max(spent, 0.95 * (state.longest[state.phase] ?? 0))
+      (state.phase, state.step, state.since) = (phase, step, now)
+    }
+  }
+
+  /// Ends the watch.
+  package func stop() {
+    state.withLock { $0.isStopping = true }
+    unlink(heartbeat(rank))
+    rmdir(folder)
+  }
+
+  /// Seconds that a phase may take now. Loading and validating are not yet known when they first happen.
+  private func deadline(_ state: State) -> Double {
+    let first = [.load, .validate].contains(state.phase) && state.longest[state.phase] == nil ? 6.0 : 1
+    return max(floor * first, Self.margin * (state.longest[state.phase] ?? 0))
+  }
+
+  private func watch() {
+    let interval = min(1, floor / 10)
+    while true {
+      let (now, expired) = state.withLock { state in
+        (state, state.phase != .rest && Self.seconds(.now - state.since) > deadline(state))
+      }
+      if now.isStopping { return }
+      beat(now)
+      if expired { expire(now, interval) }
+      Thread.sleep(forTimeInterval: interval)
+    }
+  }
+
+  private func heartbeat(_ rank: Int) -> String { folder + "/rank-\(rank)" }
+
+  private func beat(_ state: State) {
+    let text = "\(Self.host) \(state.phase.rawValue) \(state.step)"
+    try? Data(text.utf8).write(to: URL(fileURLWithPath: heartbeat(rank)))
+  }
+
+  private func expire(_ state: State, _ interval: Double) -> Never {
+    let spent = Int(Self.seconds(.now - state.since))
+    var text =
+      "jettrain: rank \(rank) on \(Self.host) hangs: step \(state.step), \(state.phase.rawValue) for \(spent) s, "
+      + "allowed \(Int(deadline(state))) s; the job ends\n"
+    for other in 0..<size where other != rank {
+      guard let attributes = try? FileManager.default.attributesOfItem(atPath: heartbeat(other)),
+        let date = attributes[.modificationDate] as? Date,
+        let content = FileManager.default.contents(atPath: heartbeat(other))
+      else {
+        text += "jettrain: of rank \(other) there is no sign in \(folder)\n"
+        continue
+      }
+      let silence = Date().timeIntervalSince(date)
+      let parts = String(decoding: content, as: UTF8.self).split(separator: " ").map(String.init)
+      guard parts.count == 3 else { continue }
+      if silence > max(5 * interval, 1) {
+        text +=
+          "jettrain: rank \(other) on \(parts[0]) is silent since \(Int(silence)) s: step \(parts[2]), \(parts[1])\n"
+      } else if parts[1] != state.phase.rawValue {
+        text += "jettrain: rank \(other) on \(parts[0]) is at step \(parts[2]), \(parts[1])\n"
+      }
+    }
+    FileHandle.standardError.write(Data((text + "jettrain: stack of rank \(rank)'s main thread:\n").utf8))
+    jettrain_print_stack(main)
+    Thread.sleep(forTimeInterval: 0.5)
+    _exit(Self.exitStatus)
+  }
+
+  private static let host = ProcessInfo.processInfo.hostName
+
+  private static func seconds(_ duration: Duration) -> Double {
+    Double(duration.components.seconds) + Double(duration.components.attoseconds) * 1e-18
+  }
+}

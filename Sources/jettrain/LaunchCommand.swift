@@ -1,0 +1,52 @@
+import ArgumentParser
+import Foundation
+import Training
+
+struct Launch: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Run a training job under mpirun and start it again after a crash, from its newest good checkpoint.",
+    discussion:
+      "Everything behind -- is the job: `jettrain launch --ranks 8 --hostfile hosts -- distill --job job.yaml`. Restarts "
+      + "wait longer each time that no step was won; bad input and faults that repeat at one step are given up. Logs of "
+      + "every rank and a report of all attempts are in RUN/logs.")
+  @Option(help: "Ranks to start.") var ranks: Int
+  @Option(help: "Hosts, a line each: NAME slots=N. One that failed twice is left out.") var hostfile: String?
+  @Option(help: "Restarts at most.") var maxRestarts = 20
+  @Option(help: "Seconds before the first restart.") var backoff = 5.0
+  @Option(name: .customLong("mpirun"), help: "A further argument of mpirun; may be given several times.")
+  var mpirunArguments: [String] = []
+  @Argument(parsing: .postTerminator, help: "pretrain, distill or finetune, and its options.") var command: [String]
+
+  func run() {
+    withoutWorld {
+      guard ranks > 0, maxRestarts >= 0, backoff >= 0 else {
+        throw JobError(.usage, "--ranks must be above zero, --max-restarts and --backoff not below")
+      }
+      guard let name = command.first, let kind = JobKind(rawValue: name) else {
+        throw JobError(.usage, "behind -- stands pretrain, distill or finetune")
+      }
+      let program = ProcessInfo.processInfo.arguments[0]
+      let path = program.contains("/") ? URL(fileURLWithPath: program).path : program
+      let supervisor = try Supervisor(
+        LaunchPlan(
+          ranks: ranks, hostfile: hostfile, maxRestarts: maxRestarts, backoff: backoff,
+          mpirunArguments: mpirunArguments, command: [path] + command, runFolder: runFolder(kind)))
+      Supervisor.child.forward([SIGUSR1, SIGUSR2, SIGTERM, SIGINT])
+      let status = try supervisor.supervise()
+      if status != 0 { Foundation.exit(status) }
+    }
+  }
+
+  /// Where the job keeps its checkpoints, as the job itself will find it.
+  private func runFolder(_ kind: JobKind) throws -> String {
+    let options: TrainingOptions
+    switch kind {
+    case .pretrain: options = try Pretrain.parse(Array(command.dropFirst())).options
+    case .distill: options = try Distill.parse(Array(command.dropFirst())).options
+    case .finetune:
+      let finetune = try Finetune.parse(Array(command.dropFirst()))
+      return try finetune.options.job(kind, overrides: finetune.mixOverride, ranks: ranks).runFolder
+    }
+    return try options.job(kind, overrides: [], ranks: ranks).runFolder
+  }
+}
