@@ -51,7 +51,8 @@ let package = Package(
     .target(name: "Reporting", dependencies: ["Tensors"]),
     .target(
       name: "Training",
-      dependencies: ["CStack", 
+      dependencies: [
+        "CStack",
         "Checkpointing", "Conversion", "CPUBackend", "Files", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
         "Reporting", "Tensors", "Tokenizers", "TokenStreams", crypto, yams,
       ]),
@@ -92,7 +93,11 @@ let package = Package(
         "Training",
       ]),
     .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"]),
-    .testTarget(name: "RankTests", dependencies: ["jettrain"]),
+    .testTarget(name: "RankTests", dependencies: ["jettrain", "TestSupport"]),
+    .executableTarget(
+      name: "jettrain-faults", dependencies: ["Checkpointing", "Files", "NN", "TestSupport", "TokenStreams"],
+      path: "Tests/Faults", swiftSettings: [.unsafeFlags(["-O"])]),
+    .testTarget(name: "FaultTests", dependencies: ["jettrain", "jettrain-faults", "TestSupport"]),
     .executableTarget(
       name: "jettrain-fuzz",
       dependencies: ["Files", "Models", "Parallel", "Safetensors", "Tokenizers", "TokenStreams"], path: "Tests/Fuzz",

@@ -47,7 +47,7 @@ package struct CheckpointManifest: Codable, Sendable {
   }
 
   package static let fileName = "manifest.json"
-  package static let currentVersion = 1
+  package static let currentVersion = 2
 
   package var version = currentVersion
   /// Optimizer steps done.
@@ -64,6 +64,8 @@ package struct CheckpointManifest: Codable, Sendable {
   /// The job as it ran, and the student's `config.json`, for people and for export.
   package let job: [String: String]
   package let shards: [Shard]
+  /// SHA-256 of this manifest as it is written, with nothing in this place.
+  private var checksum = ""
 
   package init(
     step: Int, tokens: Int, phase: Int, phaseStep: Int, sequences: Int, worldSize: Int, identity: Identity,
@@ -94,15 +96,23 @@ package struct CheckpointManifest: Codable, Sendable {
       throw CheckpointError(
         file, "is of format version \(manifest.version); this program reads \(Self.currentVersion)")
     }
+    guard try sha256(manifest.encoding(checksum: "")) == manifest.checksum else {
+      throw CheckpointError(file, "its checksum does not fit its content: bytes were changed")
+    }
     for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
       throw CheckpointError(file, "names a file outside its folder: \(shard.file)")
     }
     self = manifest
   }
 
-  func encoded() throws -> Data {
+  /// The file's content.
+  func encoded() throws -> Data { try encoding(checksum: sha256(encoding(checksum: ""))) }
+
+  private func encoding(checksum: String) throws -> Data {
+    var copy = self
+    copy.checksum = checksum
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
-    return try encoder.encode(self)
+    return try encoder.encode(copy)
   }
 }

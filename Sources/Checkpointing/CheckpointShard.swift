@@ -55,6 +55,7 @@ enum CheckpointShard {
     }
     let file = try DurableFile(path)
     try header.bytes.withUnsafeBytes { try file.write(Zstd.compress($0, level: level)) }
+    try FailPoint.reach(.midShard, path: path)
     // A few frames at a time, compressed side by side and written in order.
     let batch = pool.threadCount * 2
     for first in stride(from: 0, to: spans.count, by: batch) {
@@ -65,7 +66,6 @@ enum CheckpointShard {
         pool.run(group.count) { out[$0] = Zstd.compress(group[first + $0], level: level) }
       }
       for frame in frames { try file.write(frame) }
-      try FailPoint.reach(.midShard, path: path)
     }
     let bytes = file.byteCount
     return .init(

@@ -6,6 +6,8 @@ package struct LaunchPlan: Sendable {
   package var ranks: Int
   package var hostfile: String?
   package var maxRestarts: Int
+  /// The run is given up after this many crashes in a row at the same step.
+  package var crashesAtAStep: Int
   /// Seconds before the first restart; they double with every one that brings no step forward.
   package var backoff: Double
   /// Further arguments of mpirun.
@@ -15,12 +17,14 @@ package struct LaunchPlan: Sendable {
   package var runFolder: String
 
   package init(
-    ranks: Int, hostfile: String?, maxRestarts: Int, backoff: Double, mpirunArguments: [String], command: [String],
+    ranks: Int, hostfile: String?, maxRestarts: Int, crashesAtAStep: Int, backoff: Double, mpirunArguments: [String],
+    command: [String],
     runFolder: String
   ) {
     self.ranks = ranks
     self.hostfile = hostfile
     self.maxRestarts = maxRestarts
+    self.crashesAtAStep = crashesAtAStep
     self.backoff = backoff
     self.mpirunArguments = mpirunArguments
     self.command = command
@@ -42,8 +46,6 @@ package final class Supervisor {
   private static let stoppedOnRequest: Int32 = 75
   /// A host is left out after this many crashes that began on it.
   private static let faultsOfAHost = 2
-  /// The run is given up after this many crashes in a row at the same step.
-  private static let crashesAtAStep = 3
 
   private struct Attempt {
     let begin: Date
@@ -95,8 +97,8 @@ package final class Supervisor {
       if !attempt.bySignal, Self.hopeless.contains(attempt.status) {
         return report("given up: no restart mends exit code \(attempt.status)")
       }
-      let last = attempts.suffix(Self.crashesAtAStep)
-      if last.count == Self.crashesAtAStep, Set(last.map(\.reached)).count == 1, Set(last.map(\.from)).count == 1 {
+      let last = attempts.suffix(plan.crashesAtAStep)
+      if last.count == plan.crashesAtAStep, Set(last.map(\.reached)).count == 1, Set(last.map(\.from)).count == 1 {
         return report("given up: \(last.count) crashes in a row at step \(attempt.reached)")
       }
       if attempts.count > plan.maxRestarts { return report("given up after \(plan.maxRestarts) restarts") }

@@ -12,6 +12,7 @@ struct Launch: ParsableCommand {
   @Option(help: "Ranks to start.") var ranks: Int
   @Option(help: "Hosts, a line each: NAME slots=N. One that failed twice is left out.") var hostfile: String?
   @Option(help: "Restarts at most.") var maxRestarts = 20
+  @Option(help: "Give up after this many crashes in a row at the same step.") var crashesAtAStep = 3
   @Option(help: "Seconds before the first restart.") var backoff = 5.0
   @Option(name: .customLong("mpirun"), help: "A further argument of mpirun; may be given several times.")
   var mpirunArguments: [String] = []
@@ -19,8 +20,9 @@ struct Launch: ParsableCommand {
 
   func run() {
     withoutWorld {
-      guard ranks > 0, maxRestarts >= 0, backoff >= 0 else {
-        throw JobError(.usage, "--ranks must be above zero, --max-restarts and --backoff not below")
+      guard ranks > 0, maxRestarts >= 0, crashesAtAStep > 0, backoff >= 0 else {
+        throw JobError(
+          .usage, "--ranks and --crashes-at-a-step must be above zero, --max-restarts and --backoff not below")
       }
       guard let name = command.first, let kind = JobKind(rawValue: name) else {
         throw JobError(.usage, "behind -- stands pretrain, distill or finetune")
@@ -29,7 +31,7 @@ struct Launch: ParsableCommand {
       let path = program.contains("/") ? URL(fileURLWithPath: program).path : program
       let supervisor = try Supervisor(
         LaunchPlan(
-          ranks: ranks, hostfile: hostfile, maxRestarts: maxRestarts, backoff: backoff,
+          ranks: ranks, hostfile: hostfile, maxRestarts: maxRestarts, crashesAtAStep: crashesAtAStep, backoff: backoff,
           mpirunArguments: mpirunArguments, command: [path] + command, runFolder: runFolder(kind)))
       Supervisor.child.forward([SIGUSR1, SIGUSR2, SIGTERM, SIGINT])
       let status = try supervisor.supervise()

@@ -1,4 +1,5 @@
 import Foundation
+import TestSupport
 import Testing
 
 /// Runs a program and gives its exit status and output.
@@ -26,39 +27,18 @@ private let pythonHasSafetensors =
 /// The built program under the real mpirun: the same bits at any number of ranks, after a kill, and at a resume with
 /// another number; and what bad input does.
 @Suite(.serialized) final class RankTests {
+  private let small: SmallRun
   private let folder: String
-  private static let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-    .deletingLastPathComponent().deletingLastPathComponent().path
-  private static let program: String = {
-    if let path = ProcessInfo.processInfo.environment["JETTRAIN"] { return path }
-    return repository + "/.build/debug/jettrain"
-  }()
 
   init() throws {
-    folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-ranks-\(UUID())").path
-    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
-    try makeInputs()
+    small = try SmallRun()
+    folder = small.folder
   }
-
-  deinit { try? FileManager.default.removeItem(atPath: folder) }
 
   // MARK: - Helpers
 
   private func start(ranks: Int, _ arguments: [String]) throws -> (process: Process, errors: Pipe) {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    let mpi = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "\(ranks)"]
-    process.arguments = (ranks > 0 ? mpi : []) + [Self.program] + arguments
-    var environment = ProcessInfo.processInfo.environment
-    environment["OMPI_ALLOW_RUN_AS_ROOT"] = "1"
-    environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-    process.environment = environment
-    process.currentDirectoryURL = URL(fileURLWithPath: folder)
-    let errors = Pipe()
-    process.standardError = errors
-    process.standardOutput = errors
-    try process.run()
-    return (process, errors)
+    try small.start(ranks: ranks, arguments)
   }
 
   /// Runs to the end; 0 ranks is without mpirun.
@@ -69,64 +49,14 @@ private let pythonHasSafetensors =
 
   @discardableResult
   private func jettrain(ranks: Int, _ arguments: [String], expecting status: Int32 = 0) throws -> String {
-    let (process, errors) = try start(ranks: ranks, arguments)
-    let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-    process.waitUntilExit()
-    #expect(process.terminationStatus == status, "\(arguments.joined(separator: " "))\n\(output)")
+    let (ended, output) = try small.run(ranks: ranks, arguments)
+    #expect(ended == status, "\(arguments.joined(separator: " "))\n\(output)")
     return output
   }
 
-  private func write(_ name: String, _ text: String) throws {
-    try Data(text.utf8).write(to: URL(fileURLWithPath: folder + "/" + name))
-  }
+  private func write(_ name: String, _ text: String) throws { try small.write(name, text) }
 
-  private func makeInputs() throws {
-    try jettrain("tokens", "make-questions", "--count", "800", "--seed", "3", "--output", "qa.jsonl")
-    try jettrain(
-      "tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "30000", "--output",
-      "data/qa",
-      "qa.jsonl")
-    try write("mix.yaml", "sources: [{name: qa, weight: 1}]\n")
-    let common = """
-      "vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-      "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true
-      """
-    try write("teacher.json", "{\"model_type\": \"qwen2\", \(common)}")
-    try write(
-      "hybrid.json",
-      """
-      {"model_type": "jet_nemotron", \(common), "layer_types": ["jet", "attn", "jet"], "efficient_attention_config":
-      {"jet": {"num_heads": 2, "head_dim": 8, "expand_v": 2.0, "norm_eps": "1e-5", "conv_size": 4, "dconv_generator_reduction": 8}}}
-      """)
-    let train = "seed: 1, context: 64, global_batch: 8, micro_batch: 2, lr: 2e-3"
-    let rest = "validation: {every: 10, sequences: 6}\ncheckpoints: {every: 5, keep_last: 20}\n"
-    try write(
-      "teacher.yaml",
-      "model: {student: teacher.json}\ndata: {root: data, mix: ./mix.yaml}\ntrain: {\(train), tokens: 2560}\nrun_dir: teacher\n"
-    )
-    try write(
-      "distill.yaml",
-      """
-      model: {teacher: teacher/model, student: hybrid.json}
-      data: {root: data, mix: ./mix.yaml}
-      train: {\(train)}
-      phases:
-      - {name: align, tokens: 4096, losses: {mixer_output: 1}, freeze: [mlp, embeddings, norms, attention]}
-      - {name: end, tokens: 6144, losses: {logits: 1, hidden: 0.5}, checkpoint_activations: true}
-      \(rest)
-      """)
-    try jettrain("pretrain", "--job", "teacher.yaml")
-  }
-
-  /// Every training line of a run's metrics: step, losses and gradient norm, to the last bit.
-  private func losses(_ run: String) throws -> [String] {
-    let text = try String(contentsOfFile: folder + "/\(run)/metrics.jsonl", encoding: .utf8)
-    return try text.split(separator: "\n").map { line in
-      let object = try #require(try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any])
-      let kept = object.filter { ["step", "loss", "losses", "grad_norm", "validation", "sequences"].contains($0.key) }
-      return String(decoding: try JSONSerialization.data(withJSONObject: kept, options: .sortedKeys), as: UTF8.self)
-    }
-  }
+  private func losses(_ run: String) throws -> [String] { try small.losses(run) }
 
   // MARK: - Determinism and resuming
 

@@ -1,0 +1,282 @@
+// Lets things go wrong in the real program and compares what comes of it with a run in which nothing did:
+//   jettrain-faults points [SEED]      every fail point on every rank, then a resume at another world size
+//   jettrain-faults kills COUNT [SEED] random kills of random ranks of one supervised run
+//   jettrain-faults signals COUNT [SEED] SIGUSR1 at random moments
+//   jettrain-faults flips              every byte of a small checkpoint and token shard
+//   jettrain-faults hang               a stopped rank
+// Prints how many cases there were and how many failed; exits with 1 when any did. `JETTRAIN` names the program.
+
+import Checkpointing
+import Files
+import Foundation
+import NN
+import TestSupport
+import TokenStreams
+
+struct Tally {
+  var cases = 0
+  var failures = 0
+
+  mutating func check(_ isRight: Bool, _ what: @autoclosure () -> String) {
+    cases += 1
+    if !isRight {
+      failures += 1
+      print("FAILED: \(what())")
+    }
+  }
+}
+
+/// What an undisturbed run leaves.
+struct Reference {
+  let run: SmallRun
+  let name: String
+  let losses: [String]
+
+  init(_ run: SmallRun, _ name: String, job: [String] = []) throws {
+    self.run = run
+    self.name = name
+    let (status, output) = try run.run(["distill", "--job", "distill.yaml", "--run-dir", name] + job)
+    guard status == 0 else { throw SmallRun.Failure(description: output) }
+    losses = try run.losses(name)
+  }
+
+  /// Whether `other` has the same weights and the same losses at every step, each step once.
+  func equals(_ other: String) throws -> Bool {
+    let diff = try run.run(["checkpoint", "diff", name, other])
+    return try diff.status == 0 && diff.output.contains("identical") && run.losses(other) == losses
+  }
+}
+
+func points(seed: UInt64) throws -> Tally {
+  var tally = Tally()
+  let run = try SmallRun()
+  let reference = try Reference(run, "reference")
+  var random = RandomStream(seed: seed, name: "faults")
+  var cases: [(ranks: Int, point: FailPoint, rank: Int, step: Int, action: FailPoint.Action)] = []
+  let writing: Set<FailPoint> = [.beforeShard, .midShard, .beforeManifest, .beforeRename, .beforeLatest, .afterLatest]
+  let byCoordinator: Set<FailPoint> = [.beforeManifest, .beforeRename, .beforeLatest, .afterLatest]
+  for point in FailPoint.allCases {
+    for action in FailPoint.Action.allCases where action != .stop {
+      if [.enospc, .eio].contains(action) && !writing.contains(point) { continue }
+      for rank in byCoordinator.contains(point) ? 0..<1 : 0..<2 {
+        cases.append((2, point, rank, 4 + Int(random.next() % 12), action))
+      }
+      if random.next() % 3 == 0 {
+        let rank = byCoordinator.contains(point) ? 0 : Int(random.next() % 4)
+        cases.append((4, point, rank, 4 + Int(random.next() % 12), action))
+      }
+    }
+  }
+  for (index, item) in cases.enumerated() {
+    let name = "case-\(index)"
+    let fault = "\(item.point.rawValue):\(item.rank):\(item.step):\(item.action.rawValue)"
+    let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name]
+    let first = try run.run(ranks: item.ranks, arguments, environment: ["JETTRAIN_FAILPOINT": fault])
+    // A full or broken disk and a slow one do not end a run.
+    let survives = item.action != .kill
+    tally.check(
+      survives ? first.status == 0 : first.status != 0,
+      "\(fault) at n = \(item.ranks) ended with \(first.status)\n\(first.output.suffix(600))")
+    if survives, [.enospc, .eio].contains(item.action) {
+      tally.check(first.output.contains("SAVE FAILED"), "\(fault) was not reported")
+    }
+    let ranks = [1, 2, 4][index % 3]
+    let second = try run.run(ranks: ranks, arguments)
+    tally.check(
+      try second.status == 0 && reference.equals(name),
+      "\(fault) at n = \(item.ranks), resumed at n = \(ranks), differs\n\(second.output.suffix(600))")
+    try? FileManager.default.removeItem(atPath: run.folder + "/" + name)
+  }
+  print("points: \(cases.count) faults, resumed at n = 1, 2, 4 in turn")
+  return tally
+}
+
+/// Identifiers of the ranks of a run.
+func ranks(of marker: String) -> [Int32] {
+  let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
+  return names.compactMap(Int32.init).filter { pid in
+    guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/cmdline") else { return false }
+    let words = data.split(separator: 0).map { String(decoding: $0, as: UTF8.self) }
+    return words.first?.hasSuffix("/jettrain") == true && words.contains(marker) && !words.contains("launch")
+  }.sorted()
+}
+
+func kills(count: Int, seed: UInt64) throws -> Tally {
+  var tally = Tally()
+  let run = try SmallRun()
+  let job = [
+    "--set", "phases.0.tokens=\(512 * 400)", "--set", "phases.1.tokens=\(512 * 8 * count)", "--set",
+    "checkpoints.every=4", "--set", "checkpoints.keep_last=3", "--set", "validation.every=0", "--set",
+    "checkpoints.compression_level=19",
+  ]
+  let reference = try Reference(run, "reference", job: job)
+  var random = RandomStream(seed: seed, name: "kills")
+  let command =
+    [SmallRun.program, "launch", "--ranks", "2", "--max-restarts", "\(10 * count)", "--crashes-at-a-step", "1000"]
+    + ["--backoff", "0.01", "--mpirun=--oversubscribe", "--mpirun=--bind-to", "--mpirun=none", "--"]
+    + ["distill", "--job", "distill.yaml", "--run-dir", "killed"] + job
+  let (process, errors) = try run.start(command)
+  let drain = Thread { _ = errors.fileHandleForReading.readDataToEndOfFile() }
+  drain.start()
+  var (done, duringSave, duringStart, lost) = (0, 0, 0, 0)
+  let folder = run.folder + "/killed"
+  func isSaving() -> Bool {
+    ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []).contains { $0.hasSuffix(".partial") }
+  }
+  var lastCommitted = 0
+  while process.isRunning, done < count {
+    usleep(UInt32(200_000 + random.next() % 900_000))
+    // Every third kill waits for a save.
+    if done % 3 == 0 {
+      for _ in 0..<4000 where process.isRunning && !isSaving() { usleep(500) }
+    }
+    let alive = ranks(of: "killed")
+    guard let victim = alive.isEmpty ? nil : alive[Int(random.next() % UInt64(alive.count))] else { continue }
+    let saving = isSaving()
+    let committed = RunFolder(folder).steps.last ?? 0
+    if committed < lastCommitted { lost += 1 }
+    lastCommitted = committed
+    guard kill(victim, SIGKILL) == 0 else { continue }
+    done += 1
+    if saving { duringSave += 1 }
+    if alive.count < 2 { duringStart += 1 }
+    usleep(150_000)
+  }
+  process.waitUntilExit()
+  print(
+    "kills: \(done), of them \(duringSave) during a save, \(duringStart) while starting; exit \(process.terminationStatus)"
+  )
+  tally.check(process.terminationStatus == 0, "the supervised run ended with \(process.terminationStatus)")
+  tally.check(lost == 0, "\(lost) committed checkpoints were lost")
+  tally.check(try reference.equals("killed"), "weights or losses differ from those of the undisturbed run")
+  tally.check(done >= count, "the run ended after \(done) kills")
+  print((try? String(contentsOfFile: folder + "/logs/report.txt", encoding: .utf8))?.split(separator: "\n").first ?? "")
+  return tally
+}
+
+func signals(count: Int, seed: UInt64) throws -> Tally {
+  var tally = Tally()
+  let run = try SmallRun()
+  let job = ["--set", "phases.1.tokens=\(512 * 400)", "--set", "checkpoints.every=100", "--set", "validation.every=7"]
+  let reference = try Reference(run, "reference", job: job)
+  var random = RandomStream(seed: seed, name: "signals")
+  var stopped = 0
+  for index in 0..<count {
+    let name = "signal-\(index)"
+    let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name] + job
+    let (process, errors) = try run.start(ranks: 2, arguments)
+    // mpirun itself passes signals on only once the ranks run.
+    while process.isRunning, ranks(of: name).count < 2 { usleep(2000) }
+    usleep(UInt32(random.next() % 2_500_000))
+    kill(process.processIdentifier, SIGUSR1)
+    let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    let status = process.terminationStatus
+    // A run that was over before the signal came has nothing to stop.
+    tally.check(status == 75 || status == 0, "signal \(index) ended with \(status)\n\(output.suffix(600))")
+    if status == 75 { stopped += 1 }
+    let second = try run.run(ranks: [1, 2, 4][index % 3], arguments)
+    tally.check(
+      try second.status == 0 && reference.equals(name),
+      "the run of signal \(index) differs\n\(second.output.suffix(600))")
+    try? FileManager.default.removeItem(atPath: run.folder + "/" + name)
+  }
+  print("signals: \(count), of which \(stopped) stopped a run with exit code 75")
+  return tally
+}
+
+func flips() throws -> Tally {
+  var tally = Tally()
+  let run = try SmallRun()
+  let (status, output) = try run.run(
+    ranks: 2, ["distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "10"])
+  guard status == 75 else { throw SmallRun.Failure(description: output) }
+  let checkpoint = run.folder + "/run/step-00000010"
+  let arrays = try Checkpoint(checkpoint).assemble()
+  var (detected, harmless) = (0, 0)
+
+  /// Flips one bit of every byte, `isHarmless` deciding about flips that no check notices.
+  func each(_ path: String, stride step: Int = 1, _ load: () throws -> Bool) throws {
+    var bytes = try Data(contentsOf: URL(fileURLWithPath: path))
+    for index in Swift.stride(from: 0, to: bytes.count, by: step) {
+      let old = bytes[index]
+      bytes[index] ^= 1 << UInt8(index % 8)
+      try bytes.write(to: URL(fileURLWithPath: path))
+      bytes[index] = old
+      do {
+        let isSame = try load()
+        tally.check(isSame, "\(path): a flip in byte \(index) went unnoticed")
+        if isSame { harmless += 1 }
+      } catch {
+        tally.check(true, "")
+        detected += 1
+      }
+    }
+    try bytes.write(to: URL(fileURLWithPath: path))
+  }
+  for file in try FileManager.default.contentsOfDirectory(atPath: checkpoint).sorted() {
+    try each(checkpoint + "/" + file) {
+      let changed = try Checkpoint(checkpoint)
+      try changed.verify()
+      return try changed.assemble() == arrays
+    }
+    print("checkpoint \(file): \(detected) flips detected, \(harmless) harmless so far")
+  }
+  // A dataset small enough to be read again for every byte.
+  try run.write("few.jsonl", (0..<40).map { "{\"text\": \"line \($0) of a small text\"}" }.joined(separator: "\n"))
+  _ = try run.run(["tokens", "build", "--field", "text", "--output", "data/few", "few.jsonl"])
+  let data = run.folder + "/data/few"
+  func read() throws -> [UInt32] {
+    let dataset = try Dataset(data)
+    try dataset.checkFiles()
+    var tokens: [UInt32] = []
+    let shard = try dataset.shard(0)
+    try shard.read(0..<shard.tokenCount, into: &tokens)
+    return tokens + (0..<tokens.count).map { shard.index.counts($0) ? 1 : 0 } + shard.index.starts.map { UInt32($0) }
+  }
+  let tokens = try read()
+  for file in try FileManager.default.contentsOfDirectory(atPath: data).sorted() {
+    try each(data + "/" + file) { try read() == tokens }
+    print("dataset \(file): \(detected) flips detected, \(harmless) harmless so far")
+  }
+  print("flips: \(detected + harmless), of which \(detected) are detected and \(harmless) are harmless")
+  return tally
+}
+
+func hang() throws -> Tally {
+  var tally = Tally()
+  let run = try SmallRun()
+  for point in [FailPoint.loader, .step, .collective] {
+    let begin = Date()
+    let arguments = ["distill", "--job", "distill.yaml", "--run-dir", "hang-\(point)", "--set", "watchdog.floor=2"]
+    let (status, output) = try run.run(
+      ranks: 2, arguments, environment: ["JETTRAIN_FAILPOINT": "\(point.rawValue):1:12:stop"])
+    let seconds = Date().timeIntervalSince(begin)
+    print("hang in \(point): ended after \(String(format: "%.1f", seconds)) s")
+    tally.check(
+      status != 0 && output.contains("rank 1 on") && output.contains("is silent") && seconds < 30,
+      "a rank stopped in \(point): \(status)\n\(output.suffix(1500))")
+  }
+  return tally
+}
+
+let arguments = CommandLine.arguments
+let numbers = arguments.dropFirst(2).compactMap { Int($0) }
+do {
+  let tally: Tally
+  switch arguments.dropFirst().first {
+  case "points": tally = try points(seed: UInt64(numbers.first ?? 1))
+  case "kills": tally = try kills(count: numbers.first ?? 200, seed: UInt64(numbers.dropFirst().first ?? 1))
+  case "signals": tally = try signals(count: numbers.first ?? 50, seed: UInt64(numbers.dropFirst().first ?? 1))
+  case "flips": tally = try flips()
+  case "hang": tally = try hang()
+  default:
+    print("usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | flips | hang")
+    exit(64)
+  }
+  print("\(tally.cases) cases, \(tally.failures) failures")
+  exit(tally.failures == 0 ? 0 : 1)
+} catch {
+  print("\(error)")
+  exit(1)
+}
