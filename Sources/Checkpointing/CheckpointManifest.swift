@@ -89,12 +89,12 @@ package struct CheckpointManifest: Codable, Sendable {
       throw CheckpointError(path, "has no manifest: it is not a checkpoint, or its save never finished")
     }
     let data = try readFile(file)
+    struct Version: Decodable { let version: Int }
+    if let other = try? JSONDecoder().decode(Version.self, from: data), other.version != Self.currentVersion {
+      throw CheckpointError(file, "is of format version \(other.version); this program reads \(Self.currentVersion)")
+    }
     guard let manifest = try? JSONDecoder().decode(Self.self, from: data) else {
       throw CheckpointError(file, "is damaged or not a checkpoint manifest")
-    }
-    guard manifest.version == Self.currentVersion else {
-      throw CheckpointError(
-        file, "is of format version \(manifest.version); this program reads \(Self.currentVersion)")
     }
     guard try sha256(manifest.encoding(checksum: "")) == manifest.checksum else {
       throw CheckpointError(file, "its checksum does not fit its content: bytes were changed")

@@ -2,7 +2,7 @@
 //   jettrain-faults points [SEED]      every fail point on every rank, then a resume at another world size
 //   jettrain-faults kills COUNT [SEED] random kills of random ranks of one supervised run
 //   jettrain-faults signals COUNT [SEED] SIGUSR1 at random moments
-//   jettrain-faults flips              every byte of a small checkpoint and token shard
+//   jettrain-faults flips [STRIDE]     every byte, or every so many, of a small checkpoint and token shard
 //   jettrain-faults hang               a stopped rank
 // Prints how many cases there were and how many failed; exits with 1 when any did. `JETTRAIN` names the program.
 
@@ -185,7 +185,7 @@ func signals(count: Int, seed: UInt64) throws -> Tally {
   return tally
 }
 
-func flips() throws -> Tally {
+func flips(every stride: Int) throws -> Tally {
   var tally = Tally()
   let run = try SmallRun()
   let (status, output) = try run.run(
@@ -196,9 +196,9 @@ func flips() throws -> Tally {
   var (detected, harmless) = (0, 0)
 
   /// Flips one bit of every byte, `isHarmless` deciding about flips that no check notices.
-  func each(_ path: String, stride step: Int = 1, _ load: () throws -> Bool) throws {
+  func each(_ path: String, _ load: () throws -> Bool) throws {
     var bytes = try Data(contentsOf: URL(fileURLWithPath: path))
-    for index in Swift.stride(from: 0, to: bytes.count, by: step) {
+    for index in Swift.stride(from: 0, to: bytes.count, by: stride) {
       let old = bytes[index]
       bytes[index] ^= 1 << UInt8(index % 8)
       try bytes.write(to: URL(fileURLWithPath: path))
@@ -268,10 +268,10 @@ do {
   case "points": tally = try points(seed: UInt64(numbers.first ?? 1))
   case "kills": tally = try kills(count: numbers.first ?? 200, seed: UInt64(numbers.dropFirst().first ?? 1))
   case "signals": tally = try signals(count: numbers.first ?? 50, seed: UInt64(numbers.dropFirst().first ?? 1))
-  case "flips": tally = try flips()
+  case "flips": tally = try flips(every: max(1, numbers.first ?? 1))
   case "hang": tally = try hang()
   default:
-    print("usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | flips | hang")
+    print("usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | flips [STRIDE] | hang")
     exit(64)
   }
   print("\(tally.cases) cases, \(tally.failures) failures")

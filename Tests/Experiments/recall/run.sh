@@ -34,7 +34,7 @@ for seed in "$@"; do
   "$jettrain" pretrain --job teacher.yaml --set train.seed=$seed --run-dir $base/shallow
   python3 "$here/grow.py" $base/shallow/model 12 "$seed" $base/grown 3 9 | tee $base/places.txt
   "$jettrain" pretrain --job teacher.yaml --set model.student=$base/grown --set train.seed=$((seed + 100)) \
-    --set train.tokens=1536K --set train.lr=3e-4 --set train.min_lr=3e-5 --run-dir $base/teacher
+    --set train.tokens=3M --set train.lr=3e-4 --set train.min_lr=1e-5 --run-dir $base/teacher
   teacher=$base/teacher/model
   # Search.
   "$jettrain" distill --job supernet.yaml --set model.teacher=$teacher --set train.seed=$seed --run-dir $base/supernet
