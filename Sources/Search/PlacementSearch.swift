@@ -57,8 +57,9 @@ package struct PlacementResult: Codable, Sendable {
   ) throws {
     let identity = sha256(
       "\(ModelSetup.hash(supernet)) \(teacher.map { ModelSetup.hash($0) } ?? "") \(objectives.map(\.identity))")
+    let wantsStop = { stop.reason != nil }
     let evaluator = try PathEvaluator(
-      file: cache, identity: identity, weights: weights, world: world, wantsStop: { stop.reason != nil }
+      file: cache, identity: identity, weights: weights, world: world, wantsStop: wantsStop
     ) { path in
       supernet.path = path
       return objectives.map { $0.score(supernet, teacher: teacher, backend: backend) }
