@@ -67,12 +67,13 @@ package struct Checkpoint {
   /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading. Newer ones,
   /// which are damaged, are set aside under another name, so that their steps can be saved again.
   ///
+  /// - Parameter before: only those of earlier steps
   /// - Returns: nil when the run has none at all.
   /// - Throws: When it has some, but none is good.
   package static func newestGood(
-    in run: RunFolder, world: Communicator, warn: (String) -> Void
+    in run: RunFolder, before: Int = .max, world: Communicator, warn: (String) -> Void
   ) throws -> Checkpoint? {
-    let steps = run.steps
+    let steps = run.steps.filter { $0 < before }
     var damaged: [Int] = []
     for step in steps.reversed() {
       let path = run.checkpoint(step: step)

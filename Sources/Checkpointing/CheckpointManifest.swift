@@ -46,6 +46,22 @@ package struct CheckpointManifest: Codable, Sendable {
     }
   }
 
+  /// What the decision about the next update depends on.
+  package struct SpikeState: Codable, Sendable, Equatable {
+    /// The usual gradient norm: a running mean of those that led to updates; 0 before the first.
+    package var usualNorm = 0.0
+    /// Steps in a row whose updates were left out, the first of them, and where its data begins.
+    package var skips = 0
+    package var firstStep = 0
+    package var firstSequence = 0
+    /// Sequences of the phase that are passed over, `[first, end]` each.
+    package var passedOver: [[Int]] = []
+    /// Times that the run went back without an update since.
+    package var returns = 0
+
+    package init() {}
+  }
+
   package static let fileName = "manifest.json"
   package static let currentVersion = 2
 
@@ -60,6 +76,8 @@ package struct CheckpointManifest: Codable, Sendable {
   /// The next global sequence index of that phase's plan.
   package let sequences: Int
   package let worldSize: Int
+  /// Updates that were left out, and data that is passed over.
+  package let spikes: SpikeState
   package let identity: Identity
   /// The job as it ran, and the student's `config.json`, for people and for export.
   package let job: [String: String]
@@ -68,8 +86,8 @@ package struct CheckpointManifest: Codable, Sendable {
   private var checksum = ""
 
   package init(
-    step: Int, tokens: Int, phase: Int, phaseStep: Int, sequences: Int, worldSize: Int, identity: Identity,
-    job: [String: String], shards: [Shard]
+    step: Int, tokens: Int, phase: Int, phaseStep: Int, sequences: Int, worldSize: Int, spikes: SpikeState,
+    identity: Identity, job: [String: String], shards: [Shard]
   ) {
     self.step = step
     self.tokens = tokens
@@ -77,6 +95,7 @@ package struct CheckpointManifest: Codable, Sendable {
     self.phaseStep = phaseStep
     self.sequences = sequences
     self.worldSize = worldSize
+    self.spikes = spikes
     self.identity = identity
     self.job = job
     self.shards = shards

@@ -52,9 +52,9 @@ package struct RunFolder: Sendable {
     try FailPoint.reach(.afterLatest, path: path)
   }
 
-  /// Renames a damaged checkpoint to `step-N.damaged`, or the first such name that is free.
-  func setAside(step: Int) throws {
-    var name = checkpoint(step: step) + ".damaged"
+  /// Renames a checkpoint to `step-N.damaged`, or what else `reason` says, or the first such name that is free.
+  package func setAside(step: Int, as reason: String = "damaged") throws {
+    var name = checkpoint(step: step) + "." + reason
     while FileManager.default.fileExists(atPath: name) { name += "-again" }
     try renameDurably(checkpoint(step: step), to: name)
   }

@@ -48,6 +48,19 @@ package enum FailPoint: String, Sendable, CaseIterable {
     currentStep.store(step, ordering: .relaxed)
   }
 
+  /// Whether one of these sequences is poisoned (`poison:FIRST:END:nan`): the losses of its step count as not finite,
+  /// whenever it is read.
+  package static func poisons(_ sequences: Range<Int>) -> Bool {
+    poison.map { $0.overlaps(sequences) } ?? false
+  }
+
+  private static let poison: Range<Int>? = {
+    let parts = ProcessInfo.processInfo.environment["JETTRAIN_FAILPOINT"]?.split(separator: ":").map(String.init) ?? []
+    guard parts.count == 4, parts[0] == "poison", let first = Int(parts[1]), let end = Int(parts[2]), first < end
+    else { return nil }
+    return first..<end
+  }()
+
   /// Lets the fault happen that was planned for here, once its step has come.
   package static func reach(_ point: FailPoint, path: String = "") throws {
     guard let plan, plan.point == point, plan.rank == currentRank.load(ordering: .relaxed),

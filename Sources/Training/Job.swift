@@ -110,6 +110,7 @@ package struct Job: Sendable {
   package var logEvery: Int
   package var compressionLevel: Int32
   package var onSaveFailure: SaveFailurePolicy
+  package var spikes: SpikeGuard.Settings
   /// Seconds that no phase of a step may be suspected of hanging; 0 for no watchdog.
   package var watchdogFloor: Double
   /// Steps between comparisons of the ranks' parameters; 0 for none.
@@ -205,6 +206,12 @@ extension Job {
     compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)
     onSaveFailure = checkpoints.choice("on_failure", SaveFailurePolicy.self) ?? .retry
     checkpoints.rejectUnknownKeys()
+    let spikeSection = root.section("spikes")
+    spikes = SpikeGuard.Settings()
+    spikes.policy = spikeSection.choice("policy", SpikeGuard.Policy.self) ?? .fail
+    spikes.factor = spikeSection.number("factor") ?? 0
+    spikes.limit = spikeSection.integer("limit", from: 1) ?? 5
+    spikeSection.rejectUnknownKeys()
     let watchdog = root.section("watchdog")
     watchdogFloor = watchdog.number("floor") ?? 300
     replicaCheckEvery = watchdog.integer("replicas_every") ?? 100

@@ -20,6 +20,8 @@ package struct StepResult {
   package var isStopAsked: Bool
   /// Whether all ranks have written their parts of the save under way.
   package var isSaveWritten: Bool
+  /// Whether the update was left out.
+  package var isSkipped: Bool
   /// Seconds that each rank took for its micro-batches.
   package var computeSeconds: [Double]
 }
@@ -79,11 +81,11 @@ package final class StepRunner {
   /// - Parameters:
   ///   - batches: this rank's micro-batches
   ///   - step: counted from 1 within the phase, for the bias correction
+  ///   - accepts: decides, on all ranks alike, whether a loss and gradient norm lead to an update
   ///   - flags: of this rank, asked for late in the step
-  /// - Throws: `JobError` of kind `diverged` on every rank, before any parameter changed, when a loss or the gradient
-  ///   is not finite.
   package func run(
-    _ batches: [SequenceBatch], step: Int, learningRate: Double, flags: () -> RankFlags = { [] }
+    _ batches: [SequenceBatch], step: Int, learningRate: Double,
+    accepts: (_ loss: Double, _ norm: Double) throws -> Bool = { _, _ in true }, flags: () -> RankFlags = { [] }
   ) throws -> StepResult {
     var clock = PhaseClock()
     var totals = [
@@ -117,20 +119,18 @@ package final class StepRunner {
     clock.mark("reduce")
     let means = LossSums(values: total).means(counts)
     let loss = means.weighted(phase.losses)
-    guard loss.isFinite, norm.isFinite else {
-      throw JobError(
-        .diverged,
-        "step \(step) of phase \(phase.name): the loss is \(loss) and the gradient norm \(norm); nothing was updated. "
-          + "Lower train.lr, or look at the data of this step")
+    let isAccepted = try accepts(loss, norm)
+    if isAccepted {
+      let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
+      optimizer.update(step: step, learningRate: learningRate, gradientScale: scale)
+      try exchange.shareParameters()
     }
-    let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
-    optimizer.update(step: step, learningRate: learningRate, gradientScale: scale)
-    try exchange.shareParameters()
     clock.mark("update")
     return StepResult(
       losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds,
       isStopAsked: everyFlag.contains { $0.contains(.wantsStop) },
-      isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, computeSeconds: computeSeconds)
+      isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, isSkipped: !isAccepted,
+      computeSeconds: computeSeconds)
   }
 }
 

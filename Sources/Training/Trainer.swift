@@ -43,9 +43,8 @@ package final class Trainer {
   // State of the phase at hand.
   private var phaseIndex = 0
   private var phaseStep = 0
-  /// Where in the phase's plan its step `firstStep` begins.
-  private var firstSequence = 0
-  private var firstStep = 0
+  /// The next sequence of the phase's plan.
+  private var cursor = 0
   private var runner: StepRunner!
   private var step = 0
   private var tokens = 0
@@ -59,6 +58,7 @@ package final class Trainer {
   /// The rank that was slowest last, and for how many steps in a row.
   private var straggler = (rank: 0, steps: 0)
   private let watchdog: Watchdog
+  private var spikes: SpikeGuard
   private var failedSaves = 0
   /// Whether the next step tries again to save.
   private var isRetryDue = false
@@ -76,6 +76,7 @@ package final class Trainer {
     self.world = world
     self.backend = backend
     run = RunFolder(job.runFolder)
+    spikes = SpikeGuard(job.spikes)
     watchdog = Watchdog(rank: world.rank, size: world.size, runFolder: job.runFolder, floor: job.watchdogFloor)
     let mix = try Mix(job.mixName, folder: job.mixFolder)
     models = try ModelSetup(job, backend: backend)
@@ -177,9 +178,11 @@ package final class Trainer {
     tokens = manifest.tokens
     resumedFrom = step
     (lastSaved, lastGood) = (step, step)
+    spikes = SpikeGuard(job.spikes, state: manifest.spikes)
+    if phase != manifest.phase { spikes.beginPhase() }
     if phase == manifest.phase {
       phaseStep = manifest.phaseStep
-      (firstStep, firstSequence) = (manifest.phaseStep, manifest.sequences)
+      cursor = manifest.sequences
     }
     let optimizer = runner.optimizer
     let offsets = Dictionary(uniqueKeysWithValues: runner.arena.entries.map { ($0.parameter.name, $0.offset) })
@@ -211,7 +214,8 @@ package final class Trainer {
 
   private func beginPhase(_ index: Int) {
     phaseIndex = index
-    (phaseStep, firstStep, firstSequence) = (0, 0, 0)
+    (phaseStep, cursor) = (0, 0)
+    spikes.beginPhase()
     runner = StepRunner(
       student: models.student, teacher: models.teacher, phase: job.phases[index], world: world, backend: backend)
     runner.watchdog = watchdog
@@ -221,9 +225,7 @@ package final class Trainer {
 
   /// Trains to the end, until step `stopStep` has been saved, or until `stop` says so.
   package func train(stopStep: Int? = nil, stop: StopRequest? = nil) throws -> RunOutcome {
-    let metrics =
-      world.isCoordinator
-      ? try MetricsLog(run.path + "/metrics.jsonl", keepingStepsTo: step) : nil
+    var metrics = try openMetrics()
     let rate = Machine.matrixRate(backend)
     say(
       "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
@@ -240,6 +242,11 @@ package final class Trainer {
       }
       mustStop =
         try trainStep(metrics, operations: operations, rate: rate, stop) || stopStep.map { step >= $0 } ?? false
+      if spikes.isExhausted {
+        try goBack()
+        metrics = try openMetrics()
+        continue
+      }
       let isLast = step == job.totalSteps
       // What ends a phase is measured under that phase, whoever waits.
       let endsPhase = phaseStep == job.phases[phaseIndex].steps
@@ -264,6 +271,57 @@ package final class Trainer {
     }
     say("finished: the model is in \(run.path)/model")
     return .finished
+  }
+
+  private func openMetrics() throws -> MetricsLog? {
+    world.isCoordinator ? try MetricsLog(run.path + "/metrics.jsonl", keepingStepsTo: step) : nil
+  }
+
+  /// Goes back to the newest checkpoint before the updates that were left out, and passes their data over from there.
+  private func goBack() throws {
+    let phase = job.phases[phaseIndex]
+    let (skipped, skippedPhase, last) = (spikes, phaseIndex, step)
+    let (first, end) = (skipped.state.firstStep, cursor)
+    try finishSave()
+    guard skipped.state.returns < 3,
+      let checkpoint = try Checkpoint.newestGood(in: run, before: first, world: world, warn: say),
+      checkpoint.manifest.phase == skippedPhase, checkpoint.manifest.phaseStep < phase.steps
+    else {
+      throw JobError(
+        .diverged,
+        "steps \(first) to \(last) of phase \(phase.name) gave no update, and there is no checkpoint of that phase "
+          + "before them, or going back did not help; lower train.lr, or look at the data")
+    }
+    try agree(world) {
+      guard world.isCoordinator else { return }
+      for newer in run.steps where newer > checkpoint.manifest.step { try run.setAside(step: newer, as: "passed-over") }
+    }
+    try agree(world) { try restore(checkpoint) }
+    spikes = skipped
+    spikes.goBack(to: checkpoint.manifest.spikes, end: end)
+    let passed = spikes.state.passedOver.reduce(0) { $0 + $1[1] - $1[0] }
+    try plans[phaseIndex].checkSupply(sequences: phase.steps * phase.globalBatch + passed)
+    say(
+      "steps \(first) to \(last) gave no update: back to step \(step), passing over sequences "
+        + "\(skipped.state.firstSequence) to \(end) of phase \(phase.name)")
+  }
+
+  /// Whether this step's numbers lead to an update.
+  private func accepts(loss: Double, norm: Double, sequences: Range<Int>) throws -> Bool {
+    // A test poisons data of the last phase.
+    let isPoisoned = phaseIndex == job.phases.count - 1 && FailPoint.poisons(sequences)
+    let isAccepted = spikes.accepts(
+      loss: isPoisoned ? .nan : loss, norm: norm, step: step + 1, sequence: sequences.lowerBound)
+    guard isAccepted || job.spikes.policy == .skip else {
+      throw JobError(
+        .diverged,
+        "step \(phaseStep + 1) of phase \(job.phases[phaseIndex].name): the loss is \(loss) and the gradient norm \(norm); nothing "
+          + "was updated. Lower train.lr, look at the data of this step, or let such steps be skipped (spikes.policy)")
+    }
+    if !isAccepted {
+      say("step \(step + 1): the loss is \(loss), the gradient norm \(norm): no update (sequences \(sequences))")
+    }
+    return isAccepted
   }
 
   /// All ranks must hold the same parameters: a rank whose memory or sums went wrong is named before it spoils a
@@ -316,25 +374,32 @@ package final class Trainer {
     FailPoint.at(rank: world.rank, step: step + 1)
     watchdog.enter(.data, step: step + 1)
     try FailPoint.reach(.loader)
-    let start = firstSequence + (phaseStep - firstStep) * phase.globalBatch
+    let start = spikes.begin(at: cursor, count: phase.globalBatch)
     let batches = try runner.microBatches.map { index in
       try plans[phaseIndex].read(start + index * phase.microBatch..<start + (index + 1) * phase.microBatch)
     }
     clock.mark("data")
     models.student.path = job.supernet?.path(step: step, layers: models.student.layers.count, seed: job.seed)
     let learningRate = phase.schedule.rate(step: phaseStep, of: phase.steps)
-    let result = try runner.run(batches, step: phaseStep + 1, learningRate: learningRate) {
+    let sequences = start..<start + phase.globalBatch
+    let decide = { [self] (loss: Double, norm: Double) in
+      try accepts(loss: loss, norm: norm, sequences: sequences)
+    }
+    let readFlags = { [self] () -> RankFlags in
       var flags: RankFlags = []
       if stop?.reason != nil { flags.insert(.wantsStop) }
       if pending?.isWritten ?? false { flags.insert(.hasWritten) }
       return flags
     }
+    let result = try runner.run(
+      batches, step: phaseStep + 1, learningRate: learningRate, accepts: decide, flags: readFlags)
     clock.mark("step")
     watchdog.enter(.save, step: step + 1)
     if result.isSaveWritten { try finishSave() }
     clock.mark("save")
     step += 1
     phaseStep += 1
+    cursor = start + phase.globalBatch
     tokens += phase.tokensPerStep
     if job.replicaCheckEvery > 0, step % job.replicaCheckEvery == 0 { try checkReplicas() }
     report(result.computeSeconds)
@@ -351,7 +416,7 @@ package final class Trainer {
       "step": step, "phase": phase.name, "tokens": tokens, "loss": result.loss,
       "losses": Self.named(result.losses, phase.losses), "lr": learningRate, "grad_norm": result.gradientNorm,
       "seconds": seconds, "tokens_per_s": speed, "sgemm_share": share, "peak_memory": Machine.peakMemory,
-      "sequences": [start, start + phase.globalBatch],
+      "sequences": [start, start + phase.globalBatch], "skipped": result.isSkipped,
     ])
     let left = Double(job.totalSteps - step) * clock.total
     let line =
@@ -460,10 +525,9 @@ package final class Trainer {
             values: parameter.value.floats))
       }
     }
-    let phase = job.phases[phaseIndex]
     let jobText = (try? String(contentsOfFile: job.path, encoding: .utf8)) ?? ""
     let fields = (
-      step, tokens, phaseIndex, phaseStep, firstSequence + (phaseStep - firstStep) * phase.globalBatch, world.size
+      step, tokens, phaseIndex, phaseStep, cursor, world.size, spikes.state
     )
     let jobFields = [
       "path": job.path, "text": jobText, "teacher": job.teacher ?? "", "student": job.student,
@@ -476,7 +540,7 @@ package final class Trainer {
       ) { [identity] shards in
         CheckpointManifest(
           step: fields.0, tokens: fields.1, phase: fields.2, phaseStep: fields.3, sequences: fields.4,
-          worldSize: fields.5, identity: identity, job: jobFields, shards: shards)
+          worldSize: fields.5, spikes: fields.6, identity: identity, job: jobFields, shards: shards)
       }
       stall += save.stall
       pending = save

@@ -190,7 +190,7 @@ struct Bench: ParsableCommand {
           in: run, world: .alone, level: Int32(level), buffer: SnapshotBuffer()
         ) { shards in
           CheckpointManifest(
-            step: 1, tokens: 0, phase: 0, phaseStep: 1, sequences: 0, worldSize: 1,
+            step: 1, tokens: 0, phase: 0, phaseStep: 1, sequences: 0, worldSize: 1, spikes: .init(),
             identity: .init(kind: "bench", model: "", frozen: "", teacher: "", plans: []), job: [:], shards: shards)
         }
         try save.complete()

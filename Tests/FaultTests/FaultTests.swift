@@ -26,5 +26,6 @@ import Testing
   @Test func killsUnderTheSupervisorAreOvercome() throws { try faults("kills", "6") }
   @Test func signalsStopRunsAtACheckpoint() throws { try faults("signals", "4") }
   @Test func flippedBytesAreNoticed() throws { try faults("flips", "23") }
+  @Test func spikesAreSkippedAndPassedOver() throws { try faults("spikes") }
   @Test func stoppedRanksAreNamed() throws { try faults("hang") }
 }
