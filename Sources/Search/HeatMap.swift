@@ -4,9 +4,10 @@ import Models
 /// The importance of every layer for every objective as a picture: dark where a layer alone brings most of what one layer
 /// can bring. Self-contained SVG.
 package func heatMap(_ result: PlacementResult) -> String {
-  let (cell, left, top) = (34, 190, 46)
+  let (cell, top) = (34, 46)
+  let left = 24 + 7 * max(12, result.objectives.map { shortName($0).count }.max() ?? 0)
   let importance = result.importance
-  let (width, height) = (max(500, left + importance.count * cell + 20), top + result.objectives.count * cell + 44)
+  let (width, height) = (max(720, left + importance.count * cell + 20), top + result.objectives.count * cell + 44)
   var svg = """
     <svg xmlns="http://www.w3.org/2000/svg" width="\(width)" height="\(height)" viewBox="0 0 \(width) \(height)" \
     font-family="system-ui, sans-serif" font-size="12">

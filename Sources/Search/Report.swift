@@ -42,7 +42,7 @@ package func report(_ result: SearchResult) -> String {
     <title>jettrain search</title>
     <style>
     body { font: 15px/1.5 system-ui, sans-serif; color: #212529; background: #f8f9fa; margin: 0; }
-    main { max-width: 1060px; margin: 0 auto; padding: 24px 16px 64px; }
+    main { max-width: 1240px; margin: 0 auto; padding: 24px 16px 64px; }
     h1 { font-size: 26px; margin: 8px 0 20px; } h2 { font-size: 18px; margin: 0 0 4px; }
     section { background: #fff; border: 1px solid #dee2e6; border-radius: 10px; padding: 18px 22px; margin: 0 0 18px; }
     p { color: #495057; margin: 0 0 12px; } figure { margin: 0 0 14px; overflow-x: auto; }

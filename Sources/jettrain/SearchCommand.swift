@@ -75,9 +75,13 @@ struct Search: ParsableCommand {
   struct Show: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Show the result of a search as tables.")
     @Argument(help: "The folder that a search wrote.") var folder: String
+    @Flag(help: "Also write report.html and importance.svg anew.") var report = false
 
     func run() {
-      withoutWorld { try Self.print(folder: folder) }
+      withoutWorld {
+        try Self.print(folder: folder)
+        if report { try SearchResult(folder: folder).write(to: folder) }
+      }
     }
 
     static func print(folder: String) throws {
