@@ -140,6 +140,9 @@ package final class Supervisor {
     process.standardError = errors
     try process.run()
     Self.child.store(process.processIdentifier)
+    // mpirun may wait for ever for a rank that died while it started: without any child left it is ended.
+    let watch = Thread { Self.endWhenChildless(process.processIdentifier) }
+    watch.start()
     var text = ""
     while case let data = errors.fileHandleForReading.availableData, !data.isEmpty {
       FileHandle.standardError.write(data)
@@ -150,6 +153,30 @@ package final class Supervisor {
     attempt.status = process.terminationStatus
     attempt.bySignal = process.terminationReason == .uncaughtSignal
     attempt.host = Self.faultyHost(text, among: hosts.map(\.name))
+  }
+
+  /// Kills the process once it has had no child for a while; returns when it is gone.
+  private static func endWhenChildless(_ process: Int32) {
+    var quiet = 0
+    while kill(process, 0) == 0 {
+      quiet = hasChild(process) ? 0 : quiet + 1
+      if quiet == secondsWithoutChild { kill(process, SIGKILL) }
+      sleep(1)
+    }
+  }
+
+  private static let secondsWithoutChild = 10
+
+  private static func hasChild(_ process: Int32) -> Bool {
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
+    return names.contains { name in
+      guard name.first?.isNumber == true, let data = FileManager.default.contents(atPath: "/proc/\(name)/stat") else {
+        return false
+      }
+      // Behind the name in parentheses: the state and the parent.
+      let words = String(decoding: data, as: UTF8.self).split(separator: ")").last?.split(separator: " ") ?? []
+      return words.count > 1 && words[0] != "Z" && Int32(words[1]) == process
+    }
   }
 
   /// The host on which the first rank failed, as mpirun or the watchdog says.

@@ -86,6 +86,21 @@ private let pythonHasSafetensors =
     #expect(try jettrain("checkpoint", "diff", "one", "killed").contains("identical"))
     #expect(try losses("killed") == reference)
 
+    // What the log says was read is what the plan says, every sequence once, whatever happened on the way.
+    var planned: [Int: [Int]] = [:]
+    for line in try jettrain("tokens", "plan", "--job", "distill.yaml", "--range", "0:20").split(separator: "\n") {
+      let words = line.split { $0 == " " || $0 == ":" }
+      planned[try #require(Int(words[1])) + 1, default: []].append(try #require(Int(words[4])))
+    }
+    var read = 0
+    for line in try losses("killed") {
+      let fields = try #require(try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any])
+      guard let range = fields["sequences"] as? [Int], let step = fields["step"] as? Int else { continue }
+      #expect(planned.removeValue(forKey: step) == Array(range[0]..<range[1]))
+      read += range[1] - range[0]
+    }
+    #expect(planned.isEmpty && read == 160)
+
     // Stopped on request, exactly between two phases and within one, saved by two ranks and resumed by one.
     for step in [8, 11] {
       let run = "stopped-\(step)"
