@@ -77,13 +77,13 @@ package struct CheckpointManifest: Codable, Sendable {
   package let sequences: Int
   package let worldSize: Int
   /// Updates that were left out, and data that is passed over.
-  package let spikes: SpikeState
+  package let spikes: SpikeState?
   package let identity: Identity
   /// The job as it ran, and the student's `config.json`, for people and for export.
   package let job: [String: String]
   package let shards: [Shard]
   /// SHA-256 of this manifest as it is written, with nothing in this place.
-  private var checksum = ""
+  private var checksum: String?
 
   package init(
     step: Int, tokens: Int, phase: Int, phaseStep: Int, sequences: Int, worldSize: Int, spikes: SpikeState,
@@ -109,13 +109,17 @@ package struct CheckpointManifest: Codable, Sendable {
     }
     let data = try readFile(file)
     struct Version: Decodable { let version: Int }
-    if let other = try? JSONDecoder().decode(Version.self, from: data), other.version != Self.currentVersion {
-      throw CheckpointError(file, "is of format version \(other.version); this program reads \(Self.currentVersion)")
+    if let other = try? JSONDecoder().decode(Version.self, from: data),
+      !(1...Self.currentVersion).contains(other.version)
+    {
+      throw CheckpointError(
+        file, "is of format version \(other.version); this program reads 1 and \(Self.currentVersion)")
     }
     guard let manifest = try? JSONDecoder().decode(Self.self, from: data) else {
       throw CheckpointError(file, "is damaged or not a checkpoint manifest")
     }
-    guard try sha256(manifest.encoding(checksum: "")) == manifest.checksum else {
+    // Version 1 knew neither checksum nor spikes.
+    guard try manifest.version == 1 || sha256(manifest.encoding(checksum: "")) == manifest.checksum else {
       throw CheckpointError(file, "its checksum does not fit its content: bytes were changed")
     }
     for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {

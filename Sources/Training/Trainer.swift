@@ -178,7 +178,7 @@ package final class Trainer {
     tokens = manifest.tokens
     resumedFrom = step
     (lastSaved, lastGood) = (step, step)
-    spikes = SpikeGuard(job.spikes, state: manifest.spikes)
+    spikes = SpikeGuard(job.spikes, state: manifest.spikes ?? .init())
     if phase != manifest.phase { spikes.beginPhase() }
     if phase == manifest.phase {
       phaseStep = manifest.phaseStep
@@ -298,7 +298,7 @@ package final class Trainer {
     }
     try agree(world) { try restore(checkpoint) }
     spikes = skipped
-    spikes.goBack(to: checkpoint.manifest.spikes, end: end)
+    spikes.goBack(to: checkpoint.manifest.spikes ?? .init(), end: end)
     let passed = spikes.state.passedOver.reduce(0) { $0 + $1[1] - $1[0] }
     try plans[phaseIndex].checkSupply(sequences: phase.steps * phase.globalBatch + passed)
     say(
