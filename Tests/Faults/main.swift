@@ -151,7 +151,9 @@ func kills(count: Int, seed: UInt64) throws -> Tally {
   tally.check(lost == 0, "\(lost) committed checkpoints were lost")
   tally.check(try reference.equals("killed"), "weights or losses differ from those of the undisturbed run")
   tally.check(done >= count, "the run ended after \(done) kills")
-  print((try? String(contentsOfFile: folder + "/logs/report.txt", encoding: .utf8))?.split(separator: "\n").first ?? "")
+  if let report = try? String(contentsOfFile: folder + "/logs/report.txt", encoding: .utf8) {
+    print(report.prefix { $0 != "\n" })
+  }
   return tally
 }
 
