@@ -92,13 +92,15 @@ func points(seed: UInt64) throws -> Tally {
   return tally
 }
 
-/// Identifiers of the ranks of a run.
-func ranks(of marker: String) -> [Int32] {
+/// Identifiers of the ranks of a run, of this harness alone.
+func ranks(of name: String, _ run: SmallRun) -> [Int32] {
   let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
   return names.compactMap(Int32.init).filter { pid in
-    guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/cmdline") else { return false }
+    guard let data = FileManager.default.contents(atPath: "/proc/\(pid)/cmdline"),
+      let folder = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/cwd"), folder == run.folder
+    else { return false }
     let words = data.split(separator: 0).map { String(decoding: $0, as: UTF8.self) }
-    return words.first?.hasSuffix("/jettrain") == true && words.contains(marker) && !words.contains("launch")
+    return words.first?.hasSuffix("/jettrain") == true && words.contains(name) && !words.contains("launch")
   }.sorted()
 }
 
@@ -131,7 +133,7 @@ func kills(count: Int, seed: UInt64) throws -> Tally {
     if done % 3 == 0 {
       for _ in 0..<4000 where process.isRunning && !isSaving() { usleep(500) }
     }
-    let alive = ranks(of: "killed")
+    let alive = ranks(of: "killed", run)
     guard let victim = alive.isEmpty ? nil : alive[Int(random.next() % UInt64(alive.count))] else { continue }
     let saving = isSaving()
     let committed = RunFolder(folder).steps.last ?? 0
@@ -169,7 +171,7 @@ func signals(count: Int, seed: UInt64) throws -> Tally {
     let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name] + job
     let (process, errors) = try run.start(ranks: 2, arguments)
     // mpirun itself passes signals on only once the ranks run.
-    while process.isRunning, ranks(of: name).count < 2 { usleep(2000) }
+    while process.isRunning, ranks(of: name, run).count < 2 { usleep(2000) }
     usleep(UInt32(random.next() % 2_500_000))
     kill(process.processIdentifier, SIGUSR1)
     let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
@@ -184,6 +186,7 @@ func signals(count: Int, seed: UInt64) throws -> Tally {
       "the run of signal \(index) differs\n\(second.output.suffix(600))")
     try? FileManager.default.removeItem(atPath: run.folder + "/" + name)
   }
+  tally.check(2 * stopped >= count, "only \(stopped) of \(count) runs were stopped")
   print("signals: \(count), of which \(stopped) stopped a run with exit code 75")
   return tally
 }
