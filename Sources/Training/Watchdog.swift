@@ -2,8 +2,8 @@ import CStack
 import Foundation
 import Synchronization
 
-/// Ends a job that hangs. A thread of its own looks whether the main thread has been in one phase for longer than that
-/// phase has ever taken lately, says which rank, host, phase and step it is, prints the main thread's stack, and leaves;
+/// Ends a job that hangs. A thread of its own looks whether the main thread has been in one phase for far longer than that
+/// phase has taken lately, or the next rank gives no sign any more, says which rank, host, phase and step it is, prints the main thread's stack, and leaves;
 /// the launcher then ends the other ranks.
 ///
 /// Who is to blame shows in the heartbeats: every rank's thread touches a file in the run folder, and a stopped process,
@@ -12,8 +12,6 @@ package final class Watchdog: @unchecked Sendable {
   /// What the main thread is doing.
   package enum Phase: String, Sendable, CaseIterable {
     case load, data, compute, reduce, save, validate
-    /// Nothing that has a deadline.
-    case rest
   }
 
   private struct State {
@@ -71,18 +69,33 @@ package final class Watchdog: @unchecked Sendable {
     rmdir(folder)
   }
 
-  /// Seconds that a phase may take now. Loading and validating are not yet known when they first happen.
+  /// Seconds that a phase may take now; none where it has not happened yet, since a first step may take hours.
   private func deadline(_ state: State) -> Double {
-    let first = [.load, .validate].contains(state.phase) && state.longest[state.phase] == nil ? 6.0 : 1
-    return max(floor * first, Self.margin * (state.longest[state.phase] ?? 0))
+    state.longest[state.phase].map { max(floor, Self.margin * $0) } ?? .infinity
+  }
+
+  /// Whether the next rank's heartbeat has not changed for as long as any phase may take, by this host's clock.
+  private func isNeighbourSilent(_ seen: inout (date: Date, at: ContinuousClock.Instant)?) -> Bool {
+    guard size > 1,
+      let attributes = try? FileManager.default.attributesOfItem(atPath: heartbeat((rank + 1) % size)),
+      let date = attributes[.modificationDate] as? Date
+    else {
+      seen = nil
+      return false
+    }
+    guard let last = seen, last.date == date else {
+      seen = (date, .now)
+      return false
+    }
+    return Self.seconds(.now - last.at) > floor
   }
 
   private func watch() {
     let interval = min(1, floor / 10)
+    var seen: (date: Date, at: ContinuousClock.Instant)?
     while true {
-      let (now, expired) = state.withLock { state in
-        (state, state.phase != .rest && Self.seconds(.now - state.since) > deadline(state))
-      }
+      let now = state.withLock { $0 }
+      let expired = Self.seconds(.now - now.since) > deadline(now) || isNeighbourSilent(&seen)
       if now.isStopping { return }
       beat(now)
       if expired { expire(now, interval) }
@@ -101,7 +114,7 @@ package final class Watchdog: @unchecked Sendable {
     let spent = Int(Self.seconds(.now - state.since))
     var text =
       "jettrain: rank \(rank) on \(Self.host) hangs: step \(state.step), \(state.phase.rawValue) for \(spent) s, "
-      + "allowed \(Int(deadline(state))) s; the job ends\n"
+      + "allowed \(deadline(state).isFinite ? Int(deadline(state)) : Int(floor)) s; the job ends\n"
     for other in 0..<size where other != rank {
       guard let attributes = try? FileManager.default.attributesOfItem(atPath: heartbeat(other)),
         let date = attributes[.modificationDate] as? Date,
