@@ -162,7 +162,7 @@ func kills(count: Int, seed: UInt64) throws -> Tally {
 func signals(count: Int, seed: UInt64) throws -> Tally {
   var tally = Tally()
   let run = try SmallRun()
-  let job = ["--set", "phases.1.tokens=\(512 * 400)", "--set", "checkpoints.every=100", "--set", "validation.every=7"]
+  let job = ["--set", "phases.1.tokens=\(512 * 1200)", "--set", "checkpoints.every=300", "--set", "validation.every=7"]
   let reference = try Reference(run, "reference", job: job)
   var random = RandomStream(seed: seed, name: "signals")
   var stopped = 0
