@@ -17,10 +17,12 @@ package struct AnswerAccuracy: Sendable {
       let places = batch.labels.indices.filter { batch.labels[$0] >= 0 }
       guard !places.isEmpty else { continue }
       let best = Self.mostLikely(model, batch, at: places, backend: backend)
+      // Two texts end to end are two answers.
+      let starts = Set(batch.segments.map(\.lowerBound))
       var isRight = true
       for (index, place) in places.enumerated() {
         isRight = isRight && best[index] == batch.labels[place]
-        if index + 1 == places.count || places[index + 1] != place + 1 {
+        if index + 1 == places.count || places[index + 1] != place + 1 || starts.contains(place + 1) {
           answers += 1
           right += isRight ? 1 : 0
           isRight = true

@@ -92,6 +92,7 @@ package final class Supervisor {
       attempt.seconds = Date().timeIntervalSince(attempt.begin)
       attempt.reached = max(run.steps.last ?? 0, Self.lastStep(plan.runFolder))
       attempts.append(attempt)
+      if let status = endedBySignal() { return status }
       if attempt.status == 0 && !attempt.bySignal { return report("finished") }
       if !attempt.bySignal, attempt.status == Self.stoppedOnRequest { return report("stopped on request") }
       if !attempt.bySignal, Self.hopeless.contains(attempt.status) {
@@ -111,7 +112,23 @@ package final class Supervisor {
       }
       pause = attempt.reached > attempt.from ? plan.backoff : min(60, pause * 2)
       say("attempt \(attempts.count) ended (\(Self.ending(attempt))); starting again in \(Int(pause.rounded())) s")
-      Thread.sleep(forTimeInterval: pause)
+      let end = Date().addingTimeInterval(pause)
+      while Date() < end, receivedSignal == 0 { usleep(50_000) }
+      if let status = endedBySignal(isPausing: true) { return status }
+    }
+  }
+
+  /// The exit code, when somebody wants the launcher itself to end: at once by SIGINT and SIGTERM; in a pause, in which
+  /// there is no run that could stop at a checkpoint, also by SIGUSR1 and SIGUSR2.
+  private func endedBySignal(isPausing: Bool = false) -> Int32? {
+    switch receivedSignal {
+    case SIGINT, SIGTERM:
+      _ = report("ended by signal \(receivedSignal)")
+      return 128 + receivedSignal
+    case let signal where isPausing && (signal == SIGUSR1 || signal == SIGUSR2):
+      _ = report("stopped on request")
+      return Self.stoppedOnRequest
+    default: return nil
     }
   }
 
@@ -242,10 +259,17 @@ package final class Supervisor {
 package struct ChildProcess: Sendable {
   package func store(_ identifier: Int32) { childIdentifier = identifier }
 
-  /// Passes these signals on.
+  /// Passes these signals on, and remembers the last.
   package func forward(_ signals: [Int32]) {
-    for number in signals { signal(number) { if childIdentifier > 0 { kill(childIdentifier, $0) } } }
+    for number in signals {
+      signal(number) {
+        receivedSignal = $0
+        if childIdentifier > 0 { kill(childIdentifier, $0) }
+      }
+    }
   }
 }
 
 nonisolated(unsafe) private var childIdentifier: Int32 = 0
+/// Written by the handler alone; 0 for none.
+nonisolated(unsafe) private var receivedSignal: Int32 = 0

@@ -324,8 +324,7 @@ package final class Trainer {
     return isAccepted
   }
 
-  /// All ranks must hold the same parameters: a rank whose memory or sums went wrong is named before it spoils a
-  /// checkpoint.
+  /// All ranks must hold the same parameters: a rank whose memory or sums went wrong is named.
   private func checkReplicas() throws {
     let values = runner.arena.values
     let mine = digest(values.floats, values.count)
@@ -337,7 +336,8 @@ package final class Trainer {
     throw JobError(
       .diverged,
       "step \(step): the parameters of rank \(others.map(String.init).joined(separator: ", ")) differ from those of the "
-        + "others; nothing was saved since. Look at the memory of that host, and resume without it")
+        + "others; checkpoints since step \(step - job.replicaCheckEvery) may be spoiled. Look at the memory of that host, "
+        + "and resume without it")
   }
 
   /// Says when one rank holds the others up for long.
@@ -394,7 +394,6 @@ package final class Trainer {
     let result = try runner.run(
       batches, step: phaseStep + 1, learningRate: learningRate, accepts: decide, flags: readFlags)
     clock.mark("step")
-    watchdog.enter(.save, step: step + 1)
     if result.isSaveWritten { try finishSave() }
     clock.mark("save")
     step += 1
@@ -551,8 +550,10 @@ package final class Trainer {
   private func finishSave() throws {
     guard let save = pending else { return }
     pending = nil
+    watchdog.enter(.save, step: step)
     do {
       try save.complete()
+      watchdog.learn(.save, seconds: save.writeSeconds)
       failedSaves = 0
       lastGood = save.step
       if world.isCoordinator {
@@ -572,19 +573,23 @@ package final class Trainer {
         + (job.onSaveFailure == .fail ? "the run ends" : mayRetry ? "trying again" : "the run goes on without it"))
     guard job.onSaveFailure != .fail else { throw error }
     isRetryDue = mayRetry
+    // The next save that is due has as many attempts again.
+    if !mayRetry { failedSaves = 0 }
   }
 
   /// At the end of a run its last state must be on disk, or the run fails.
   private func settle() throws {
     try finishSave()
+    var attempts = 0
     while lastGood != step {
-      guard failedSaves < Self.saveAttempts else {
+      guard attempts < Self.saveAttempts else {
         throw FileError(
           run.path,
-          "the state of step \(step) could not be saved in \(failedSaves) attempts; "
+          "the state of step \(step) could not be saved; "
             + (lastGood.map { "step \($0) is the last good checkpoint" } ?? "there is no checkpoint"), kind: .system)
       }
-      sleep(UInt32(1 << failedSaves))
+      sleep(UInt32(1 << attempts))
+      attempts += 1
       try save()
       try finishSave()
     }

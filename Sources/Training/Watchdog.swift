@@ -3,8 +3,8 @@ import Foundation
 import Synchronization
 
 /// Ends a job that hangs. A thread of its own looks whether the main thread has been in one phase for far longer than that
-/// phase has taken lately, or the next rank gives no sign any more, says which rank, host, phase and step it is, prints the main thread's stack, and leaves;
-/// the launcher then ends the other ranks.
+/// phase has taken lately, or the next rank gives no sign any more, says which rank, host, phase and step it is, prints the
+/// main thread's stack, and leaves; the launcher then ends the other ranks.
 ///
 /// Who is to blame shows in the heartbeats: every rank's thread touches a file in the run folder, and a stopped process,
 /// or one on a lost host, does not.
@@ -60,6 +60,12 @@ package final class Watchdog: @unchecked Sendable {
       state.longest[state.phase] = max(spent, 0.95 * (state.longest[state.phase] ?? 0))
       (state.phase, state.step, state.since) = (phase, step, now)
     }
+  }
+
+  /// `phase` may take as long as this did: a save is written while the main thread does something else, and a slow disk is
+  /// no hang.
+  package func learn(_ phase: Phase, seconds: Double) {
+    state.withLock { $0.longest[phase] = max(seconds, $0.longest[phase] ?? 0) }
   }
 
   /// Ends the watch.

@@ -162,32 +162,34 @@ func kills(count: Int, seed: UInt64) throws -> Tally {
 func signals(count: Int, seed: UInt64) throws -> Tally {
   var tally = Tally()
   let run = try SmallRun()
-  let job = ["--set", "phases.1.tokens=\(512 * 1200)", "--set", "checkpoints.every=300", "--set", "validation.every=7"]
+  let steps = 500
+  let job = [
+    "--set", "phases.1.tokens=\(512 * (steps - 8))", "--set", "checkpoints.every=150", "--set", "validation.every=7",
+  ]
   let reference = try Reference(run, "reference", job: job)
   var random = RandomStream(seed: seed, name: "signals")
-  var stopped = 0
   for index in 0..<count {
     let name = "signal-\(index)"
     let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name] + job
     let (process, errors) = try run.start(ranks: 2, arguments)
-    // mpirun itself passes signals on only once the ranks run.
+    // mpirun itself passes signals on only once the ranks run. A signal is aimed at a step, not at a time, so that no run
+    // is over before it on a fast machine; every fourth comes while models are loaded.
     while process.isRunning, ranks(of: name, run).count < 2 { usleep(2000) }
-    usleep(UInt32(random.next() % 2_500_000))
+    let target = index % 4 == 3 ? 0 : Int(random.next() % UInt64(steps / 2))
+    while process.isRunning, run.loggedLines(name) < target { usleep(2000) }
+    usleep(UInt32(random.next() % 100_000) + (target == 0 ? 100_000 : 0))
     kill(process.processIdentifier, SIGUSR1)
     let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     process.waitUntilExit()
     let status = process.terminationStatus
-    // A run that was over before the signal came has nothing to stop.
-    tally.check(status == 75 || status == 0, "signal \(index) ended with \(status)\n\(output.suffix(600))")
-    if status == 75 { stopped += 1 }
+    tally.check(status == 75, "signal \(index) at step \(target) ended with \(status)\n\(output.suffix(600))")
     let second = try run.run(ranks: [1, 2, 4][index % 3], arguments)
     tally.check(
       try second.status == 0 && reference.equals(name),
       "the run of signal \(index) differs\n\(second.output.suffix(600))")
     try? FileManager.default.removeItem(atPath: run.folder + "/" + name)
   }
-  tally.check(2 * stopped >= count, "only \(stopped) of \(count) runs were stopped")
-  print("signals: \(count), of which \(stopped) stopped a run with exit code 75")
+  print("signals: \(count)")
   return tally
 }
 

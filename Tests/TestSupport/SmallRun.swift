@@ -107,6 +107,11 @@ package final class SmallRun: Sendable {
     try expect("pretrain", "--job", "teacher.yaml")
   }
 
+  /// How far a run has come: lines of its metrics, 0 before there are any.
+  package func loggedLines(_ run: String) -> Int {
+    FileManager.default.contents(atPath: folder + "/\(run)/metrics.jsonl")?.count { $0 == UInt8(ascii: "\n") } ?? 0
+  }
+
   /// Every training line of a run's metrics: step, losses and gradient norm, to the last bit.
   package func losses(_ run: String) throws -> [String] {
     let text = try String(contentsOfFile: folder + "/\(run)/metrics.jsonl", encoding: .utf8)

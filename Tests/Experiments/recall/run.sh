@@ -19,16 +19,16 @@ error() { # share of wrong answers of a model, on texts of a seed that nothing e
 
 if [ ! -e data/recall/manifest.json ]; then
   for items in 2 4 6 8; do
-    "$jettrain" tokens make-questions --task recall --items $items --keys 16 --queries 24 --count 30000 --seed $items \
+    "$jettrain" tokens make-questions --task recall --items $items --keys 16 --queries 24 --count 30000 --seed $((items / 2)) \
       --output part$items.jsonl
   done
-  cat part*.jsonl | shuf --random-source=<(yes) >texts.jsonl
+  cat part2.jsonl part4.jsonl part8.jsonl part6.jsonl | shuf --random-source=<(yes) >texts.jsonl
   "$jettrain" tokens build --output data/recall --pieces pieces --shard-tokens 500000 texts.jsonl
 fi
 
 for seed in "$@"; do
   base=seed$seed
-  # The teacher: two layers learn recall fast, twelve hardly; so two are trained and put into twelve at places that the
+  # The teacher: two layers learn recall fast, twelve slowly; so two are trained and put into twelve at places that the
   # seed draws, the others beginning as the identity, and all twelve are trained on. The uniform placement (3 and 9) is
   # left out of the draw: a teacher that sits there by chance would have nothing to tell.
   "$jettrain" pretrain --job teacher.yaml --set train.seed=$seed --run-dir $base/shallow
