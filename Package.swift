@@ -95,7 +95,8 @@ let package = Package(
     .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"]),
     .testTarget(name: "RankTests", dependencies: ["jettrain", "TestSupport"]),
     .executableTarget(
-      name: "jettrain-faults", dependencies: ["Checkpointing", "Files", "NN", "TestSupport", "TokenStreams"],
+      name: "jettrain-faults",
+      dependencies: ["Checkpointing", "Files", "NN", "TestSupport", "TokenStreams", "Training"],
       path: "Tests/Faults", swiftSettings: [.unsafeFlags(["-O"])]),
     .testTarget(name: "FaultTests", dependencies: ["jettrain", "jettrain-faults", "TestSupport"]),
     .executableTarget(

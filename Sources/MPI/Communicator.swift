@@ -1,5 +1,6 @@
 import CMPI
 import Foundation
+import Synchronization
 
 /// A failed MPI call: which one, and what the library says of it.
 package struct MPIError: Error, CustomStringConvertible {
@@ -17,8 +18,8 @@ package struct MPIError: Error, CustomStringConvertible {
 
 /// The processes of one job. A process that no launcher started is a world of one, and calls no MPI at all.
 ///
-/// Every collective is blocking and must be entered by all ranks in the same order. Not Sendable: the main
-/// thread owns it.
+/// Every collective is blocking and must be entered by all ranks in the same order, by one thread. A second thread may
+/// exchange large arrays over ``background`` meanwhile; MPI itself is only ever entered by one of the two.
 package final class Communicator {
   package let rank: Int
   package let size: Int
@@ -27,16 +28,24 @@ package final class Communicator {
 
   /// Open MPI's handle; of a world of one there is none.
   private let handle: MPI_Comm?
+  /// The same ranks again, for a second thread, whose exchanges are not mistaken for those of the first.
+  package let background: BackgroundCommunicator
 
-  private init(rank: Int, size: Int, localSize: Int, handle: MPI_Comm?) {
+  private init(rank: Int, size: Int, localSize: Int, handle: MPI_Comm?) throws {
     self.rank = rank
     self.size = size
     self.localSize = localSize
     self.handle = handle
+    background = try BackgroundCommunicator(duplicating: handle)
+  }
+
+  private init() {
+    (rank, size, localSize, handle) = (0, 1, 1, nil)
+    background = BackgroundCommunicator()
   }
 
   /// A world of this process alone.
-  package static var alone: Communicator { Communicator(rank: 0, size: 1, localSize: 1, handle: nil) }
+  package static var alone: Communicator { Communicator() }
 
   package var isCoordinator: Bool { rank == 0 }
 
@@ -47,17 +56,24 @@ package final class Communicator {
 
   fileprivate static func initialize() throws -> Communicator {
     var provided: Int32 = 0
-    try check("MPI_Init_thread", MPI_Init_thread(nil, nil, Int32(MPI_THREAD_FUNNELED), &provided))
+    try check("MPI_Init_thread", MPI_Init_thread(nil, nil, Int32(MPI_THREAD_SERIALIZED), &provided))
+    guard provided >= MPI_THREAD_SERIALIZED else {
+      throw MPIError(operation: "MPI_Init_thread (this MPI allows no second thread)", code: MPI_ERR_OTHER)
+    }
     MPI_Comm_set_errhandler(jettrain_comm_world(), jettrain_errors_return())
     var rank: Int32 = 0
     var size: Int32 = 0
     try check("MPI_Comm_rank", MPI_Comm_rank(jettrain_comm_world(), &rank))
     try check("MPI_Comm_size", MPI_Comm_size(jettrain_comm_world(), &size))
     let local = ProcessInfo.processInfo.environment["OMPI_COMM_WORLD_LOCAL_SIZE"].flatMap { Int($0) }
-    return Communicator(rank: Int(rank), size: Int(size), localSize: local ?? 1, handle: jettrain_comm_world())
+    return try Communicator(rank: Int(rank), size: Int(size), localSize: local ?? 1, handle: jettrain_comm_world())
   }
 
-  fileprivate static func check(_ operation: String, _ code: Int32) throws {
+  /// One thread at a time is inside MPI.
+  private static let turn = Mutex(())
+
+  fileprivate static func check(_ operation: String, _ call: @autoclosure () -> Int32) throws {
+    let code = turn.withLock { _ in call() }
     guard code == MPI_SUCCESS else { throw MPIError(operation: operation, code: code) }
   }
 
@@ -71,7 +87,7 @@ package final class Communicator {
     var size: Int32 = 0
     try Self.check("MPI_Comm_rank", MPI_Comm_rank(handle, &rank))
     try Self.check("MPI_Comm_size", MPI_Comm_size(handle, &size))
-    return Communicator(rank: Int(rank), size: Int(size), localSize: localSize, handle: handle)
+    return try Communicator(rank: Int(rank), size: Int(size), localSize: localSize, handle: handle)
   }
 
   /// Sums `values` element by element over all ranks, in place.
@@ -125,37 +141,6 @@ package final class Communicator {
     return buffer
   }
 
-  /// Sends `counts[r]` floats at `displacements[r]` of `send` to rank r and receives the same from each.
-  package func allToAll(
-    send: UnsafePointer<Float>, sendCounts: [Int], sendDisplacements: [Int],
-    receive: UnsafeMutablePointer<Float>, receiveCounts: [Int], receiveDisplacements: [Int]
-  ) throws {
-    try Self.check(
-      "MPI_Alltoallv",
-      MPI_Alltoallv(
-        send, sendCounts.map { Int32($0) }, sendDisplacements.map { Int32($0) }, jettrain_float(), receive,
-        receiveCounts.map { Int32($0) }, receiveDisplacements.map { Int32($0) }, jettrain_float(),
-        handle))
-  }
-
-  /// Gives every rank the blocks that the others hold, in place: rank r owns `counts[r]` blocks of
-  /// `blockSize` floats at block `displacements[r]` of `buffer`.
-  package func allGatherBlocks(
-    _ buffer: UnsafeMutablePointer<Float>, blockSize: Int, counts: [Int], displacements: [Int]
-  ) throws {
-    guard size > 1 else { return }
-    var block: MPI_Datatype?
-    try Self.check(
-      "MPI_Type_contiguous", MPI_Type_contiguous(Int32(blockSize), jettrain_float(), &block))
-    try Self.check("MPI_Type_commit", MPI_Type_commit(&block))
-    defer { MPI_Type_free(&block) }
-    try Self.check(
-      "MPI_Allgatherv",
-      MPI_Allgatherv(
-        jettrain_in_place(), 0, block, buffer, counts.map { Int32($0) }, displacements.map { Int32($0) },
-        block, handle))
-  }
-
   /// Waits until every rank is here.
   package func barrier() throws {
     guard size > 1 else { return }
@@ -171,6 +156,67 @@ package final class Communicator {
     }
     exit(code)
   }
+}
+
+/// Exchanges of large arrays by a thread that is not the main one. Between looks at how far they are it sleeps, so that it
+/// takes no core from the threads that compute (Open MPI goes on only while some thread is inside it).
+package final class BackgroundCommunicator: @unchecked Sendable {
+  private let handle: MPI_Comm?
+
+  fileprivate init() { handle = nil }
+
+  fileprivate init(duplicating original: MPI_Comm?) throws {
+    var handle: MPI_Comm?
+    try Communicator.check("MPI_Comm_dup", MPI_Comm_dup(original, &handle))
+    MPI_Comm_set_errhandler(handle, jettrain_errors_return())
+    self.handle = handle
+  }
+
+  /// Sends `sendCounts[r]` floats at `sendDisplacements[r]` of `send` to rank r and receives the same from each.
+  package func allToAll(
+    send: UnsafePointer<Float>, sendCounts: [Int], sendDisplacements: [Int],
+    receive: UnsafeMutablePointer<Float>, receiveCounts: [Int], receiveDisplacements: [Int]
+  ) throws {
+    try withIntegers(sendCounts, sendDisplacements, receiveCounts, receiveDisplacements) { counts in
+      try run("MPI_Ialltoallv") {
+        MPI_Ialltoallv(
+          send, counts[0], counts[1], jettrain_float(), receive, counts[2], counts[3], jettrain_float(), handle, &$0)
+      }
+    }
+  }
+
+  /// Gives every rank what the others hold, in place: rank r owns `counts[r]` floats at `displacements[r]` of `buffer`.
+  package func allGather(_ buffer: UnsafeMutablePointer<Float>, counts: [Int], displacements: [Int]) throws {
+    try withIntegers(counts, displacements) { counts in
+      try run("MPI_Iallgatherv") {
+        MPI_Iallgatherv(
+          jettrain_in_place(), 0, jettrain_float(), buffer, counts[0], counts[1], jettrain_float(), handle, &$0)
+      }
+    }
+  }
+
+  /// MPI reads counts until an exchange ends.
+  private func withIntegers(_ arrays: [Int]..., body: ([UnsafePointer<Int32>]) throws -> Void) throws {
+    let width = arrays.map(\.count).max() ?? 0
+    let flat = arrays.flatMap { $0.map { Int32($0) } + [Int32](repeating: 0, count: width - $0.count) }
+    try flat.withUnsafeBufferPointer { buffer in
+      try body(arrays.indices.map { buffer.baseAddress! + $0 * width })
+    }
+  }
+
+  private func run(_ operation: String, start: (inout MPI_Request?) -> Int32) throws {
+    var request: MPI_Request?
+    try Communicator.check(operation, start(&request))
+    var isDone: Int32 = 0
+    while true {
+      try Communicator.check("MPI_Test", MPI_Test(&request, &isDone, jettrain_status_ignore()))
+      if isDone != 0 { return }
+      usleep(Self.pause)
+    }
+  }
+
+  /// Microseconds between looks.
+  private static let pause: UInt32 = 50
 }
 
 /// The life of MPI as a scope: initialised before `body`, finalised after it. When `body` throws, MPI stays up,

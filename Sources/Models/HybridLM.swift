@@ -70,6 +70,13 @@ package struct SupernetPath: Hashable, Sendable, Codable {
   }
 }
 
+/// The parts of a model, in the order in which they run. An output matrix that is tied to the embeddings is theirs.
+package enum ModelPart: Hashable, Sendable {
+  case embeddings
+  case layer(Int)
+  case head
+}
+
 /// A decoder-only language model whose layers mix tokens by attention, sliding-window attention or JetBlocks.
 package final class HybridLM {
   package let configuration: ModelConfiguration
@@ -121,14 +128,20 @@ package final class HybridLM {
     self(batch, caches: caches, checkpointing: checkpointing) { _, _ in }
   }
 
-  /// The last hidden states of `batch`, `[N, hidden]`; `observe` sees the output of every layer, with its index, on the
-  /// way.
+  /// The last hidden states of `batch`, `[N, hidden]`.
+  ///
+  /// - Parameters:
+  ///   - willRun: is told of every part before its parameters are read
+  ///   - observe: sees the output of every layer, with its index, on the way
   package func callAsFunction(
     _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false,
+    willRun: (ModelPart) -> Void = { _ in },
     observe: (Int, Tensor) throws -> Void
   ) rethrows -> Tensor {
+    willRun(.embeddings)
     var x = embed(batch)
     for (index, layer) in layers.enumerated() {
+      willRun(.layer(index))
       let mixer = activeMixer(index)
       func run(_ x: Tensor, _ cache: (any MixerCache)?) -> Tensor {
         layer.complete(x, mixed: mixer(layer.mixerInput(x), batch, cache: cache))
@@ -136,6 +149,7 @@ package final class HybridLM {
       x = checkpointing ? checkpointed(x) { run($0, nil) } : run(x, caches?[index])
       try observe(index, x)
     }
+    willRun(.head)
     return finish(x)
   }
 

@@ -57,23 +57,22 @@ package final class Arena {
     for entry in entries { _ = entry.parameter.value.slot?.take() }
   }
 
-  /// Zeroes what the backward pass did not reach.
-  package func endBackward() {
-    for entry in entries where entry.parameter.value.slot?.gradient == nil {
+  /// Zeroes what the backward pass did not reach, of all entries or of those in `range`.
+  package func endBackward(_ range: Range<Int>? = nil) {
+    let range = range ?? 0..<gradients.count
+    for entry in entries where range.contains(entry.offset) && entry.parameter.value.slot?.gradient == nil {
       gradients.backend.fill(view(entry, of: gradients), with: 0)
     }
   }
 
-  /// `range` of the arena in runs that weight decay applies to or not.
-  package func decayRuns(_ range: Range<Int>) -> [(range: Range<Int>, decays: Bool)] {
+  /// The arena in runs that weight decay applies to or not.
+  package var decayRuns: [(range: Range<Int>, decays: Bool)] {
     var runs: [(range: Range<Int>, decays: Bool)] = []
     for entry in entries {
-      let part = entry.range.clamped(to: range)
-      guard !part.isEmpty else { continue }
-      if let last = runs.last, last.decays == entry.parameter.isMatrix, last.range.upperBound == part.lowerBound {
-        runs[runs.count - 1].range = last.range.lowerBound..<part.upperBound
+      if let last = runs.last, last.decays == entry.parameter.isMatrix {
+        runs[runs.count - 1].range = last.range.lowerBound..<entry.range.upperBound
       } else {
-        runs.append((part, entry.parameter.isMatrix))
+        runs.append((entry.range, entry.parameter.isMatrix))
       }
     }
     return runs

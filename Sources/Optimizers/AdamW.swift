@@ -19,26 +19,52 @@ package final class AdamW {
   }
 
   package let arena: Arena
-  /// Elements of the arena that this rank updates.
-  package let slice: Range<Int>
+  /// Elements of the arena that this rank updates, in ascending runs; the moments hold them end to end.
+  package let slices: [Range<Int>]
   package let moment1: Tensor
   package let moment2: Tensor
   private let settings: Settings
+  /// Runs of elements that weight decay applies to or not, and where they lie in the moments.
+  private let runs: [(range: Range<Int>, local: Range<Int>, decays: Bool)]
 
-  /// Moments of zero for the elements `slice` of `arena`.
-  package init(_ arena: Arena, slice: Range<Int>, settings: Settings) {
+  /// Moments of zero for the elements `slices` of `arena`.
+  package init(_ arena: Arena, slices: [Range<Int>], settings: Settings) {
     self.arena = arena
-    self.slice = slice
+    self.slices = slices
     self.settings = settings
     let backend = arena.values.backend
-    moment1 = backend.zeros([slice.count])
-    moment2 = backend.zeros([slice.count])
+    let count = slices.reduce(0) { $0 + $1.count }
+    moment1 = backend.zeros([count])
+    moment2 = backend.zeros([count])
+    runs = arena.decayRuns.flatMap { run in
+      Self.parts(of: run.range, slices).map { ($0.range, $0.local, run.decays) }
+    }
   }
 
-  /// Updates the slice from its gradients, each multiplied by `gradientScale`; `step` counts from 1.
+  /// What this rank owns of `range` of the arena, and where it lies in the moments.
+  package func parts(of range: Range<Int>) -> [(range: Range<Int>, local: Range<Int>)] {
+    Self.parts(of: range, slices)
+  }
+
+  private static func parts(
+    of range: Range<Int>, _ slices: [Range<Int>]
+  ) -> [(range: Range<Int>, local: Range<Int>)] {
+    var base = 0
+    var parts: [(range: Range<Int>, local: Range<Int>)] = []
+    for slice in slices {
+      let part = slice.clamped(to: range)
+      if !part.isEmpty {
+        let start = base + part.lowerBound - slice.lowerBound
+        parts.append((part, start..<start + part.count))
+      }
+      base += slice.count
+    }
+    return parts
+  }
+
+  /// Updates the slices from their gradients, each multiplied by `gradientScale`; `step` counts from 1.
   package func update(step: Int, learningRate: Double, gradientScale: Double) {
-    for (range, decays) in arena.decayRuns(slice) {
-      let local = range.lowerBound - slice.lowerBound..<range.upperBound - slice.lowerBound
+    for (range, local, decays) in runs {
       arena.values.backend.adamW(
         parameters: arena.values.rows(range), gradients: arena.gradients.rows(range),
         moment1: moment1.rows(local), moment2: moment2.rows(local),

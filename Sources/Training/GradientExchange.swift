@@ -1,109 +1,202 @@
+import CPUBackend
+import Foundation
 import MPI
 import NN
 import Tensors
 
 /// Sums gradients over micro-batches and ranks in one fixed binary tree over the global micro-batch index, so that
-/// the bits are the same at any number of ranks (docs/design.md, section 5), and shares the arena out: every rank
-/// owns a run of whole blocks, whose sum, update and optimizer state are its own (ZeRO stage 1).
-package final class GradientExchange {
+/// the bits are the same at any number of ranks (docs/design.md, section 5), and shares the arena out (ZeRO stage 1).
+///
+/// The arena is cut into buckets, of each of which every rank owns a part. A thread of its own reduces a bucket as soon as
+/// backward is done with it, and brings the updated parameters back while the next step has begun.
+package final class GradientExchange: @unchecked Sendable {
   private let world: Communicator
   private let arena: Arena
-  /// First block of every rank, and the end of the last.
-  private let blockStarts: [Int]
+  /// Blocks of every bucket.
+  private let buckets: [Range<Int>]
+  /// Indices of the buckets in the order in which backward completes them: that of all ranks.
+  private let order: [Int]
   /// Sums of 2^level micro-batches that wait for their neighbour.
   private var levels: [Tensor?] = []
 
-  /// Elements that one rank sends to another at a time.
-  private static let pieceBlocks = 64
+  /// Elements of each bucket that backward is not done with, and how many buckets were handed over.
+  private var missing: [Int] = []
+  private var handedOver = 0
+  private var isComplete: [Range<Int>] = []
 
-  /// Shares the blocks of `arena` out over the ranks of `world`.
-  package init(_ arena: Arena, world: Communicator) {
+  private let thread: CollectiveThread
+  /// Where the thread sums; its own, since a backend serves one thread.
+  private let received: Tensor?
+  /// When the parameters of each bucket will be there; empty before the first update.
+  private var arrivals: [CollectiveThread.Ticket] = []
+  /// Seconds that the main thread waited for gradients and for parameters.
+  package private(set) var waited = (gradients: 0.0, parameters: 0.0)
+
+  /// The most blocks of a bucket that one rank owns (4 MiB), and how many buckets there are at least, if the arena allows.
+  private static let mostBlocks = 64
+  private static let fewestBuckets = 16
+
+  /// Shares `arena` out over the ranks of `world`.
+  ///
+  /// - Parameter ascends: whether backward reaches the layers from the first to the last, as it does where no gradient
+  ///   crosses a layer
+  package init(_ arena: Arena, world: Communicator, ascends: Bool = false) {
     self.world = world
     self.arena = arena
-    blockStarts = Self.shares(arena.blockCount, of: world.size)
+    let share = min(Self.mostBlocks, max(1, arena.blockCount / (world.size * Self.fewestBuckets)))
+    let width = share * world.size
+    buckets = stride(from: 0, to: arena.blockCount, by: width).map { $0..<min($0 + width, arena.blockCount) }
+    order = ascends ? Array(buckets.indices) : buckets.indices.reversed()
+    thread = CollectiveThread()
+    received = world.size > 1 ? CPUBackend(threads: 1).empty([width * Arena.blockSize]) : nil
+    begin()
   }
 
-  /// Boundaries of `count` blocks over `ranks`.
-  package static func shares(_ count: Int, of ranks: Int) -> [Int] {
-    (0...ranks).map { count * $0 / ranks }
+  /// Bytes of the buffer in which sums arrive.
+  package static func bufferBytes(_ arena: Arena, ranks: Int) -> Int {
+    ranks > 1 ? 4 * Arena.blockSize * ranks * min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets))) : 0
   }
 
-  /// Elements of the arena that this rank owns.
-  package var slice: Range<Int> {
-    blockStarts[world.rank] * Arena.blockSize..<blockStarts[world.rank + 1] * Arena.blockSize
+  /// Blocks of `bucket` that `rank` owns.
+  private func share(_ bucket: Int, of rank: Int) -> Range<Int> {
+    let blocks = buckets[bucket]
+    let start = blocks.lowerBound
+    return start + blocks.count * rank / world.size..<start + blocks.count * (rank + 1) / world.size
+  }
+
+  private func elements(_ blocks: Range<Int>) -> Range<Int> {
+    blocks.lowerBound * Arena.blockSize..<blocks.upperBound * Arena.blockSize
+  }
+
+  /// Elements of the arena that this rank owns, in ascending runs.
+  package var slices: [Range<Int>] {
+    buckets.indices.map { elements(share($0, of: world.rank)) }.filter { !$0.isEmpty }
   }
 
   private var backend: any Backend { arena.gradients.backend }
 
-  /// Takes the gradients of the next micro-batch of this rank. After the last one the gradient arena holds the sum.
-  package func add(isLast: Bool) {
-    for level in levels.indices {
-      if let left = levels[level] {
-        backend.add(left, scale: 1, into: arena.gradients)
-        levels[level] = nil
-      } else if !isLast {
-        return place(level)
-      }
-    }
-    if !isLast { place(levels.count) }
+  // MARK: - Gradients
+
+  private func begin() {
+    missing = buckets.map { elements($0).count }
+    handedOver = 0
+    isComplete = []
   }
 
-  /// Keeps what the gradient arena holds as the sum of 2^level micro-batches.
-  private func place(_ level: Int) {
+  /// Takes the gradients of a micro-batch of this rank that is not its last.
+  package func add() {
+    arena.endBackward()
+    let level = levels.firstIndex { $0 == nil } ?? levels.count
+    for lower in levels[..<level] { backend.add(lower!, scale: 1, into: arena.gradients) }
     let kept = backend.empty(arena.gradients.shape)
     backend.copy(arena.gradients, into: kept)
+    for index in 0..<level { levels[index] = nil }
     if level == levels.count { levels.append(kept) } else { levels[level] = kept }
   }
 
-  /// Sums over ranks; the slice of this rank in the gradient arena then holds the sum over the global batch.
-  package func reduce() throws {
-    guard world.size > 1 else { return }
-
-    let ranks = world.size
-    let own = blockStarts[world.rank]..<blockStarts[world.rank + 1]
-    let rounds =
-      ((0..<ranks).map { blockStarts[$0 + 1] - blockStarts[$0] }.max()! + Self.pieceBlocks - 1) / Self.pieceBlocks
-    let received = backend.empty([ranks * Self.pieceBlocks * Arena.blockSize])
-    for round in 0..<rounds {
-      func piece(_ r: Int) -> Range<Int> {
-        let first = min(blockStarts[r] + round * Self.pieceBlocks, blockStarts[r + 1])
-        return first..<min(first + Self.pieceBlocks, blockStarts[r + 1])
-      }
-      let mine = piece(world.rank).count * Arena.blockSize
-      try world.allToAll(
-        send: arena.gradients.floats, sendCounts: (0..<ranks).map { piece($0).count * Arena.blockSize },
-        sendDisplacements: (0..<ranks).map { piece($0).lowerBound * Arena.blockSize },
-        receive: received.floats, receiveCounts: [Int](repeating: mine, count: ranks),
-        receiveDisplacements: (0..<ranks).map { $0 * mine })
-      guard mine > 0 else { continue }
-      var distance = 1
-      while distance < ranks {
-        for left in stride(from: 0, to: ranks - distance, by: 2 * distance) {
-          backend.add(
-            received.rows((left + distance) * mine..<(left + distance + 1) * mine), scale: 1,
-            into: received.rows(left * mine..<(left + 1) * mine))
-        }
-        distance *= 2
-      }
-      let start = (own.lowerBound + round * Self.pieceBlocks) * Arena.blockSize
-      backend.copy(received.rows(0..<mine), into: arena.gradients.rows(start..<start + mine))
+  /// Backward of this rank's last micro-batch is done with the elements `range`: whole entries of the arena. What the
+  /// other ranks have to give to the buckets that are complete now is added up meanwhile.
+  package func complete(_ range: Range<Int>) {
+    guard !range.isEmpty else { return }
+    arena.endBackward(range)
+    for level in levels {
+      if let level { backend.add(level.rows(range), scale: 1, into: arena.gradients.rows(range)) }
     }
+    isComplete.append(range)
+    for (bucket, blocks) in buckets.enumerated() { missing[bucket] -= elements(blocks).clamped(to: range).count }
+    guard world.size > 1 else { return }
+    while handedOver < order.count, missing[order[handedOver]] == 0 {
+      let bucket = order[handedOver]
+      thread.run { [self] in try reduce(bucket) }
+      handedOver += 1
+    }
+  }
+
+  /// Completes what is left, and waits for the sums: this rank's slices of the gradient arena then hold the sum over the
+  /// global batch.
+  package func reduce() throws {
+    var start = 0
+    for range in isComplete.sorted(by: { $0.lowerBound < $1.lowerBound }) {
+      complete(start..<range.lowerBound)
+      start = range.upperBound
+    }
+    complete(start..<arena.gradients.count)
+    for index in levels.indices { levels[index] = nil }
+    begin()
+    waited.gradients += try thread.waitForAll()
+  }
+
+  /// Runs on the thread of the exchange.
+  private func reduce(_ bucket: Int) throws {
+    guard let received else { return }
+    let ranks = world.size
+    let shares = (0..<ranks).map { share(bucket, of: $0) }
+    let start = buckets[bucket].lowerBound
+    let mine = shares[world.rank].count * Arena.blockSize
+    try world.background.allToAll(
+      send: arena.gradients.floats + start * Arena.blockSize,
+      sendCounts: shares.map { $0.count * Arena.blockSize },
+      sendDisplacements: shares.map { ($0.lowerBound - start) * Arena.blockSize },
+      receive: received.floats, receiveCounts: [Int](repeating: mine, count: ranks),
+      receiveDisplacements: (0..<ranks).map { $0 * mine })
+    guard mine > 0 else { return }
+    let backend = received.backend
+    var distance = 1
+    while distance < ranks {
+      for left in stride(from: 0, to: ranks - distance, by: 2 * distance) {
+        backend.add(
+          received.rows((left + distance) * mine..<(left + distance + 1) * mine), scale: 1,
+          into: received.rows(left * mine..<(left + 1) * mine))
+      }
+      distance *= 2
+    }
+    backend.copy(received.rows(0..<mine), into: arena.gradients.rows(elements(shares[world.rank])))
   }
 
   /// The norm of the summed gradient, from the sums of squares of all blocks in their order.
   package func norm() throws -> Double {
-    let sums = backend.sumsOfSquares(arena.gradients.rows(slice), blockSize: Arena.blockSize)
-    let width = (0..<world.size).map { blockStarts[$0 + 1] - blockStarts[$0] }.max()!
-    let padded = sums + [Double](repeating: 0, count: width - sums.count)
-    return try world.allGather(padded).reduce(0, +).squareRoot()
+    let sums = slices.flatMap { backend.sumsOfSquares(arena.gradients.rows($0), blockSize: Arena.blockSize) }
+    let counts = (0..<world.size).map { rank in buckets.indices.reduce(0) { $0 + share($1, of: rank).count } }
+    let width = counts.max()!
+    let all = try world.allGather(sums + [Double](repeating: 0, count: width - sums.count))
+    var next = (0..<world.size).map { $0 * width }
+    var total = 0.0
+    for bucket in buckets.indices {
+      for rank in 0..<world.size {
+        for _ in share(bucket, of: rank) {
+          total += all[next[rank]]
+          next[rank] += 1
+        }
+      }
+    }
+    return total.squareRoot()
   }
 
-  /// Gives every rank the parameters that the others updated.
-  package func shareParameters() throws {
+  // MARK: - Parameters
+
+  /// Begins to give every rank the parameters that the others updated.
+  package func shareParameters() {
     guard world.size > 1 else { return }
-    try world.allGatherBlocks(
-      arena.values.floats, blockSize: Arena.blockSize,
-      counts: (0..<world.size).map { blockStarts[$0 + 1] - blockStarts[$0] },
-      displacements: Array(blockStarts.dropLast()))
+    arrivals = buckets.indices.map { bucket in
+      thread.run { [self] in
+        let start = buckets[bucket].lowerBound
+        let shares = (0..<world.size).map { share(bucket, of: $0) }
+        try world.background.allGather(
+          arena.values.floats + start * Arena.blockSize, counts: shares.map { $0.count * Arena.blockSize },
+          displacements: shares.map { ($0.lowerBound - start) * Arena.blockSize })
+      }
+    }
   }
+
+  /// Waits until the parameters of the elements `range` are there. A failure shows in the next ``reduce()`` or
+  /// ``settle()``.
+  package func waitForParameters(_ range: Range<Int>) {
+    guard !arrivals.isEmpty, !range.isEmpty else { return }
+    // They arrive in ascending order.
+    let last = (range.upperBound - 1) / (Arena.blockSize * buckets[0].count)
+    waited.parameters += thread.wait(for: arrivals[last])
+  }
+
+  /// Waits until all parameters are there.
+  package func settle() throws { waited.parameters += try thread.waitForAll() }
 }

@@ -74,14 +74,30 @@ package struct MicroBatchLosses {
     self.backend = backend
   }
 
+  /// Whether gradients go through all layers, so that the last layer has its own first; else the first layer has.
+  package var crossesLayers: Bool { weights.hidden + weights.logits + weights.crossEntropy > 0 }
+
   /// The sums of the losses of `data`. With `counts`, the gradients of the means over the global batch are added
   /// up in the slots of the student's parameters.
-  package func callAsFunction(_ data: SequenceBatch, gradientsOver counts: TokenCounts?) -> LossSums {
+  ///
+  /// - Parameters:
+  ///   - willUse: is told of every part of the student before its parameters are read
+  ///   - hasGradients: is told of every part once nothing more will be added to its gradients
+  package func callAsFunction(
+    _ data: SequenceBatch, gradientsOver counts: TokenCounts?, willUse: @escaping (ModelPart) -> Void = { _ in },
+    hasGradients: @escaping (ModelPart) -> Void = { _ in }
+  ) -> LossSums {
     let batch = Batch(tokens: backend.tensor(data.tokens), segments: Segments(data.segments))
     var sums = LossSums()
-    if weights.mixerOutput > 0 { sums.mixerOutput = alignMixers(batch, counts) }
-    if weights.hidden + weights.logits + weights.crossEntropy > 0 {
-      runEndToEnd(batch, labels: backend.tensor(data.labels), counts, &sums)
+    if weights.mixerOutput > 0 {
+      sums.mixerOutput = alignMixers(batch, counts, willUse) { if !crossesLayers { hasGradients($0) } }
+    }
+    if crossesLayers {
+      runEndToEnd(batch, labels: backend.tensor(data.labels), counts, &sums) { part in
+        willUse(part)
+        // Recorded before the part runs forward, it is reached when the part has run backward.
+        backend.tape?.append { hasGradients(part) }
+      }
     }
     return sums
   }
@@ -92,7 +108,9 @@ package struct MicroBatchLosses {
 
   /// Every replaced mixer reads the teacher's normalised input of its layer and is compared with the teacher's
   /// mixer. No gradient crosses a layer, so each layer runs backward at once.
-  private func alignMixers(_ batch: Batch, _ counts: TokenCounts?) -> Double {
+  private func alignMixers(
+    _ batch: Batch, _ counts: TokenCounts?, _ willUse: (ModelPart) -> Void, _ hasGradients: (ModelPart) -> Void
+  ) -> Double {
     guard let teacher else { preconditionFailure("mixer_output needs a teacher") }
     let replaced = student.layers.indices.filter { student.layers[$0].type != teacher.layers[$0].type }
     let share = 1 / Double(max(1, replaced.count))
@@ -104,6 +122,7 @@ package struct MicroBatchLosses {
         return (input, layer.mixer(input, batch, cache: nil))
       }
       if replaced.contains(index) {
+        willUse(.layer(index))
         let mixer = student.layers[index].mixer
         if counts != nil {
           let (losses, tape) = backend.recording {
@@ -112,6 +131,7 @@ package struct MicroBatchLosses {
               seed: seed(weights.mixerOutput * share, counts?.tokens))
           }
           tape.backward()
+          hasGradients(.layer(index))
           sum += losses.hostSum() * share
         } else {
           let output = backend.withoutRecording { mixer(input, batch, cache: nil) }
@@ -125,7 +145,7 @@ package struct MicroBatchLosses {
   }
 
   private func runEndToEnd(
-    _ batch: Batch, labels: Tensor, _ counts: TokenCounts?, _ sums: inout LossSums
+    _ batch: Batch, labels: Tensor, _ counts: TokenCounts?, _ sums: inout LossSums, willRun: (ModelPart) -> Void
   ) {
     // What the teacher makes of it; nothing of it is recorded.
     var targets: [Tensor] = []
@@ -142,7 +162,7 @@ package struct MicroBatchLosses {
     var hiddenLosses: [Tensor] = []
     func forward() -> VocabularyLosses? {
       // A student that only imitates hidden states needs no head.
-      let hidden = student(batch, checkpointing: checkpointing) { index, x in
+      let hidden = student(batch, checkpointing: checkpointing, willRun: willRun) { index, x in
         if weights.hidden > 0 {
           hiddenLosses.append(
             squaredError(x, target: targets[index], seed: seed(weights.hidden * share, counts?.tokens)))

@@ -35,7 +35,7 @@ package struct StepEstimate {
     parameters = model.store.count
     trained = runner.arena.count
     // The moments above are those of a single rank; several own a share each.
-    let moments = runner.optimizer.slice.count * 4 * 2
+    let moments = runner.optimizer.moment1.count * 4 * 2
     let shared = moments - moments / ranks
     stateBytes = backend.liveBytes - shared
     var batch = SequenceBatch()
@@ -53,7 +53,7 @@ package struct StepEstimate {
       over: TokenCounts(labels: tokens, tokens: tokens))
     operationsPerMicroBatch = (backend.operations - before) / Double(min(2, microBatches))
     let levels = microBatches > 2 ? Int.bitWidth - 1 - (microBatches - 1).leadingZeroBitCount : 0
-    let exchangeBytes = ranks > 1 ? ranks * 64 * Arena.blockSize * 4 : 0
+    let exchangeBytes = GradientExchange.bufferBytes(runner.arena, ranks: ranks)
     peakBytes = backend.peakBytes - shared + levels * runner.arena.gradients.count * 4 + exchangeBytes
   }
 }

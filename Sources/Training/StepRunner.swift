@@ -14,7 +14,8 @@ package struct StepResult {
   /// The sum that was minimised.
   package var loss: Double
   package var gradientNorm: Double
-  /// Seconds by phase of the step: compute, reduce, update.
+  /// Seconds by phase of the step: compute, reduce, update, and share: what compute waited for parameters. With reduce it
+  /// is the communication that shows.
   package var seconds: [String: Double]
   /// Whether any rank wants the run to stop.
   package var isStopAsked: Bool
@@ -42,8 +43,12 @@ package final class StepRunner {
   private let phase: Phase
   private let world: Communicator
   private let losses: MicroBatchLosses
+  /// Where the parts of the student lie in the arena.
+  private let places: [ModelPart: Range<Int>]
   /// Is told what the main thread does.
   package var watchdog: Watchdog?
+  /// Whether gradients and parameters travel while the ranks compute.
+  package var overlaps = true
 
   /// Moves the parameters that `phase` trains into an arena and gives this rank its part of the optimizer state.
   package init(
@@ -52,11 +57,26 @@ package final class StepRunner {
     self.phase = phase
     self.world = world
     arena = Arena(student.store, backend: backend) { phase.trains($0, of: student) }
-    exchange = GradientExchange(arena, world: world)
-    optimizer = AdamW(arena, slice: exchange.slice, settings: phase.adam)
     losses = MicroBatchLosses(
       student: student, teacher: phase.losses.needsTeacher ? teacher : nil, weights: phase.losses,
       checkpointing: phase.checkpointsActivations, backend: backend)
+    exchange = GradientExchange(arena, world: world, ascends: !losses.crossesLayers)
+    optimizer = AdamW(arena, slices: exchange.slices, settings: phase.adam)
+    places = Self.places(of: arena, layers: student.layers.count)
+  }
+
+  /// The elements of each part, which lie in the order in which the parts run.
+  private static func places(of arena: Arena, layers: Int) -> [ModelPart: Range<Int>] {
+    let parts = arena.entries.map { entry -> ModelPart in
+      let words = entry.parameter.name.split(separator: ".")
+      if words.count > 2, words[1] == "layers", let layer = Int(words[2]) { return .layer(layer) }
+      return words.contains("embed_tokens") ? .embeddings : .head
+    }
+    var places: [ModelPart: Range<Int>] = [:]
+    for (entry, part) in zip(arena.entries, parts) {
+      places[part] = (places[part]?.lowerBound ?? entry.offset)..<entry.range.upperBound
+    }
+    return places
   }
 
   /// Micro-batches of this rank in a step, as indices into those of the global batch.
@@ -68,10 +88,13 @@ package final class StepRunner {
   /// Runs forward and backward on this rank's micro-batches and sums their gradients on this rank.
   package func accumulate(_ batches: [SequenceBatch], over counts: TokenCounts) -> [LossSums] {
     batches.enumerated().map { index, batch in
+      let isLast = index == batches.count - 1
       arena.beginBackward()
-      let sums = losses(batch, gradientsOver: counts)
-      arena.endBackward()
-      exchange.add(isLast: index == batches.count - 1)
+      let sums = losses(
+        batch, gradientsOver: counts,
+        willUse: { [self] in exchange.waitForParameters(places[$0] ?? 0..<0) },
+        hasGradients: { [self] in if isLast && overlaps { exchange.complete(places[$0] ?? 0..<0) } })
+      if !isLast { exchange.add() }
       return sums
     }
   }
@@ -94,8 +117,10 @@ package final class StepRunner {
     try world.sum(&totals)
     let counts = TokenCounts(labels: Int(totals[0]), tokens: Int(totals[1]))
     watchdog?.enter(.compute, step: step)
+    let before = exchange.waited.parameters
     let sums = accumulate(batches, over: counts)
     clock.mark("compute")
+    clock.move(exchange.waited.parameters - before, from: "compute", to: "share")
     watchdog?.enter(.reduce, step: step)
     try FailPoint.reach(.step)
     try exchange.reduce()
@@ -123,15 +148,22 @@ package final class StepRunner {
     if isAccepted {
       let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
       optimizer.update(step: step, learningRate: learningRate, gradientScale: scale)
-      try exchange.shareParameters()
+      clock.mark("update")
+      exchange.shareParameters()
+      if !overlaps { try exchange.settle() }
     }
-    clock.mark("update")
+    clock.mark("share")
     return StepResult(
       losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds,
       isStopAsked: everyFlag.contains { $0.contains(.wantsStop) },
       isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, isSkipped: !isAccepted,
       computeSeconds: computeSeconds)
   }
+}
+
+extension StepRunner {
+  /// Waits until this rank has all parameters. Whoever reads them between steps calls it first.
+  package func settle() throws { try exchange.settle() }
 }
 
 /// Splits the time since its creation into named parts.
@@ -147,6 +179,12 @@ package struct PhaseClock {
     let elapsed = (now - last).components
     seconds[name, default: 0] += Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
     last = now
+  }
+
+  /// Counts some of what `name` took as `other`.
+  package mutating func move(_ time: Double, from name: String, to other: String) {
+    seconds[name, default: 0] -= time
+    seconds[other, default: 0] += time
   }
 
   package var total: Double { seconds.values.reduce(0, +) }

@@ -23,6 +23,7 @@ package final class StopRequest {
   /// while models are loaded.
   package static func installHandlers() {
     for number in [SIGUSR1, SIGUSR2] { signal(number) { signalled = $0 } }
+    unblockSignals([SIGUSR1, SIGUSR2])
   }
 
   /// Why this rank wants to stop; nil when it does not.
@@ -43,4 +44,13 @@ nonisolated(unsafe) private var signalled: Int32 = 0
 package struct Stopped: Error, CustomStringConvertible {
   package init() {}
   package var description: String { "stopped as asked; the same command goes on" }
+}
+
+/// Lets this thread, and the processes that it starts, receive signals that whoever started this process blocks: threads of
+/// many a runtime block them all and hand that down.
+package func unblockSignals(_ numbers: [Int32]) {
+  var set = sigset_t()
+  sigemptyset(&set)
+  for number in numbers { sigaddset(&set, number) }
+  pthread_sigmask(SIG_UNBLOCK, &set, nil)
 }

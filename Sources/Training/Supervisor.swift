@@ -267,6 +267,7 @@ package struct ChildProcess: Sendable {
         if childIdentifier > 0 { kill(childIdentifier, $0) }
       }
     }
+    unblockSignals(signals)
   }
 }
 

@@ -197,11 +197,13 @@ package final class Trainer {
       } else if phase == manifest.phase, let offset = offsets[name] {
         let moment = role == "moment1" ? optimizer.moment1 : optimizer.moment2
         let range = offset + start..<offset + start + count
-        let mine = range.clamped(to: optimizer.slice)
+        let mine = optimizer.parts(of: range)
         guard !mine.isEmpty else { return }
         var values = [Float](repeating: 0, count: count)
         try values.withUnsafeMutableBufferPointer { try read($0.baseAddress!) }
-        for index in mine { moment.floats[index - optimizer.slice.lowerBound] = values[index - range.lowerBound] }
+        for (part, local) in mine {
+          for (index, place) in zip(part, local) { moment.floats[place] = values[index - range.lowerBound] }
+        }
       }
     }
     let expected = store.parameters.reduce(0) { sum, parameter in
@@ -236,6 +238,7 @@ package final class Trainer {
     var mustStop = try isValidationDue(metrics) ? !validate(metrics, stop) : false
     while step < job.totalSteps && !mustStop {
       if phaseStep == job.phases[phaseIndex].steps {
+        try runner.settle()
         beginPhase(phaseIndex + 1)
         operations = estimatedOperations()
         say("phase \(job.phases[phaseIndex].name)")
@@ -283,6 +286,7 @@ package final class Trainer {
     let (skipped, skippedPhase, last) = (spikes, phaseIndex, step)
     let (first, end) = (skipped.state.firstStep, cursor)
     try finishSave()
+    try runner.settle()
     guard skipped.state.returns < 3,
       let checkpoint = try Checkpoint.newestGood(in: run, before: first, world: world, warn: say),
       checkpoint.manifest.phase == skippedPhase, checkpoint.manifest.phaseStep < phase.steps
@@ -326,6 +330,7 @@ package final class Trainer {
 
   /// All ranks must hold the same parameters: a rank whose memory or sums went wrong is named.
   private func checkReplicas() throws {
+    try runner.settle()
     let values = runner.arena.values
     let mine = digest(values.floats, values.count)
     let all = try world.allGather(withUnsafeBytes(of: mine) { Array($0) })
@@ -450,6 +455,7 @@ package final class Trainer {
   /// - Returns: whether it came to its end; a wish to stop ends it early and leaves nothing in the log
   private func validate(_ metrics: MetricsLog?, _ stop: StopRequest?) throws -> Bool {
     watchdog.enter(.validate, step: step)
+    try runner.settle()
     let phase = job.phases[phaseIndex]
     // A supernet is measured by one path, always the same.
     models.student.path = job.supernet?.path(step: 0, layers: models.student.layers.count, seed: job.seed)
@@ -497,21 +503,19 @@ package final class Trainer {
     guard step != lastSaved else { return }
     watchdog.enter(.save, step: step)
     try finishSave()
+    try runner.settle()
     lastSaved = step
     let (arena, optimizer) = (runner.arena, runner.optimizer)
     var pieces: [Piece] = []
-    for (role, values, base) in [
-      ("parameter", arena.values, 0), ("moment1", optimizer.moment1, optimizer.slice.lowerBound),
-      ("moment2", optimizer.moment2, optimizer.slice.lowerBound),
-    ] {
+    for (role, moment) in [("parameter", nil), ("moment1", optimizer.moment1), ("moment2", optimizer.moment2)] {
       for entry in arena.entries {
-        let range = entry.range.clamped(to: optimizer.slice)
-        guard !range.isEmpty else { continue }
-        pieces.append(
-          Piece(
-            role: role, name: entry.parameter.name, shape: entry.parameter.shape,
-            range: range.lowerBound - entry.offset..<range.upperBound - entry.offset,
-            values: values.floats + range.lowerBound - base))
+        for (range, local) in optimizer.parts(of: entry.range) {
+          pieces.append(
+            Piece(
+              role: role, name: entry.parameter.name, shape: entry.parameter.shape,
+              range: range.lowerBound - entry.offset..<range.upperBound - entry.offset,
+              values: moment.map { $0.floats + local.lowerBound } ?? arena.values.floats + range.lowerBound))
+        }
       }
     }
     if world.isCoordinator {

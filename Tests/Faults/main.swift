@@ -13,6 +13,7 @@ import Foundation
 import NN
 import TestSupport
 import TokenStreams
+import Training
 
 struct Tally {
   var cases = 0
@@ -304,6 +305,8 @@ func spikes() throws -> Tally {
   return tally
 }
 
+// A test runner's threads block all signals, and mpirun, which inherits that, would pass none on.
+unblockSignals([SIGUSR1])
 let arguments = CommandLine.arguments
 let numbers = arguments.dropFirst(2).compactMap { Int($0) }
 do {

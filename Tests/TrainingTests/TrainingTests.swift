@@ -127,7 +127,7 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     }
     let arena = Arena(store, backend: backend) { _ in true }
     let optimizer = AdamW(
-      arena, slice: 0..<Arena.blockSize, settings: .init(beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1))
+      arena, slices: [0..<Arena.blockSize], settings: .init(beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1))
     var expected = [matrix, vector].map { $0.value.toArray().map(Double.init) }
     var (m, v) = ([[Double]](repeating: [], count: 2), [[Double]](repeating: [], count: 2))
     for step in 1...5 {
@@ -167,7 +167,7 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     for (index, gradient) in gradients.enumerated() {
       arena.beginBackward()
       parameter.value.slot!.accumulate(backend.tensor(gradient, [100]))
-      exchange.add(isLast: index == count - 1)
+      if index < count - 1 { exchange.add() }
     }
     try exchange.reduce()
     func tree(_ parts: [[Float]]) -> [Float] {
