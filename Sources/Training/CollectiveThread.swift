@@ -38,10 +38,13 @@ final class CollectiveThread: @unchecked Sendable {
     return Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
   }
 
+  /// - Returns: Seconds that it took until everything that was given had run, or failed
+  func waitUntilIdle() -> Double { wait(for: given) }
+
   /// - Returns: Seconds that it took
   /// - Throws: What any of the collectives threw
   func waitForAll() throws -> Double {
-    let seconds = wait(for: given)
+    let seconds = waitUntilIdle()
     if let failure = condition.withLock({ failure }) { throw failure }
     return seconds
   }

@@ -52,6 +52,9 @@ package final class GradientExchange: @unchecked Sendable {
     begin()
   }
 
+  // What the thread runs does not own the exchange, whose memory must go on the main thread.
+  deinit { _ = thread.waitUntilIdle() }
+
   /// Bytes of the buffer in which sums arrive.
   package static func bufferBytes(_ arena: Arena, ranks: Int) -> Int {
     ranks > 1 ? 4 * Arena.blockSize * ranks * min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets))) : 0
@@ -107,7 +110,7 @@ package final class GradientExchange: @unchecked Sendable {
     guard world.size > 1 else { return }
     while handedOver < order.count, missing[order[handedOver]] == 0 {
       let bucket = order[handedOver]
-      thread.run { [self] in try reduce(bucket) }
+      thread.run { [unowned self] in try reduce(bucket) }
       handedOver += 1
     }
   }
@@ -178,7 +181,7 @@ package final class GradientExchange: @unchecked Sendable {
   package func shareParameters() {
     guard world.size > 1 else { return }
     arrivals = buckets.indices.map { bucket in
-      thread.run { [self] in
+      thread.run { [unowned self] in
         let start = buckets[bucket].lowerBound
         let shares = (0..<world.size).map { share(bucket, of: $0) }
         try world.background.allGather(

@@ -44,32 +44,34 @@ struct Bench: ParsableCommand {
           let batches = runner.microBatches.map { index in
             randomBatch(phase, vocabulary: studentShape.vocabularySize, seed: index)
           }
-          var times: [Double] = []
           _ = try runner.run(batches, step: 1, learningRate: 1e-5)
           backend.profile = profile ? [:] : nil
           var rate = Machine.matrixRate(backend)
-          for step in 0..<steps {
-            try world.barrier()
-            var clock = PhaseClock()
-            _ = try runner.run(batches, step: step + 2, learningRate: 1e-5)
-            try world.barrier()
-            clock.mark("step")
-            times.append(clock.total)
-          }
+          // Without overlap first, in the same process, so that what overlap hides can be told.
+          let blocking = world.size > 1 ? try measure(runner, batches, overlaps: false, world) : nil
+          backend.profile = profile ? [:] : nil
+          let (seconds, exposed) = try measure(runner, batches, overlaps: true, world)
           rate = max(rate, Machine.matrixRate(backend)) * Double(world.size)
-          let seconds = times.sorted()[times.count / 2]
           let estimate = StepEstimate(
             student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, phase: phase,
             ranks: world.size)
           let operations = estimate.operationsPerMicroBatch * Double(phase.microBatches)
           guard world.isCoordinator else { continue }
-          try Bench.emit([
+          var fields: [String: Any] = [
             "bench": "step", "job": job.name, "phase": phase.name, "ranks": world.size,
             "threads": backend.pool.threadCount, "tokens_per_s": Double(phase.tokensPerStep) / seconds,
             "gflops": operations / seconds / 1e9, "sgemm_gflops": rate / 1e9,
             "sgemm_share": operations / seconds / rate, "peak_memory": Machine.peakMemory,
             "planned_memory": estimate.peakBytes + Machine.baseMemory(threads: backend.pool.threadCount),
-          ])
+          ]
+          if let blocking {
+            fields["step_s"] = seconds
+            fields["step_without_overlap_s"] = blocking.seconds
+            fields["exposed_s"] = exposed
+            fields["exposed_without_overlap_s"] = blocking.exposed
+            fields["hidden_share"] = 1 - exposed / blocking.exposed
+          }
+          try Bench.emit(fields)
           if let profile = backend.profile {
             let total = profile.values.reduce(0, +)
             let rows = profile.sorted { $0.value > $1.value }.map { name, time in
@@ -82,6 +84,29 @@ struct Bench: ParsableCommand {
           }
         }
       }
+    }
+
+    /// Medians over steps that follow each other: of a step, and of the communication in it that no computation hides.
+    private func measure(
+      _ runner: StepRunner, _ batches: [SequenceBatch], overlaps: Bool, _ world: Communicator
+    ) throws -> (seconds: Double, exposed: Double) {
+      runner.overlaps = overlaps
+      try runner.settle()
+      try world.barrier()
+      var (times, exposed): ([Double], [Double]) = ([], [])
+      // What the first step's update sends, the second waits for.
+      for step in 0...steps {
+        var clock = PhaseClock()
+        let result = try runner.run(batches, step: step + 2, learningRate: 1e-5)
+        // The rank that comes last waits for the exchange alone, the others for it too.
+        let waited = try world.allGather([result.seconds["reduce"]! + result.seconds["share"]!]).min()!
+        clock.mark("step")
+        guard step > 0 else { continue }
+        times.append(clock.total)
+        exposed.append(waited)
+      }
+      try runner.settle()
+      return (times.sorted()[times.count / 2], exposed.sorted()[times.count / 2])
     }
 
     private func randomBatch(_ phase: Phase, vocabulary: Int, seed: Int) -> SequenceBatch {
