@@ -158,8 +158,9 @@ package final class Communicator {
   }
 }
 
-/// Exchanges of large arrays by a thread that is not the main one. Between looks at how far they are it sleeps, so that it
-/// takes no core from the threads that compute (Open MPI goes on only while some thread is inside it).
+/// Exchanges of large arrays by a thread that is not the main one. They only begin here; between looks at how far they are
+/// (``PendingExchange``) the thread may sleep, so that it takes no core from those that compute: Open MPI goes on only while
+/// some thread is inside it.
 package final class BackgroundCommunicator: @unchecked Sendable {
   private let handle: MPI_Comm?
 
@@ -172,51 +173,45 @@ package final class BackgroundCommunicator: @unchecked Sendable {
     self.handle = handle
   }
 
-  /// Sends `sendCounts[r]` floats at `sendDisplacements[r]` of `send` to rank r and receives the same from each.
+  /// Begins to send `sendCounts[r]` floats at `sendDisplacements[r]` of `send` to rank r, and to receive the same from each.
   package func allToAll(
     send: UnsafePointer<Float>, sendCounts: [Int], sendDisplacements: [Int],
     receive: UnsafeMutablePointer<Float>, receiveCounts: [Int], receiveDisplacements: [Int]
+  ) throws -> PendingExchange {
+    try PendingExchange("MPI_Ialltoallv", [sendCounts, sendDisplacements, receiveCounts, receiveDisplacements]) {
+      MPI_Ialltoallv(
+        send, $0[0], $0[1], jettrain_float(), receive, $0[2], $0[3], jettrain_float(), handle, &$1)
+    }
+  }
+}
+
+/// An exchange that has begun. What it sends and receives must stay where it is until it is done.
+package final class PendingExchange {
+  private let operation: String
+  private var request: MPI_Request?
+  /// MPI reads the counts until the exchange ends.
+  private let counts: [UnsafeMutablePointer<Int32>]
+
+  fileprivate init(
+    _ operation: String, _ counts: [[Int]], start: ([UnsafeMutablePointer<Int32>], inout MPI_Request?) -> Int32
   ) throws {
-    try withIntegers(sendCounts, sendDisplacements, receiveCounts, receiveDisplacements) { counts in
-      try run("MPI_Ialltoallv") {
-        MPI_Ialltoallv(
-          send, counts[0], counts[1], jettrain_float(), receive, counts[2], counts[3], jettrain_float(), handle, &$0)
-      }
+    self.operation = operation
+    self.counts = counts.map { values in
+      let copy = UnsafeMutablePointer<Int32>.allocate(capacity: values.count)
+      for (index, value) in values.enumerated() { copy[index] = Int32(value) }
+      return copy
     }
+    try Communicator.check(operation, start(self.counts, &request))
   }
 
-  /// Gives every rank what the others hold, in place: rank r owns `counts[r]` floats at `displacements[r]` of `buffer`.
-  package func allGather(_ buffer: UnsafeMutablePointer<Float>, counts: [Int], displacements: [Int]) throws {
-    try withIntegers(counts, displacements) { counts in
-      try run("MPI_Iallgatherv") {
-        MPI_Iallgatherv(
-          jettrain_in_place(), 0, jettrain_float(), buffer, counts[0], counts[1], jettrain_float(), handle, &$0)
-      }
-    }
-  }
+  deinit { for copy in counts { copy.deallocate() } }
 
-  /// MPI reads counts until an exchange ends.
-  private func withIntegers(_ arrays: [Int]..., body: ([UnsafePointer<Int32>]) throws -> Void) throws {
-    let width = arrays.map(\.count).max() ?? 0
-    let flat = arrays.flatMap { $0.map { Int32($0) } + [Int32](repeating: 0, count: width - $0.count) }
-    try flat.withUnsafeBufferPointer { buffer in
-      try body(arrays.indices.map { buffer.baseAddress! + $0 * width })
-    }
-  }
-
-  private func run(_ operation: String, start: (inout MPI_Request?) -> Int32) throws {
-    var request: MPI_Request?
-    try Communicator.check(operation, start(&request))
+  /// Whether it has ended; lets MPI go on with it.
+  package func isDone() throws -> Bool {
     var isDone: Int32 = 0
-    while true {
-      try Communicator.check("MPI_Test", MPI_Test(&request, &isDone, jettrain_status_ignore()))
-      if isDone != 0 { return }
-      usleep(Self.pause)
-    }
+    try Communicator.check(operation, MPI_Test(&request, &isDone, jettrain_status_ignore()))
+    return isDone != 0
   }
-
-  /// Microseconds between looks.
-  private static let pause: UInt32 = 50
 }
 
 /// The life of MPI as a scope: initialised before `body`, finalised after it. When `body` throws, MPI stays up,

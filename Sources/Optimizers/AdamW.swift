@@ -19,13 +19,13 @@ package final class AdamW {
   }
 
   package let arena: Arena
-  /// Elements of the arena that this rank updates, in ascending runs; the moments hold them end to end.
+  /// Elements of the arena that this rank updates, in ascending order; the moments hold them end to end.
   package let slices: [Range<Int>]
   package let moment1: Tensor
   package let moment2: Tensor
   private let settings: Settings
-  /// Runs of elements that weight decay applies to or not, and where they lie in the moments.
-  private let runs: [(range: Range<Int>, local: Range<Int>, decays: Bool)]
+  /// Of each slice: runs of elements that weight decay applies to or not, and where they lie in the moments.
+  private let runs: [[(range: Range<Int>, local: Range<Int>, decays: Bool)]]
 
   /// Moments of zero for the elements `slices` of `arena`.
   package init(_ arena: Arena, slices: [Range<Int>], settings: Settings) {
@@ -36,19 +36,18 @@ package final class AdamW {
     let count = slices.reduce(0) { $0 + $1.count }
     moment1 = backend.zeros([count])
     moment2 = backend.zeros([count])
-    runs = arena.decayRuns.flatMap { run in
-      Self.parts(of: run.range, slices).map { ($0.range, $0.local, run.decays) }
+    let all = arena.decayRuns
+    runs = slices.indices.map { index in
+      let base = slices[..<index].reduce(0) { $0 + $1.count } - slices[index].lowerBound
+      return all.compactMap { run in
+        let part = run.range.clamped(to: slices[index])
+        return part.isEmpty ? nil : (part, part.lowerBound + base..<part.upperBound + base, run.decays)
+      }
     }
   }
 
   /// What this rank owns of `range` of the arena, and where it lies in the moments.
   package func parts(of range: Range<Int>) -> [(range: Range<Int>, local: Range<Int>)] {
-    Self.parts(of: range, slices)
-  }
-
-  private static func parts(
-    of range: Range<Int>, _ slices: [Range<Int>]
-  ) -> [(range: Range<Int>, local: Range<Int>)] {
     var base = 0
     var parts: [(range: Range<Int>, local: Range<Int>)] = []
     for slice in slices {
@@ -62,9 +61,9 @@ package final class AdamW {
     return parts
   }
 
-  /// Updates the slices from their gradients, each multiplied by `gradientScale`; `step` counts from 1.
-  package func update(step: Int, learningRate: Double, gradientScale: Double) {
-    for (range, local, decays) in runs {
+  /// Updates one of the slices from its gradients, each multiplied by `gradientScale`; `step` counts from 1.
+  package func update(slice: Int, step: Int, learningRate: Double, gradientScale: Double) {
+    for (range, local, decays) in runs[slice] {
       arena.values.backend.adamW(
         parameters: arena.values.rows(range), gradients: arena.gradients.rows(range),
         moment1: moment1.rows(local), moment2: moment2.rows(local),

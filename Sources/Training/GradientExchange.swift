@@ -9,7 +9,7 @@ import Tensors
 ///
 /// The arena is cut into buckets, of each of which every rank owns a part. A thread of its own reduces a bucket as soon as
 /// backward is done with it, and brings the updated parameters back while the next step has begun.
-package final class GradientExchange: @unchecked Sendable {
+package final class GradientExchange {
   private let world: Communicator
   private let arena: Arena
   /// Blocks of every bucket.
@@ -25,8 +25,8 @@ package final class GradientExchange: @unchecked Sendable {
   private var isComplete: [Range<Int>] = []
 
   private let thread: CollectiveThread
-  /// Where the thread sums; its own, since a backend serves one thread.
-  private let received: Tensor?
+  /// Where sums arrive, of each bucket under way; of a backend of their own, since a backend serves one thread.
+  private let received: [Tensor]
   /// When the parameters of each bucket will be there; empty before the first update.
   private var arrivals: [CollectiveThread.Ticket] = []
   /// Seconds that the main thread waited for gradients and for parameters.
@@ -48,16 +48,18 @@ package final class GradientExchange: @unchecked Sendable {
     buckets = stride(from: 0, to: arena.blockCount, by: width).map { $0..<min($0 + width, arena.blockCount) }
     order = ascends ? Array(buckets.indices) : buckets.indices.reversed()
     thread = CollectiveThread()
-    received = world.size > 1 ? CPUBackend(threads: 1).empty([width * Arena.blockSize]) : nil
+    let summing = CPUBackend(threads: 1)
+    received = (0..<(world.size > 1 ? CollectiveThread.depth : 0)).map { _ in summing.empty([width * Arena.blockSize]) }
     begin()
   }
 
   // What the thread runs does not own the exchange, whose memory must go on the main thread.
-  deinit { _ = thread.waitUntilIdle() }
+  deinit { thread.stop() }
 
-  /// Bytes of the buffer in which sums arrive.
+  /// Bytes of the buffers in which sums arrive.
   package static func bufferBytes(_ arena: Arena, ranks: Int) -> Int {
-    ranks > 1 ? 4 * Arena.blockSize * ranks * min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets))) : 0
+    let share = min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets)))
+    return ranks > 1 ? CollectiveThread.depth * 4 * Arena.blockSize * ranks * share : 0
   }
 
   /// Blocks of `bucket` that `rank` owns.
@@ -71,17 +73,16 @@ package final class GradientExchange: @unchecked Sendable {
     blocks.lowerBound * Arena.blockSize..<blocks.upperBound * Arena.blockSize
   }
 
-  /// Elements of the arena that this rank owns, in ascending runs.
-  package var slices: [Range<Int>] {
-    buckets.indices.map { elements(share($0, of: world.rank)) }.filter { !$0.isEmpty }
-  }
+  /// Elements that this rank owns of each bucket.
+  package var slices: [Range<Int>] { buckets.indices.map { elements(share($0, of: world.rank)) } }
 
   private var backend: any Backend { arena.gradients.backend }
 
   // MARK: - Gradients
 
   private func begin() {
-    missing = buckets.map { elements($0).count }
+    // The padding behind the last parameter is always complete.
+    missing = buckets.map { elements($0).clamped(to: 0..<arena.count).count }
     handedOver = 0
     isComplete = []
   }
@@ -109,8 +110,7 @@ package final class GradientExchange: @unchecked Sendable {
     for (bucket, blocks) in buckets.enumerated() { missing[bucket] -= elements(blocks).clamped(to: range).count }
     guard world.size > 1 else { return }
     while handedOver < order.count, missing[order[handedOver]] == 0 {
-      let bucket = order[handedOver]
-      thread.run { [unowned self] in try reduce(bucket) }
+      thread.run(reduction(of: order[handedOver], into: received[handedOver % received.count]))
       handedOver += 1
     }
   }
@@ -123,37 +123,41 @@ package final class GradientExchange: @unchecked Sendable {
       complete(start..<range.lowerBound)
       start = range.upperBound
     }
-    complete(start..<arena.gradients.count)
+    complete(start..<arena.count)
     for index in levels.indices { levels[index] = nil }
     begin()
     waited.gradients += try thread.waitForAll()
   }
 
-  /// Runs on the thread of the exchange.
-  private func reduce(_ bucket: Int) throws {
-    guard let received else { return }
+  private func reduction(of bucket: Int, into received: Tensor) -> CollectiveThread.Collective {
     let ranks = world.size
     let shares = (0..<ranks).map { share(bucket, of: $0) }
     let start = buckets[bucket].lowerBound
-    let mine = shares[world.rank].count * Arena.blockSize
-    try world.background.allToAll(
-      send: arena.gradients.floats + start * Arena.blockSize,
-      sendCounts: shares.map { $0.count * Arena.blockSize },
-      sendDisplacements: shares.map { ($0.lowerBound - start) * Arena.blockSize },
-      receive: received.floats, receiveCounts: [Int](repeating: mine, count: ranks),
-      receiveDisplacements: (0..<ranks).map { $0 * mine })
-    guard mine > 0 else { return }
-    let backend = received.backend
-    var distance = 1
-    while distance < ranks {
-      for left in stride(from: 0, to: ranks - distance, by: 2 * distance) {
-        backend.add(
-          received.rows((left + distance) * mine..<(left + distance + 1) * mine), scale: 1,
-          into: received.rows(left * mine..<(left + 1) * mine))
-      }
-      distance *= 2
-    }
-    backend.copy(received.rows(0..<mine), into: arena.gradients.rows(elements(shares[world.rank])))
+    let own = elements(shares[world.rank])
+    let mine = own.count
+    let gradients = arena.gradients
+    return CollectiveThread.Collective(
+      begin: { [world] in
+        try world.background.allToAll(
+          send: gradients.floats + start * Arena.blockSize, sendCounts: shares.map { $0.count * Arena.blockSize },
+          sendDisplacements: shares.map { ($0.lowerBound - start) * Arena.blockSize },
+          receive: received.floats, receiveCounts: [Int](repeating: mine, count: ranks),
+          receiveDisplacements: (0..<ranks).map { $0 * mine })
+      },
+      finish: {
+        guard mine > 0 else { return }
+        let backend = received.backend
+        var distance = 1
+        while distance < ranks {
+          for left in stride(from: 0, to: ranks - distance, by: 2 * distance) {
+            backend.add(
+              received.rows((left + distance) * mine..<(left + distance + 1) * mine), scale: 1,
+              into: received.rows(left * mine..<(left + 1) * mine))
+          }
+          distance *= 2
+        }
+        backend.copy(received.rows(0..<mine), into: gradients.rows(own))
+      })
   }
 
   /// The norm of the summed gradient, from the sums of squares of all blocks in their order.
@@ -177,24 +181,32 @@ package final class GradientExchange: @unchecked Sendable {
 
   // MARK: - Parameters
 
-  /// Begins to give every rank the parameters that the others updated.
-  package func shareParameters() {
+  /// Begins to give every rank the parameters that the others updated, of the next bucket: in ascending order.
+  package func shareParameters(_ bucket: Int) {
     guard world.size > 1 else { return }
-    arrivals = buckets.indices.map { bucket in
-      thread.run { [unowned self] in
-        let start = buckets[bucket].lowerBound
-        let shares = (0..<world.size).map { share(bucket, of: $0) }
-        try world.background.allGather(
-          arena.values.floats + start * Arena.blockSize, counts: shares.map { $0.count * Arena.blockSize },
-          displacements: shares.map { ($0.lowerBound - start) * Arena.blockSize })
-      }
-    }
+    if bucket == 0 { arrivals = [] }
+    let start = buckets[bucket].lowerBound
+    let shares = (0..<world.size).map { share(bucket, of: $0) }
+    arrivals.append(
+      thread.run(
+        CollectiveThread.Collective(
+          begin: { [world, values = arena.values] in
+            let own = shares[world.rank]
+            // To every other rank what this one owns, from each what it owns.
+            func others(_ value: (Int) -> Int) -> [Int] { shares.indices.map { $0 == world.rank ? 0 : value($0) } }
+            return try world.background.allToAll(
+              send: values.floats + start * Arena.blockSize, sendCounts: others { _ in own.count * Arena.blockSize },
+              sendDisplacements: others { _ in (own.lowerBound - start) * Arena.blockSize },
+              receive: values.floats + start * Arena.blockSize,
+              receiveCounts: others { shares[$0].count * Arena.blockSize },
+              receiveDisplacements: others { (shares[$0].lowerBound - start) * Arena.blockSize })
+          }, finish: {})))
   }
 
   /// Waits until the parameters of the elements `range` are there. A failure shows in the next ``reduce()`` or
   /// ``settle()``.
   package func waitForParameters(_ range: Range<Int>) {
-    guard !arrivals.isEmpty, !range.isEmpty else { return }
+    guard arrivals.count == buckets.count, !range.isEmpty else { return }
     // They arrive in ascending order.
     let last = (range.upperBound - 1) / (Arena.blockSize * buckets[0].count)
     waited.parameters += thread.wait(for: arrivals[last])

@@ -147,9 +147,11 @@ package final class StepRunner {
     let isAccepted = try accepts(loss, norm)
     if isAccepted {
       let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
-      optimizer.update(step: step, learningRate: learningRate, gradientScale: scale)
+      for bucket in optimizer.slices.indices {
+        optimizer.update(slice: bucket, step: step, learningRate: learningRate, gradientScale: scale)
+        exchange.shareParameters(bucket)
+      }
       clock.mark("update")
-      exchange.shareParameters()
       if !overlaps { try exchange.settle() }
     }
     clock.mark("share")

@@ -146,7 +146,7 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
           expected[index][i] -= 0.01 * update + (index == 0 ? 0.01 * 0.1 * expected[index][i] : 0)
         }
       }
-      optimizer.update(step: step, learningRate: 0.01, gradientScale: 0.5)
+      optimizer.update(slice: 0, step: step, learningRate: 0.01, gradientScale: 0.5)
     }
     for (index, parameter) in [matrix, vector].enumerated() {
       let error = relativeError(parameter.value.toArray(), expected[index].map(Float.init))
