@@ -36,6 +36,10 @@ package final class CPUBackend: Backend {
     for block in spare.values.joined() { free(block) }
   }
 
+  /// Whose kernels OpenBLAS uses for matrix products, `Haswell` or `SkylakeX` for example: it decides at start by the
+  /// processor, or as `OPENBLAS_CORETYPE` says. Others round otherwise.
+  package static var matrixKernels: String { String(cString: openblas_get_corename()) }
+
   /// Blocks come in steps of an eighth of their power of two, so that nearly equal sizes share one.
   private static func blockSize(_ byteCount: Int) -> Int {
     let least = max(byteCount, 4096)

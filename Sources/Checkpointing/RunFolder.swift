@@ -4,6 +4,9 @@ import Foundation
 /// The folder of one run: its checkpoints, newest last, and the name of the latest.
 package struct RunFolder: Sendable {
   package let path: String
+  /// Part of the names of unfinished saves, the same on all ranks of one start: what a rank of an earlier start still
+  /// writes, cut off from the others, lands in none of this one's.
+  package var session = ""
 
   package init(_ path: String) { self.path = path }
 
@@ -20,7 +23,9 @@ package struct RunFolder: Sendable {
   package func checkpoint(step: Int) -> String { path + "/" + Self.name(step: step) }
 
   /// Where a save gathers before it is one.
-  package func partial(step: Int) -> String { checkpoint(step: step) + Self.partialSuffix }
+  package func partial(step: Int) -> String {
+    checkpoint(step: step) + (session.isEmpty ? "" : "." + session) + Self.partialSuffix
+  }
 
   /// Steps of all finished checkpoints, ascending.
   package var steps: [Int] {

@@ -186,20 +186,16 @@ package final class GradientExchange {
     guard world.size > 1 else { return }
     if bucket == 0 { arrivals = [] }
     let start = buckets[bucket].lowerBound
-    let shares = (0..<world.size).map { share(bucket, of: $0) }
+    let shares = (0..<world.size).map { rank in
+      let blocks = share(bucket, of: rank)
+      return (blocks.lowerBound - start) * Arena.blockSize..<(blocks.upperBound - start) * Arena.blockSize
+    }
     arrivals.append(
       thread.run(
         CollectiveThread.Collective(
           begin: { [world, values = arena.values] in
-            let own = shares[world.rank]
-            // To every other rank what this one owns, from each what it owns.
-            func others(_ value: (Int) -> Int) -> [Int] { shares.indices.map { $0 == world.rank ? 0 : value($0) } }
-            return try world.background.allToAll(
-              send: values.floats + start * Arena.blockSize, sendCounts: others { _ in own.count * Arena.blockSize },
-              sendDisplacements: others { _ in (own.lowerBound - start) * Arena.blockSize },
-              receive: values.floats + start * Arena.blockSize,
-              receiveCounts: others { shares[$0].count * Arena.blockSize },
-              receiveDisplacements: others { (shares[$0].lowerBound - start) * Arena.blockSize })
+            try world.background.allGather(
+              values.floats + start * Arena.blockSize, ranges: shares, rank: world.rank)
           }, finish: {})))
   }
 

@@ -50,6 +50,8 @@ package final class Supervisor {
   private struct Attempt {
     let begin: Date
     var seconds = 0.0
+    /// Those that answered when it began.
+    let hosts: [(name: String, slots: Int)]
     let ranks: Int
     let from: Int
     var reached = 0
@@ -87,7 +89,8 @@ package final class Supervisor {
     try createLogs()
     var pause = plan.backoff
     while true {
-      var attempt = Attempt(begin: Date(), ranks: ranks, from: run.steps.last ?? 0)
+      let present = answeringHosts()
+      var attempt = Attempt(begin: Date(), hosts: present, ranks: ranks(on: present), from: run.steps.last ?? 0)
       try launch(&attempt)
       attempt.seconds = Date().timeIntervalSince(attempt.begin)
       attempt.reached = max(run.steps.last ?? 0, Self.lastStep(plan.runFolder))
@@ -107,7 +110,7 @@ package final class Supervisor {
         faults[host, default: 0] += 1
         if faults[host] == Self.faultsOfAHost, hosts.count > 1 {
           hosts.removeAll { $0.name == host }
-          say("host \(host) failed \(Self.faultsOfAHost) times and is left out; \(ranks) ranks go on")
+          say("host \(host) failed \(Self.faultsOfAHost) times and is left out; \(ranks(on: hosts)) ranks go on")
         }
       }
       pause = attempt.reached > attempt.from ? plan.backoff : min(60, pause * 2)
@@ -133,7 +136,7 @@ package final class Supervisor {
   }
 
   /// Ranks to start: as many as asked for, or when hosts were left out the largest power of two that has room.
-  private var ranks: Int {
+  private func ranks(on hosts: [(name: String, slots: Int)]) -> Int {
     let slots = hosts.reduce(0) { $0 + $1.slots }
     guard !hosts.isEmpty, slots < plan.ranks else { return plan.ranks }
     var count = 1
@@ -141,60 +144,65 @@ package final class Supervisor {
     return count
   }
 
+  /// The hosts that ssh reaches: one that does not answer is left out of this attempt. All of them, when none answers,
+  /// since mpirun may have another way to them.
+  private func answeringHosts() -> [(name: String, slots: Int)] {
+    let agent = (ProcessInfo.processInfo.environment["OMPI_MCA_plm_rsh_agent"] ?? "ssh").split(separator: " ").map(
+      String.init)
+    guard let program = agent.first, program == "ssh" || program.hasSuffix("/ssh") else { return hosts }
+    let own = ProcessInfo.processInfo.hostName
+    let probes = hosts.map { host -> Process? in
+      guard host.name != own, host.name != "localhost" else { return nil }
+      let probe = Process()
+      probe.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+      probe.arguments = agent + ["-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host.name, "true"]
+      probe.standardError = FileHandle.nullDevice
+      try? probe.run()
+      return probe
+    }
+    let end = Date().addingTimeInterval(Self.probeSeconds)
+    var present: [(name: String, slots: Int)] = []
+    var absent: [String] = []
+    for (host, probe) in zip(hosts, probes) {
+      while probe?.isRunning ?? false, Date() < end { usleep(20_000) }
+      probe?.terminate()
+      if probe.map({ !$0.isRunning && $0.terminationStatus == 0 }) ?? true {
+        present.append(host)
+      } else {
+        absent.append(host.name)
+      }
+    }
+    guard !present.isEmpty, !absent.isEmpty else { return hosts }
+    say("\(absent.joined(separator: ", ")): no answer; \(ranks(on: present)) ranks go on without")
+    return present
+  }
+
+  private static let probeSeconds = 15.0
+
   private func launch(_ attempt: inout Attempt) throws {
     let number = attempts.count + 1
     var arguments = ["mpirun", "-n", "\(attempt.ranks)", "--output-filename", "\(logs)/attempt-\(number)"]
-    if !hosts.isEmpty {
+    if !attempt.hosts.isEmpty {
       let path = logs + "/hosts-\(number)"
-      let text = hosts.map { "\($0.name) slots=\($0.slots)\n" }.joined()
+      let text = attempt.hosts.map { "\($0.name) slots=\($0.slots)\n" }.joined()
       try Data(text.utf8).write(to: URL(fileURLWithPath: path))
       arguments += ["--hostfile", path]
     }
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = arguments + plan.mpirunArguments + plan.command
-    let errors = Pipe()
-    process.standardError = errors
-    try process.run()
-    Self.child.store(process.processIdentifier)
-    // mpirun may wait for ever for a rank that died while it started: without any child left it is ended.
-    let watch = Thread { Self.endWhenChildless(process.processIdentifier) }
-    watch.start()
-    var text = ""
-    while case let data = errors.fileHandleForReading.availableData, !data.isEmpty {
-      FileHandle.standardError.write(data)
-      text = String((text + String(decoding: data, as: UTF8.self)).suffix(20_000))
-    }
-    process.waitUntilExit()
-    Self.child.store(0)
-    attempt.status = process.terminationStatus
-    attempt.bySignal = process.terminationReason == .uncaughtSignal
+    // What decides about bits and threads here decides on the other hosts too.
+    for name in ProcessInfo.processInfo.environment.keys.sorted()
+    where name.hasPrefix("JETTRAIN_") || name.hasPrefix("OPENBLAS_") { arguments += ["-x", name] }
+    let launched = try LaunchedProcess(
+      arguments + plan.mpirunArguments + plan.command, environment: Self.defaults)
+    let (text, status, bySignal) = launched.wait()
+    (attempt.status, attempt.bySignal) = (status, bySignal)
     attempt.host = Self.faultyHost(text, among: hosts.map(\.name))
   }
 
-  /// Kills the process once it has had no child for a while; returns when it is gone.
-  private static func endWhenChildless(_ process: Int32) {
-    var quiet = 0
-    while kill(process, 0) == 0 {
-      quiet = hasChild(process) ? 0 : quiet + 1
-      if quiet == secondsWithoutChild { kill(process, SIGKILL) }
-      sleep(1)
-    }
-  }
-
-  private static let secondsWithoutChild = 10
-
-  private static func hasChild(_ process: Int32) -> Bool {
-    let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
-    return names.contains { name in
-      guard name.first?.isNumber == true, let data = FileManager.default.contents(atPath: "/proc/\(name)/stat") else {
-        return false
-      }
-      // Behind the name in parentheses: the state and the parent.
-      let words = String(decoding: data, as: UTF8.self).split(separator: ")").last?.split(separator: " ") ?? []
-      return words.count > 1 && words[0] != "Z" && Int32(words[1]) == process
-    }
-  }
+  /// mpirun notices after a minute and a half that a host is gone, instead of eight minutes, unless it is told otherwise.
+  private static let defaults = [
+    "OMPI_MCA_oob_tcp_keepalive_time": "30", "OMPI_MCA_oob_tcp_keepalive_intvl": "10",
+    "OMPI_MCA_oob_tcp_keepalive_probes": "6",
+  ]
 
   /// The host on which the first rank failed, as mpirun or the watchdog says.
   private static func faultyHost(_ text: String, among hosts: [String]) -> String? {

@@ -35,7 +35,7 @@ package final class Trainer {
   private let backend: CPUBackend
   private let models: ModelSetup
   private let plans: [DataPlan]
-  private let run: RunFolder
+  private var run: RunFolder
   private let identity: CheckpointManifest.Identity
   private let progress = ProgressLine()
   private let isQuiet: Bool
@@ -95,10 +95,12 @@ package final class Trainer {
       let frozen = ModelSetup.hash(models.student) { parameter in
         job.phases.allSatisfy { !$0.trains(parameter, of: models.student) }
       }
-      hashes = Data("\(frozen) \(models.teacher.map { ModelSetup.hash($0) } ?? "")".utf8)
+      let teacher = models.teacher.map { ModelSetup.hash($0) } ?? ""
+      hashes = Data("\(frozen) \(teacher) \(String(UInt64.random(in: 0 ... .max), radix: 36))".utf8)
     }
     let agreed = String(decoding: try world.broadcast(Array(hashes)), as: UTF8.self).split(
       separator: " ", omittingEmptySubsequences: false)
+    run.session = String(agreed[2])
     identity = CheckpointManifest.Identity(
       kind: job.kind.rawValue, model: sha256(models.student.configuration.json), frozen: String(agreed[0]),
       teacher: String(agreed[1]),
@@ -107,7 +109,17 @@ package final class Trainer {
     guard Set(everywhere).count == 1 else {
       throw JobError(.data, "the ranks see different jobs, models or data: are the files the same on all hosts?")
     }
+    try compareKernels()
     try restore(resume)
+  }
+
+  /// The same bits come only from the same matrix products: says when hosts have different ones.
+  private func compareKernels() throws {
+    let all = try world.allGather(Array(CPUBackend.matrixKernels.utf8)).map { String(decoding: $0, as: UTF8.self) }
+    guard let other = all.indices.first(where: { all[$0] != all[0] }) else { return }
+    say(
+      "WARNING: OpenBLAS uses the kernels of \(all[0]) on rank 0 and of \(all[other]) on rank \(other); the result depends on "
+        + "which rank does what. Set OPENBLAS_CORETYPE to the same on all hosts (mpirun -x OPENBLAS_CORETYPE)")
   }
 
   private func say(_ text: String) {
@@ -146,6 +158,11 @@ package final class Trainer {
     try agree(world) { try restore(checkpoint) }
     say(
       "resuming \(run.path) from step \(step), saved by \(checkpoint.manifest.worldSize) ranks, on \(world.size)")
+    if let kernels = checkpoint.manifest.job["matrix_kernels"], kernels != CPUBackend.matrixKernels {
+      say(
+        "WARNING: the checkpoint was made with OpenBLAS's kernels of \(kernels), the run goes on with those of "
+          + "\(CPUBackend.matrixKernels): not to the same bits (OPENBLAS_CORETYPE)")
+    }
   }
 
   private func restore(_ checkpoint: Checkpoint) throws {
@@ -536,6 +553,7 @@ package final class Trainer {
       "path": job.path, "text": jobText, "teacher": job.teacher ?? "", "student": job.student,
       "seed": String(job.seed), "init": job.initialization.rawValue,
       "config": String(decoding: models.student.configuration.json, as: UTF8.self),
+      "matrix_kernels": CPUBackend.matrixKernels,
     ]
     do {
       let save = try CheckpointSave(

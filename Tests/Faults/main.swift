@@ -5,6 +5,7 @@
 //   jettrain-faults flips [STRIDE]     every byte, or every so many, of a small checkpoint and token shard
 //   jettrain-faults hang               a stopped rank
 //   jettrain-faults spikes             losses that are not finite
+//   jettrain-faults hosts              faults of hosts and links: Cluster/testbed/testbed 2 jettrain-faults hosts
 // Prints how many cases there were and how many failed; exits with 1 when any did. `JETTRAIN` names the program.
 
 import Checkpointing
@@ -305,6 +306,80 @@ func spikes() throws -> Tally {
   return tally
 }
 
+/// Two hosts of a testbed, of which one stops, has another time, is cut off, or dies.
+func hosts() throws -> Tally {
+  guard let testbed = ProcessInfo.processInfo.environment["TESTBED"] else {
+    throw SmallRun.Failure(description: "runs in a testbed only: Cluster/testbed/testbed 2 jettrain-faults hosts")
+  }
+  var tally = Tally()
+  let run = try SmallRun()
+  let job = ["--set", "phases.1.tokens=\(512 * 192)", "--set", "watchdog.floor=5", "--set", "validation.every=40"]
+  let reference = try Reference(run, "reference", job: job)
+  // Bits are the same where the matrix kernels are.
+  let kernels = ProcessInfo.processInfo.environment["OPENBLAS_CORETYPE"] == nil ? [] : ["-x", "OPENBLAS_CORETYPE"]
+  let across = ["mpirun", "--hostfile", testbed + "/hosts", "-n", "2"] + kernels + [SmallRun.program]
+  func command(_ name: String) -> [String] { ["distill", "--job", "distill.yaml", "--run-dir", name] + job }
+  func act(_ arguments: String...) throws {
+    let (process, errors) = try run.start(["testbed"] + arguments)
+    let output = errors.fileHandleForReading.readDataToEndOfFile()
+    process.waitUntilExit()
+    guard process.terminationStatus == 0 else {
+      throw SmallRun.Failure(description: String(decoding: output, as: UTF8.self))
+    }
+  }
+  func finish(_ started: (process: Process, errors: Pipe)) -> (status: Int32, output: String) {
+    let output = String(decoding: started.errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    started.process.waitUntilExit()
+    return (started.process.terminationStatus, output)
+  }
+  func report(_ what: String, _ begin: Date) {
+    print("\(what): \(String(format: "%.1f", Date().timeIntervalSince(begin))) s")
+  }
+
+  var begin = Date()
+  let plain = finish(try run.start(across + command("plain")))
+  tally.check(try plain.status == 0 && reference.equals("plain"), "two hosts: \(plain.output.suffix(1500))")
+  report("two hosts over TCP", begin)
+
+  // A rank that stands still is named by the other host's.
+  var started = try run.start(across + command("stopped"))
+  while started.process.isRunning, run.loggedLines("stopped") < 40 { usleep(2000) }
+  let other = ranks(of: "stopped", run).first { identifier in
+    let environment = FileManager.default.contents(atPath: "/proc/\(identifier)/environ") ?? Data()
+    return String(decoding: environment, as: UTF8.self).contains("OMPI_COMM_WORLD_RANK=1\0")
+  }
+  begin = Date()
+  if let other { kill(other, SIGSTOP) }
+  let stopped = finish(started)
+  tally.check(
+    stopped.status != 0 && stopped.output.contains("rank 1 on host2 is silent"),
+    "stopped: \(stopped.status) \(stopped.output.suffix(1500))")
+  report("a stopped rank: the job ended after", begin)
+
+  begin = Date()
+  try act("skew", "host2", "+3d")
+  let skewed = finish(try run.start(across + command("skewed")))
+  tally.check(try skewed.status == 0 && reference.equals("skewed"), "skewed: \(skewed.output.suffix(1500))")
+  try act("skew", "host2", "+0d")
+  report("a clock three days ahead", begin)
+
+  let launch =
+    [SmallRun.program, "launch", "--ranks", "2", "--hostfile", testbed + "/hosts", "--backoff", "0.1", "--"]
+  for fault in ["cut", "kill"] {
+    started = try run.start(launch + command(fault))
+    while started.process.isRunning, run.loggedLines(fault) < 40 { usleep(2000) }
+    begin = Date()
+    try act(fault, "host2")
+    let ended = finish(started)
+    tally.check(
+      try ended.status == 0 && ended.output.contains("host2: no answer") && reference.equals(fault),
+      "\(fault): \(ended.status) \(ended.output.suffix(3000))")
+    report("\(fault) host2: the run was finished on host1 after", begin)
+    if fault == "cut" { try act("heal", "host2") }
+  }
+  return tally
+}
+
 // A test runner's threads block all signals, and mpirun, which inherits that, would pass none on.
 unblockSignals([SIGUSR1])
 let arguments = CommandLine.arguments
@@ -318,9 +393,10 @@ do {
   case "flips": tally = try flips(every: max(1, numbers.first ?? 1))
   case "hang": tally = try hang()
   case "spikes": tally = try spikes()
+  case "hosts": tally = try hosts()
   default:
     print(
-      "usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | flips [STRIDE] | hang | spikes"
+      "usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | flips [STRIDE] | hang | spikes | hosts"
     )
     exit(64)
   }
