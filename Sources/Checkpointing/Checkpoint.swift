@@ -67,30 +67,41 @@ package struct Checkpoint {
   /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading. Newer ones,
   /// which are damaged, are set aside under another name, so that their steps can be saved again.
   ///
-  /// - Parameter before: only those of earlier steps
+  /// - Parameters:
+  ///   - before: only those of earlier steps
+  ///   - sharing: how ranks that do not see the folder reach it; nil where all see it. Its
+  ///     ``FolderSharing/dispose()`` must be called once the checkpoint was read
   /// - Returns: nil when the run has none at all.
   /// - Throws: When it has some, but none is good.
   package static func newestGood(
-    in run: RunFolder, before: Int = .max, world: Communicator, warn: (String) -> Void
+    in run: RunFolder, before: Int = .max, world: Communicator, sharing: FolderSharing? = nil, warn: (String) -> Void
   ) throws -> Checkpoint? {
-    let steps = run.steps.filter { $0 < before }
+    let sharing = sharing ?? FolderSharing(everywhere: run, world: world)
+    // One rank's view of the folder counts; of network file systems the others may have another.
+    let names = try world.broadcast(Array(run.steps.map(String.init).joined(separator: " ").utf8))
+    let steps = String(decoding: names, as: UTF8.self).split(separator: " ").compactMap { Int($0) }.filter {
+      $0 < before
+    }
+    let readers = (0..<world.size).filter { !sharing.strangers.contains($0) }
     var damaged: [Int] = []
     for step in steps.reversed() {
       let path = run.checkpoint(step: step)
       var fault: String?
       var found: Checkpoint?
-      do {
-        let checkpoint = try Checkpoint(path)
-        for (index, shard) in checkpoint.manifest.shards.enumerated() where index % world.size == world.rank {
-          try CheckpointShard.verify(shard, folder: path)
-        }
-        found = checkpoint
-      } catch { fault = "\(error)" }
+      if let place = readers.firstIndex(of: world.rank) {
+        do {
+          let checkpoint = try Checkpoint(path)
+          for (index, shard) in checkpoint.manifest.shards.enumerated() where index % readers.count == place {
+            try CheckpointShard.verify(shard, folder: path)
+          }
+          found = checkpoint
+        } catch { fault = "\(error)" }
+      }
       let faults = try world.allGather(Array((fault ?? "").utf8)).filter { !$0.isEmpty }
       if faults.isEmpty {
         if world.isCoordinator { for step in damaged { try run.setAside(step: step) } }
         try world.barrier()
-        return found
+        return try sharing.fetch(found)
       }
       damaged.append(step)
       warn("checkpoint \(path) is damaged and passed over: \(String(decoding: faults[0], as: UTF8.self))")

@@ -65,6 +65,7 @@ package final class CheckpointSave {
   package let stall: Double
   private let run: RunFolder
   private let world: Communicator
+  private let sharing: FolderSharing
   private let makeManifest: ([CheckpointManifest.Shard]) -> CheckpointManifest
   private let work: Work
 
@@ -104,18 +105,21 @@ package final class CheckpointSave {
   /// Copies the pieces of this rank and begins to write them. Every rank must call it.
   ///
   /// - Parameters:
+  ///   - sharing: how ranks that do not see the folder reach it; nil where all see it
   ///   - buffer: not in use by another save
   ///   - makeManifest: given the shards of all ranks; called when all are written
   /// - Throws: On all ranks when it cannot begin on one
   package init(
-    _ pieces: [Piece], step: Int, in run: RunFolder, world: Communicator, level: Int32, buffer: SnapshotBuffer,
-    makeManifest: @escaping ([CheckpointManifest.Shard]) -> CheckpointManifest
+    _ pieces: [Piece], step: Int, in run: RunFolder, world: Communicator, sharing: FolderSharing? = nil,
+    level: Int32, buffer: SnapshotBuffer, makeManifest: @escaping ([CheckpointManifest.Shard]) -> CheckpointManifest
   ) throws {
     let start = ContinuousClock.now
     self.step = step
     self.run = run
     self.world = world
     self.makeManifest = makeManifest
+    self.sharing = sharing ?? FolderSharing(everywhere: run, world: world)
+    let place = self.sharing.place(step: step)
     let partial = run.partial(step: step)
     try agree(world) {
       guard world.isCoordinator else { return }
@@ -125,10 +129,11 @@ package final class CheckpointSave {
       try? FileManager.default.removeItem(atPath: partial)
       try createFolder(partial)
     }
+    if place != partial { try? createFolder(place) }
     let digits = String(world.rank)
     let name = "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
     let copy = buffer.take(pieces)
-    work = Work(pieces: copy.pieces, path: partial + "/" + name, level: level, digest: copy.digest)
+    work = Work(pieces: copy.pieces, path: place + "/" + name, level: level, digest: copy.digest)
     let thread = Thread { [work] in work.write() }
     thread.stackSize = 8 << 20
     thread.start()
@@ -150,10 +155,13 @@ package final class CheckpointSave {
     var record = Data()
     do {
       try agree(world) { record = try JSONEncoder().encode(work.result!.get()) }
-      let records = try world.allGather(Array(record))
+      let shards = try world.allGather(Array(record)).map {
+        try JSONDecoder().decode(CheckpointManifest.Shard.self, from: Data($0))
+      }
+      try sharing.gather(shards.map(\.file), step: step)
       try agree(world) {
         guard world.isCoordinator else { return }
-        let shards = try records.map { try JSONDecoder().decode(CheckpointManifest.Shard.self, from: Data($0)) }
+        for rank in sharing.strangers { try CheckpointShard.verify(shards[rank], folder: run.partial(step: step)) }
         let partial = run.partial(step: step)
         try FailPoint.reach(.beforeManifest, path: partial)
         try writeDurably(makeManifest(shards).encoded(), to: partial + "/" + CheckpointManifest.fileName)

@@ -40,10 +40,18 @@ package struct RunFolder: Sendable {
     return name.hasPrefix(Self.prefix) ? Int(name.dropFirst(Self.prefix.count)) : nil
   }
 
-  /// Removes saves that never finished; those that a killed run left.
+  /// Files on their way between hosts, and the one by which ranks learn whether they see this folder.
+  var outbox: String { path + "/.outbox-" + session }
+  var inbox: String { path + "/.inbox-" + session }
+  var token: String { path + "/.shared-" + session }
+
+  /// Removes what a killed run left: saves that never finished, and files that never arrived.
   package func removePartials() throws {
     let names = (try? FileManager.default.contentsOfDirectory(atPath: path)) ?? []
-    for name in names where name.hasPrefix(Self.prefix) && name.hasSuffix(Self.partialSuffix) {
+    for name in names
+    where name.hasPrefix(Self.prefix) && name.hasSuffix(Self.partialSuffix)
+      || [".outbox-", ".inbox-", ".shared-"].contains(where: name.hasPrefix)
+    {
       try? FileManager.default.removeItem(atPath: path + "/" + name)
     }
   }

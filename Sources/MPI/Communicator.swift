@@ -141,6 +141,24 @@ package final class Communicator {
     return buffer
   }
 
+  /// Gives `bytes` to another rank, which must call ``receive(from:)``.
+  package func send(_ bytes: [UInt8], to rank: Int) throws {
+    var count = Int64(bytes.count)
+    try Self.check("MPI_Send", MPI_Send(&count, 1, jettrain_int64(), Int32(rank), 0, handle))
+    try Self.check("MPI_Send", MPI_Send(bytes, Int32(bytes.count), jettrain_byte(), Int32(rank), 0, handle))
+  }
+
+  /// What another rank sends by ``send(_:to:)``.
+  package func receive(from rank: Int) throws -> [UInt8] {
+    var count: Int64 = 0
+    try Self.check(
+      "MPI_Recv", MPI_Recv(&count, 1, jettrain_int64(), Int32(rank), 0, handle, jettrain_status_ignore()))
+    var bytes = [UInt8](repeating: 0, count: Int(count))
+    try Self.check(
+      "MPI_Recv", MPI_Recv(&bytes, Int32(count), jettrain_byte(), Int32(rank), 0, handle, jettrain_status_ignore()))
+    return bytes
+  }
+
   /// Waits until every rank is here.
   package func barrier() throws {
     guard size > 1 else { return }

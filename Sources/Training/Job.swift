@@ -111,6 +111,9 @@ package struct Job: Sendable {
   package var compressionLevel: Int32
   package var onSaveFailure: SaveFailurePolicy
   package var spikes: SpikeGuard.Settings
+  /// Whether hosts may keep their parts of a checkpoint to themselves until they have travelled to the coordinator's,
+  /// since they do not share a file system.
+  package var gathersCheckpoints: Bool
   /// Seconds that no phase of a step may be suspected of hanging; 0 for no watchdog.
   package var watchdogFloor: Double
   /// Steps between comparisons of the ranks' parameters; 0 for none.
@@ -205,6 +208,7 @@ extension Job {
     keepEvery = checkpoints.integer("keep_every") ?? 0
     compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)
     onSaveFailure = checkpoints.choice("on_failure", SaveFailurePolicy.self) ?? .retry
+    gathersCheckpoints = checkpoints.boolean("gather") ?? false
     checkpoints.rejectUnknownKeys()
     let spikeSection = root.section("spikes")
     spikes = SpikeGuard.Settings()

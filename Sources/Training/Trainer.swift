@@ -36,6 +36,7 @@ package final class Trainer {
   private let models: ModelSetup
   private let plans: [DataPlan]
   private var run: RunFolder
+  private let sharing: FolderSharing
   private let identity: CheckpointManifest.Identity
   private let progress = ProgressLine()
   private let isQuiet: Bool
@@ -109,6 +110,14 @@ package final class Trainer {
     guard Set(everywhere).count == 1 else {
       throw JobError(.data, "the ranks see different jobs, models or data: are the files the same on all hosts?")
     }
+    // A rank that is taken for a stranger by mistake is only slower.
+    sharing = try FolderSharing(run, world: world, patience: job.gathersCheckpoints ? 1 : 10)
+    guard sharing.strangers.isEmpty || job.gathersCheckpoints else {
+      throw JobError(
+        .usage,
+        "\(run.path): not seen by \(sharing.description): keep it on a file system that all hosts share, or set "
+          + "checkpoints.gather: true")
+    }
     try compareKernels()
     try restore(resume)
   }
@@ -140,9 +149,10 @@ package final class Trainer {
 
   private func restore(_ policy: ResumePolicy) throws {
     try agree(world) {
-      guard world.isCoordinator else { return }
+      guard world.isCoordinator || sharing.isStranger else { return }
       try createFolder(run.path)
       try run.removePartials()
+      guard world.isCoordinator else { return }
       if policy == .never, let step = run.steps.last {
         throw JobError(
           .usage,
@@ -150,12 +160,13 @@ package final class Trainer {
       }
     }
     guard policy != .never,
-      let checkpoint = try Checkpoint.newestGood(in: run, world: world, warn: say)
+      let checkpoint = try Checkpoint.newestGood(in: run, world: world, sharing: sharing, warn: say)
     else {
       guard policy != .must else { throw JobError(.data, "\(run.path): there is no checkpoint to go on from") }
       return beginPhase(0)
     }
     try agree(world) { try restore(checkpoint) }
+    try sharing.dispose()
     say(
       "resuming \(run.path) from step \(step), saved by \(checkpoint.manifest.worldSize) ranks, on \(world.size)")
     if let kernels = checkpoint.manifest.job["matrix_kernels"], kernels != CPUBackend.matrixKernels {
@@ -305,7 +316,7 @@ package final class Trainer {
     try finishSave()
     try runner.settle()
     guard skipped.state.returns < 3,
-      let checkpoint = try Checkpoint.newestGood(in: run, before: first, world: world, warn: say),
+      let checkpoint = try Checkpoint.newestGood(in: run, before: first, world: world, sharing: sharing, warn: say),
       checkpoint.manifest.phase == skippedPhase, checkpoint.manifest.phaseStep < phase.steps
     else {
       throw JobError(
@@ -318,6 +329,7 @@ package final class Trainer {
       for newer in run.steps where newer > checkpoint.manifest.step { try run.setAside(step: newer, as: "passed-over") }
     }
     try agree(world) { try restore(checkpoint) }
+    try sharing.dispose()
     spikes = skipped
     spikes.goBack(to: checkpoint.manifest.spikes ?? .init(), end: end)
     let passed = spikes.state.passedOver.reduce(0) { $0 + $1[1] - $1[0] }
@@ -557,7 +569,7 @@ package final class Trainer {
     ]
     do {
       let save = try CheckpointSave(
-        pieces, step: step, in: run, world: world, level: job.compressionLevel, buffer: snapshot
+        pieces, step: step, in: run, world: world, sharing: sharing, level: job.compressionLevel, buffer: snapshot
       ) { [identity] shards in
         CheckpointManifest(
           step: fields.0, tokens: fields.1, phase: fields.2, phaseStep: fields.3, sequences: fields.4,

@@ -363,6 +363,42 @@ func hosts() throws -> Tally {
   try act("skew", "host2", "+0d")
   report("a clock three days ahead", begin)
 
+  // Every host has a disk of its own, and one of them is full for a while; then all ranks are killed.
+  let local = testbed + "/local"
+  func differs(_ name: String) throws -> String? {
+    let reader = ["testbed", "on", "host1", "bash", "-c"]
+    let files = "\(SmallRun.program) checkpoint diff '\(run.folder)/reference' '\(local)/\(name)'"
+    let diff = finish(try run.start(reader + [files]))
+    return diff.status == 0 && diff.output.contains("identical") ? nil : diff.output
+  }
+  begin = Date()
+  let refused = finish(try run.start(across + command(local + "/refused")))
+  tally.check(
+    refused.status == 64 && refused.output.contains("checkpoints.gather"),
+    "own disks without gather: \(refused.status) \(refused.output.suffix(800))")
+  let gathering = ["--set", "checkpoints.gather=true"]
+  started = try run.start(across + command(local + "/own") + gathering + ["--stop-at-step", "100"])
+  let first = finish(started)
+  tally.check(first.status == 75, "own disks: \(first.status) \(first.output.suffix(1500))")
+  let second = finish(try run.start(across + command(local + "/own") + gathering))
+  let ownDifference = try differs("own")
+  tally.check(
+    second.status == 0 && second.output.contains("from step 100") && ownDifference == nil,
+    "own disks: \(second.status) \(ownDifference ?? "") \(second.output.suffix(1500))")
+  report("a disk of its own for each host, stopped and resumed", begin)
+  begin = Date()
+  try act("fill", "host2")
+  started = try run.start(across + command(local + "/full") + gathering)
+  while started.process.isRunning, (try? act("on", "host1", "test", "-s", local + "/full/metrics.jsonl")) == nil {}
+  sleep(1)
+  try act("on", "host2", "rm", local + "/filler")
+  let full = finish(started)
+  let fullDifference = try differs("full")
+  tally.check(
+    full.status == 0 && full.output.contains("SAVE FAILED") && fullDifference == nil,
+    "a full disk: \(full.status) \(fullDifference ?? "") \(full.output.suffix(1500))")
+  report("a disk of host2 that is full for a while", begin)
+
   let launch =
     [SmallRun.program, "launch", "--ranks", "2", "--hostfile", testbed + "/hosts", "--backoff", "0.1", "--"]
   for fault in ["cut", "kill"] {
