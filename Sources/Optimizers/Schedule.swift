@@ -25,9 +25,15 @@ package struct Schedule: Sendable, Equatable {
 
   /// The rate of step `step`, counted from 0, of `total`.
   package func rate(step: Int, of total: Int) -> Double {
+    rate(step: step, progress: Double(step - warmupSteps) / Double(max(1, total - warmupSteps)))
+  }
+
+  /// The rate of step `step`, counted from 0.
+  ///
+  /// - Parameter progress: the share of what follows the warm-up that is done
+  package func rate(step: Int, progress: Double) -> Double {
     if step < warmupSteps { return peak * Double(step + 1) / Double(warmupSteps) }
-    let rest = max(1, total - warmupSteps)
-    let progress = min(1, Double(step - warmupSteps) / Double(rest))
+    let progress = min(1, progress)
     switch shape {
     case .constant: return peak
     case .cosine: return floor + (peak - floor) * 0.5 * (1 + cos(progress * .pi))

@@ -6,6 +6,9 @@ import Foundation
 /// Indices come in blocks. In each block a source has a quota, the difference of rounded-down running totals, so
 /// that the shares are exact over time; the heaviest source takes what rounding leaves. Places within a block, and
 /// sequences within an epoch of a source, are permuted with keys hashed from seed, source and epoch.
+///
+/// A plan may follow another one of the same data, from the end of a block on: every source goes on where it stood, so that
+/// no sequence is read twice or left out.
 package final class DataPlan {
   /// One source of the plan.
   package struct Source {
@@ -24,14 +27,21 @@ package final class DataPlan {
   package let hash: String
   private let blockSize: Int
   private let totalWeight: Int
+  /// The plan before this one, the first index of this one, and what had been read of each source then.
+  private let previous: DataPlan?
+  private let origin: Int
+  private let read: [Int]
   private var permutations: [String: Permutation] = [:]
 
   /// - Parameters:
   ///   - root: folder that holds the datasets, one folder a source
   ///   - label: what this stretch of data is for; different labels give different orders
   ///   - trains: whether training data is asked for; without, a dataset may consist of held-out shards alone
+  ///   - previous: the plan that this one follows, and the first index that it may take over; it does at the end of the
+  ///     block
   package init(
-    mix: Mix, root: String, context: Int, seed: UInt64, label: String, trains: Bool = true
+    mix: Mix, root: String, context: Int, seed: UInt64, label: String, trains: Bool = true,
+    after previous: (plan: DataPlan, index: Int)? = nil
   ) throws {
     self.mix = mix
     self.context = context
@@ -62,7 +72,11 @@ package final class DataPlan {
     self.hash = sha256(hash + " seed \(seed)")
     totalWeight = sources.reduce(0) { $0 + $1.weight }
     blockSize = max(1024, 2 * sources.count * sources.count)
-    let tokenizers = Set(sources.map { $0.stream.dataset.manifest.tokenizerHash })
+    self.previous = previous?.plan
+    origin = previous.map { $0.plan.endOfBlock(at: $0.index) } ?? 0
+    read = try sources.map { [origin] source in try previous?.plan.count(of: source, before: origin) ?? 0 }
+    let all = sources + (previous?.plan.sources ?? [])
+    let tokenizers = Set(all.map { $0.stream.dataset.manifest.tokenizerHash })
     guard tokenizers.count == 1 else {
       throw FileError(root, "the sources of mix \(mix.name) were built with different tokenizers")
     }
@@ -82,6 +96,38 @@ package final class DataPlan {
     return totalWeight.dividingFullWidth((product.high, product.low)).quotient
   }
 
+  /// The end of the block that `index` is within; itself, where a block begins.
+  private func endOfBlock(at index: Int) -> Int {
+    origin + (index - origin + blockSize - 1) / blockSize * blockSize
+  }
+
+  /// Sequences of a source that come before `index`, the end of a block.
+  private func count(of source: Source, before index: Int) throws -> Int {
+    guard let s = sources.firstIndex(where: { $0.name == source.name }) else {
+      return try previous?.count(of: source, before: origin) ?? 0
+    }
+    guard sources[s].stream.sequenceCount == source.stream.sequenceCount,
+      sources[s].stream.dataset.manifest.fingerprint == source.stream.dataset.manifest.fingerprint
+    else {
+      throw FileError(
+        source.stream.dataset.folder, "other shards are held out than in the mix before: keep holdout_shards")
+    }
+    return read[s] + total(s, before: (index - origin) / blockSize)
+  }
+
+  /// The plan that `index` belongs to.
+  package func part(of index: Int) -> DataPlan {
+    if let previous, index < origin { return previous.part(of: index) }
+    return self
+  }
+
+  /// Identity of the order of all that comes before `index`: plans that begin later do not count.
+  package func hash(before index: Int) -> String {
+    guard let previous else { return hash }
+    return index > origin
+      ? sha256("\(previous.hash(before: origin)) from \(origin) \(hash)") : previous.hash(before: index)
+  }
+
   private func permutation(_ name: String, _ count: Int) -> Permutation {
     if let known = permutations[name] { return known }
     if permutations.count > 64 { permutations.removeAll() }
@@ -91,18 +137,20 @@ package final class DataPlan {
   }
 
   /// Where a global sequence index leads: a source, an epoch of it, and a sequence there.
-  package func locate(_ index: Int) -> (source: Int, epoch: Int, sequence: Int) {
-    let block = index / blockSize
-    var place = permutation("block \(block)", blockSize)[index % blockSize]
+  package func locate(_ index: Int) -> (source: Source, epoch: Int, sequence: Int) {
+    if let previous, index < origin { return previous.locate(index) }
+    let block = (index - origin) / blockSize
+    let name = origin == 0 ? "block \(block)" : "from \(origin) block \(block)"
+    var place = permutation(name, blockSize)[(index - origin) % blockSize]
     for s in sources.indices {
       let before = total(s, before: block)
       let quota = total(s, before: block + 1) - before
       if place < quota {
-        let ordinal = before + place
+        let ordinal = read[s] + before + place
         let count = sources[s].stream.sequenceCount
         let epoch = ordinal / count
         let order = permutation("source \(sources[s].name) epoch \(epoch)", count)
-        return (s, epoch, order[ordinal % count])
+        return (sources[s], epoch, order[ordinal % count])
       }
       place -= quota
     }
@@ -111,9 +159,10 @@ package final class DataPlan {
 
   /// Refuses, before the first step, a plan that would run out of data.
   package func checkSupply(sequences: Int) throws {
-    let blocks = (sequences + blockSize - 1) / blockSize
+    if let previous { try previous.checkSupply(sequences: min(sequences, origin)) }
+    let blocks = (max(0, sequences - origin) + blockSize - 1) / blockSize
     for (s, source) in sources.enumerated() {
-      let epochs = Double(total(s, before: blocks)) / Double(source.stream.sequenceCount)
+      let epochs = Double(read[s] + total(s, before: blocks)) / Double(source.stream.sequenceCount)
       let limit = mix.exhaustion == .stop ? 1.0 : mix.maxEpochs.map(Double.init) ?? .infinity
       guard epochs <= limit else {
         throw FileError(
@@ -129,7 +178,7 @@ package final class DataPlan {
     var batch = SequenceBatch()
     for index in indices {
       let place = locate(index)
-      try sources[place.source].stream.read(place.sequence, into: &batch)
+      try place.source.stream.read(place.sequence, into: &batch)
     }
     return batch
   }

@@ -4,6 +4,7 @@ import Foundation
 import Models
 import NN
 import Optimizers
+import TokenStreams
 import Yams
 
 /// What a job does to its model.
@@ -47,13 +48,24 @@ package struct LossWeights: Sendable, Equatable {
   package var needsTeacher: Bool { mixerOutput + hidden + logits > 0 }
 }
 
+/// From a step of a phase on, another batch or mix. What has begun is never edited, only followed: a run that resumes
+/// compares.
+package struct PhaseChange: Sendable, Equatable {
+  /// Counted from 0 within the phase.
+  package var step: Int
+  package var globalBatch: Int?
+  package var mixName: String?
+}
+
 /// A stretch of training with its own losses, budget, context and schedule.
 package struct Phase: Sendable, Equatable {
   package var name: String
   package var steps: Int
   package var context: Int
-  /// Sequences of one optimizer step, over all ranks.
+  /// Sequences of one optimizer step, over all ranks; of the first, where it changes.
   package var globalBatch: Int
+  /// In ascending order.
+  package var changes: [PhaseChange] = []
   /// Sequences of one forward and backward pass.
   package var microBatch: Int
   package var losses: LossWeights
@@ -66,6 +78,30 @@ package struct Phase: Sendable, Equatable {
 
   package var tokensPerStep: Int { globalBatch * context }
   package var microBatches: Int { globalBatch / microBatch }
+
+  /// Sequences of step `step`, counted from 0.
+  package func batch(at step: Int) -> Int {
+    changes.last { $0.step <= step && $0.globalBatch != nil }?.globalBatch ?? globalBatch
+  }
+
+  /// Sequences of the steps before `step`.
+  package func sequences(before step: Int) -> Int {
+    var (count, first, batch) = (0, 0, globalBatch)
+    for change in changes where change.step < step {
+      count += (change.step - first) * batch
+      (first, batch) = (change.step, change.globalBatch ?? batch)
+    }
+    return count + (step - first) * batch
+  }
+
+  package var tokens: Int { sequences(before: steps) * context }
+
+  /// The learning rate of step `step`; its schedule goes by sequences.
+  package func learningRate(at step: Int) -> Double {
+    let warm = sequences(before: schedule.warmupSteps)
+    let rest = max(1, sequences(before: steps) - warm)
+    return schedule.rate(step: step, progress: Double(sequences(before: step) - warm) / Double(rest))
+  }
 }
 
 /// What to do when a checkpoint cannot be written: the disk is full, or gone. The last state of a run must be saved
@@ -120,7 +156,20 @@ package struct Job: Sendable {
   package var replicaCheckEvery: Int
 
   package var totalSteps: Int { phases.reduce(0) { $0 + $1.steps } }
-  package var totalTokens: Int { phases.reduce(0) { $0 + $1.steps * $1.tokensPerStep } }
+  package var totalTokens: Int { phases.reduce(0) { $0 + $1.tokens } }
+
+  /// The order of data of phase `index`, through all changes of its mix.
+  package func dataPlan(ofPhase index: Int) throws -> DataPlan {
+    let phase = phases[index]
+    func plan(_ mix: String, after previous: (plan: DataPlan, index: Int)?) throws -> DataPlan {
+      try DataPlan(
+        mix: Mix(mix, folder: mixFolder), root: dataRoot, context: phase.context, seed: seed, label: phase.name,
+        after: previous)
+    }
+    return try phase.changes.reduce(plan(mixName, after: nil)) { before, change in
+      try change.mixName.map { try plan($0, after: (before, phase.sequences(before: change.step))) } ?? before
+    }
+  }
 
   /// The phase of global step `step`, counted from 0, and the step in it.
   package func locate(_ step: Int) -> (phase: Int, step: Int) {
@@ -271,6 +320,40 @@ extension Job {
 }
 
 extension Phase {
+  private static func check(_ batch: Int, _ microBatch: Int, ranks: Int, _ reader: YAMLReader) {
+    if batch % microBatch != 0 {
+      reader.fault("micro_batch", "\(microBatch) sequences do not divide the global batch of \(batch)")
+    } else if batch / microBatch % ranks != 0 {
+      reader.fault(
+        "global_batch",
+        "\(batch) sequences in micro-batches of \(microBatch) do not divide over \(ranks) ranks: make it a "
+          + "multiple of \(microBatch * ranks), or the micro-batch smaller")
+    }
+  }
+
+  /// Takes over the changes of `reader` and the number of steps that they lead to.
+  private mutating func change(_ reader: YAMLReader, ranks: Int) {
+    let total = sequences(before: steps)
+    for section in reader.sections("changes") ?? [] {
+      guard let step = section.integer("from_step", from: 1) else {
+        section.fault("from_step", "is missing: the step of the phase, counted from 0, from which on it holds")
+        continue
+      }
+      let batch = section.integer("global_batch", from: 1)
+      if let batch { Self.check(batch, microBatch, ranks: ranks, section) }
+      let mix = section.string("mix")
+      if batch == nil && mix == nil { section.fault("from_step", "changes neither global_batch nor mix") }
+      if step <= changes.last?.step ?? 0 { section.fault("from_step", "is not behind the change before") }
+      if step >= steps {
+        section.fault("from_step", "\(step) is behind the end of the phase, which has \(steps) steps")
+      }
+      section.rejectUnknownKeys()
+      changes.append(PhaseChange(step: step, globalBatch: batch, mixName: mix))
+      let now = self.batch(at: step)
+      steps = step + (max(0, total - sequences(before: step)) + now - 1) / now
+    }
+  }
+
   /// Reads a phase; faults go to the reader.
   fileprivate init(_ reader: YAMLReader, kind: JobKind, index: Int, hasTeacher: Bool, ranks: Int) {
     name = reader.string("name") ?? (index == 0 ? kind.rawValue : "\(kind.rawValue)-\(index + 1)")
@@ -278,14 +361,6 @@ extension Phase {
     if context == 0 { reader.fault("context", "is missing: tokens of a sequence") }
     globalBatch = reader.integer("global_batch", from: 1) ?? 1
     microBatch = reader.integer("micro_batch", from: 1) ?? 1
-    if globalBatch % microBatch != 0 {
-      reader.fault("micro_batch", "\(microBatch) sequences do not divide the global batch of \(globalBatch)")
-    } else if globalBatch / microBatch % ranks != 0 {
-      reader.fault(
-        "global_batch",
-        "\(globalBatch) sequences in micro-batches of \(microBatch) do not divide over \(ranks) ranks: make it a "
-          + "multiple of \(microBatch * ranks), or the micro-batch smaller")
-    }
     steps = 0
     let perStep = max(1, globalBatch * context)
     if let budget = reader.tokens("tokens") {
@@ -322,6 +397,8 @@ extension Phase {
       weightDecay: Float(reader.number("weight_decay") ?? 0))
     clip = reader.number("clip") ?? 1
     checkpointsActivations = reader.boolean("checkpoint_activations") ?? false
+    Self.check(globalBatch, microBatch, ranks: ranks, reader)
+    change(reader, ranks: ranks)
   }
 
   /// Whether `parameter` of `model` trains in this phase.

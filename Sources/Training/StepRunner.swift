@@ -79,9 +79,9 @@ package final class StepRunner {
     return places
   }
 
-  /// Micro-batches of this rank in a step, as indices into those of the global batch.
-  package var microBatches: Range<Int> {
-    let count = phase.microBatches
+  /// Micro-batches of this rank in a step of so many sequences, as indices into those of the global batch.
+  package func microBatches(of sequences: Int) -> Range<Int> {
+    let count = sequences / phase.microBatch
     return count * world.rank / world.size..<count * (world.rank + 1) / world.size
   }
 

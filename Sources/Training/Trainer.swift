@@ -79,14 +79,12 @@ package final class Trainer {
     run = RunFolder(job.runFolder)
     spikes = SpikeGuard(job.spikes)
     watchdog = Watchdog(rank: world.rank, size: world.size, runFolder: job.runFolder, floor: job.watchdogFloor)
-    let mix = try Mix(job.mixName, folder: job.mixFolder)
     models = try ModelSetup(job, backend: backend)
     let models = models
     let tokenizer = try makeTokenizer(job.tokenizer)
-    plans = try job.phases.map { phase in
-      let plan = try DataPlan(
-        mix: mix, root: job.dataRoot, context: phase.context, seed: job.seed, label: phase.name)
-      try plan.checkSupply(sequences: phase.steps * phase.globalBatch)
+    plans = try job.phases.enumerated().map { index, phase in
+      let plan = try job.dataPlan(ofPhase: index)
+      try plan.checkSupply(sequences: phase.sequences(before: phase.steps))
       try models.check(plan.manifest, tokenizer: tokenizer)
       return plan
     }
@@ -105,11 +103,7 @@ package final class Trainer {
     identity = CheckpointManifest.Identity(
       kind: job.kind.rawValue, model: sha256(models.student.configuration.json), frozen: String(agreed[0]),
       teacher: String(agreed[1]),
-      plans: plans.map { plan in job.supernet.map { sha256("\(plan.hash) \($0)") } ?? plan.hash })
-    let everywhere = try world.allGather(Array(sha256("\(identity) \(job.phases)").utf8))
-    guard Set(everywhere).count == 1 else {
-      throw JobError(.data, "the ranks see different jobs, models or data: are the files the same on all hosts?")
-    }
+      plans: [])
     // A rank that is taken for a stranger by mistake is only slower.
     sharing = try FolderSharing(run, world: world, patience: job.gathersCheckpoints ? 1 : 10)
     guard sharing.strangers.isEmpty || job.gathersCheckpoints else {
@@ -117,6 +111,11 @@ package final class Trainer {
         .usage,
         "\(run.path): not seen by \(sharing.description): keep it on a file system that all hosts share, or set "
           + "checkpoints.gather: true")
+    }
+    let everywhere = try world.allGather(
+      Array(sha256("\(identity) \(job.phases) \(orders(phase: plans.count, sequences: 0))").utf8))
+    guard Set(everywhere).count == 1 else {
+      throw JobError(.data, "the ranks see different jobs, models or data: are the files the same on all hosts?")
     }
     try compareKernels()
     try restore(resume)
@@ -133,6 +132,14 @@ package final class Trainer {
 
   private func say(_ text: String) {
     if world.isCoordinator && !isQuiet { progress.print(text) }
+  }
+
+  /// Identities of the phases' data as far as a run has come: changes of the mix that are still ahead do not count.
+  private func orders(phase: Int, sequences: Int) -> [String] {
+    plans.enumerated().map { index, plan in
+      let hash = plan.hash(before: index < phase ? .max : index == phase ? sequences : 0)
+      return job.supernet.map { sha256("\(hash) \($0)") } ?? hash
+    }
   }
 
   /// Whether any phase trains `parameter`: what checkpoints hold.
@@ -185,7 +192,7 @@ package final class Trainer {
       ("teacher", manifest.identity.teacher, identity.teacher),
       (
         "data plan", manifest.identity.plans.prefix(manifest.phase + 1).joined(),
-        identity.plans.prefix(manifest.phase + 1).joined()
+        orders(phase: manifest.phase, sequences: manifest.sequences).prefix(manifest.phase + 1).joined()
       ),
     ] where saved != now {
       throw CheckpointError(
@@ -194,6 +201,16 @@ package final class Trainer {
     }
     guard manifest.phase < job.phases.count else {
       throw CheckpointError(checkpoint.path, "was saved in phase \(manifest.phase), the job has \(job.phases.count)")
+    }
+    let passed = (manifest.spikes?.passedOver ?? []).reduce(0) { $0 + $1[1] - $1[0] }
+    let expected = job.phases[manifest.phase].sequences(before: manifest.phaseStep) + passed
+    guard manifest.sequences == expected else {
+      throw CheckpointError(
+        checkpoint.path,
+        "had read \(manifest.sequences) sequences in \(manifest.phaseStep) steps of phase "
+          + "\(job.phases[manifest.phase].name), the job as it is now would have read \(expected): put the old global_batch "
+          + "back, and append what is to change to the phase's changes: [{from_step: \(manifest.phaseStep), global_batch: …}]"
+      )
     }
     let isPhaseDone = manifest.phaseStep >= job.phases[manifest.phase].steps
     let phase = isPhaseDone && manifest.phase + 1 < job.phases.count ? manifest.phase + 1 : manifest.phase
@@ -234,11 +251,11 @@ package final class Trainer {
         }
       }
     }
-    let expected = store.parameters.reduce(0) { sum, parameter in
+    let trained = store.parameters.reduce(0) { sum, parameter in
       trainsEver(parameter) ? sum + parameter.count : sum
     }
-    guard restored == expected else {
-      throw CheckpointError(checkpoint.path, "holds \(restored) trained weights, the job has \(expected)")
+    guard restored == trained else {
+      throw CheckpointError(checkpoint.path, "holds \(restored) trained weights, the job has \(trained)")
     }
   }
 
@@ -333,7 +350,7 @@ package final class Trainer {
     spikes = skipped
     spikes.goBack(to: checkpoint.manifest.spikes ?? .init(), end: end)
     let passed = spikes.state.passedOver.reduce(0) { $0 + $1[1] - $1[0] }
-    try plans[phaseIndex].checkSupply(sequences: phase.steps * phase.globalBatch + passed)
+    try plans[phaseIndex].checkSupply(sequences: phase.sequences(before: phase.steps) + passed)
     say(
       "steps \(first) to \(last) gave no update: back to step \(step), passing over sequences "
         + "\(skipped.state.firstSequence) to \(end) of phase \(phase.name)")
@@ -408,14 +425,15 @@ package final class Trainer {
     FailPoint.at(rank: world.rank, step: step + 1)
     watchdog.enter(.data, step: step + 1)
     try FailPoint.reach(.loader)
-    let start = spikes.begin(at: cursor, count: phase.globalBatch)
-    let batches = try runner.microBatches.map { index in
+    let count = phase.batch(at: phaseStep)
+    let start = spikes.begin(at: cursor, count: count)
+    let batches = try runner.microBatches(of: count).map { index in
       try plans[phaseIndex].read(start + index * phase.microBatch..<start + (index + 1) * phase.microBatch)
     }
     clock.mark("data")
     models.student.path = job.supernet?.path(step: step, layers: models.student.layers.count, seed: job.seed)
-    let learningRate = phase.schedule.rate(step: phaseStep, of: phase.steps)
-    let sequences = start..<start + phase.globalBatch
+    let learningRate = phase.learningRate(at: phaseStep)
+    let sequences = start..<start + count
     let decide = { [self] (loss: Double, norm: Double) in
       try accepts(loss: loss, norm: norm, sequences: sequences)
     }
@@ -432,8 +450,8 @@ package final class Trainer {
     clock.mark("save")
     step += 1
     phaseStep += 1
-    cursor = start + phase.globalBatch
-    tokens += phase.tokensPerStep
+    cursor = sequences.upperBound
+    tokens += count * phase.context
     if job.replicaCheckEvery > 0, step % job.replicaCheckEvery == 0 { try checkReplicas() }
     report(result.computeSeconds)
     guard let metrics else { return result.isStopAsked }
@@ -443,13 +461,13 @@ package final class Trainer {
     seconds["save"] = clock.seconds["save"]! + stall
     stall = 0
     seconds["total"] = clock.total
-    let speed = Double(phase.tokensPerStep) / clock.total
-    let share = operations / clock.total / (rate * Double(world.size))
+    let speed = Double(count * phase.context) / clock.total
+    let share = operations * Double(count / phase.microBatch) / clock.total / (rate * Double(world.size))
     try metrics.write([
       "step": step, "phase": phase.name, "tokens": tokens, "loss": result.loss,
       "losses": Self.named(result.losses, phase.losses), "lr": learningRate, "grad_norm": result.gradientNorm,
       "seconds": seconds, "tokens_per_s": speed, "sgemm_share": share, "peak_memory": Machine.peakMemory,
-      "sequences": [start, start + phase.globalBatch], "skipped": result.isSkipped,
+      "sequences": [sequences.lowerBound, sequences.upperBound], "skipped": result.isSkipped,
     ])
     let left = Double(job.totalSteps - step) * clock.total
     let line =
@@ -472,11 +490,11 @@ package final class Trainer {
     return named
   }
 
-  /// Matrix operations of one step of the phase, over all ranks.
+  /// Matrix operations of one micro-batch of the phase.
   private func estimatedOperations() -> Double {
     let phase = job.phases[phaseIndex]
     return StepEstimate(student: models.student.configuration, teacher: models.teacher?.configuration, phase: phase)
-      .operationsPerMicroBatch * Double(phase.microBatches)
+      .operationsPerMicroBatch
   }
 
   // MARK: - Validation and checkpoints
@@ -488,7 +506,7 @@ package final class Trainer {
     let phase = job.phases[phaseIndex]
     // A supernet is measured by one path, always the same.
     models.student.path = job.supernet?.path(step: 0, layers: models.student.layers.count, seed: job.seed)
-    let plan = plans[phaseIndex]
+    let plan = plans[phaseIndex].part(of: cursor)
     var weights = phase.losses
     weights.crossEntropy = 1
     if models.teacher != nil { weights.logits = max(weights.logits, 1) }
@@ -561,6 +579,8 @@ package final class Trainer {
     let fields = (
       step, tokens, phaseIndex, phaseStep, cursor, world.size, spikes.state
     )
+    var now = identity
+    now.plans = orders(phase: phaseIndex, sequences: cursor)
     let jobFields = [
       "path": job.path, "text": jobText, "teacher": job.teacher ?? "", "student": job.student,
       "seed": String(job.seed), "init": job.initialization.rawValue,
@@ -570,10 +590,10 @@ package final class Trainer {
     do {
       let save = try CheckpointSave(
         pieces, step: step, in: run, world: world, sharing: sharing, level: job.compressionLevel, buffer: snapshot
-      ) { [identity] shards in
+      ) { [now] shards in
         CheckpointManifest(
           step: fields.0, tokens: fields.1, phase: fields.2, phaseStep: fields.3, sequences: fields.4,
-          worldSize: fields.5, spikes: fields.6, identity: identity, job: jobFields, shards: shards)
+          worldSize: fields.5, spikes: fields.6, identity: now, job: jobFields, shards: shards)
       }
       stall += save.stall
       pending = save

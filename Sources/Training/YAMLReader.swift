@@ -129,9 +129,10 @@ package final class YAMLReader {
   }
 
   /// The mappings in the list at `key`, each falling back on `fallback`.
-  func sections(_ key: String, fallback: YAMLReader) -> [YAMLReader]? {
+  func sections(_ key: String, fallback: YAMLReader? = nil) -> [YAMLReader]? {
     typed(key, "a list of mappings") { $0 as? [[String: Any]] }?.enumerated().map { index, object in
-      YAMLReader(object, path: "\(key)[\(index)]", faults: faults, fallback: fallback)
+      YAMLReader(
+        object, path: (path.isEmpty ? "" : path + ".") + "\(key)[\(index)]", faults: faults, fallback: fallback)
     }
   }
 

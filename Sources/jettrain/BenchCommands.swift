@@ -41,7 +41,7 @@ struct Bench: ParsableCommand {
           if let teacher { try student.inherit(from: teacher) }
           student.initialize(seed: 2, backend: backend)
           let runner = StepRunner(student: student, teacher: teacher, phase: phase, world: world, backend: backend)
-          let batches = runner.microBatches.map { index in
+          let batches = runner.microBatches(of: phase.globalBatch).map { index in
             randomBatch(phase, vocabulary: studentShape.vocabularySize, seed: index)
           }
           _ = try runner.run(batches, step: 1, learningRate: 1e-5)

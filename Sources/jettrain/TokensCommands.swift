@@ -212,25 +212,24 @@ struct Tokens: ParsableCommand {
     @Option(help: "The job file.") var job: String
     @Option(help: "pretrain, distill or finetune.") var kind = "distill"
     @Option(help: "Steps a:b, counted from 0.") var range = "0:4"
+    @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
 
     func run() {
       withoutWorld {
         guard let kind = JobKind(rawValue: kind) else { throw JobError(.usage, "--kind \(kind): unknown") }
-        let job = try Job(kind, path: job, overrides: [], ranks: 1)
+        let job = try Job(kind, path: job, overrides: overrides, ranks: 1)
         let bounds = range.split(separator: ":").compactMap { Int($0) }
         guard bounds.count == 2, 0 <= bounds[0], bounds[0] <= bounds[1], bounds[1] <= job.totalSteps else {
           throw JobError(.usage, "--range \(range): expected a:b within 0:\(job.totalSteps)")
         }
-        let mix = try Mix(job.mixName, folder: job.mixFolder)
+        let plans = try job.phases.indices.map { try job.dataPlan(ofPhase: $0) }
         for step in bounds[0]..<bounds[1] {
           let (index, local) = job.locate(step)
           let phase = job.phases[index]
-          let plan = try DataPlan(
-            mix: mix, root: job.dataRoot, context: phase.context, seed: job.seed, label: phase.name)
-          for sequence in local * phase.globalBatch..<(local + 1) * phase.globalBatch {
-            let place = plan.locate(sequence)
+          for sequence in phase.sequences(before: local)..<phase.sequences(before: local + 1) {
+            let place = plans[index].locate(sequence)
             print(
-              "step \(step) \(phase.name) sequence \(sequence): \(plan.sources[place.source].name) "
+              "step \(step) \(phase.name) sequence \(sequence): \(place.source.name) "
                 + "epoch \(place.epoch) #\(place.sequence)")
           }
         }

@@ -112,6 +112,44 @@ private let pythonHasSafetensors =
     }
   }
 
+  /// The batch and the mix change on the way: appended to the plan, they change nothing of what was done; edited, they are
+  /// refused.
+  @Test func batchAndMixChangeOnTheWay() throws {
+    try jettrain("tokens", "make-questions", "--count", "800", "--seed", "4", "--output", "more.jsonl")
+    try jettrain(
+      "tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "30000", "--output",
+      "data/more", "more.jsonl")
+    try write("mix2.yaml", "sources: [{name: qa, weight: 1}, {name: more, weight: 3}]\n")
+    let job = [
+      "distill", "--job", "distill.yaml", "--set", "phases.1.tokens=\(64 * 2400)", "--set", "validation.every=100",
+    ]
+    let changes = ["--set", "phases.1.changes=[{from_step: 100, global_batch: 16, mix: ./mix2.yaml}]"]
+    try jettrain(ranks: 0, job + changes + ["--run-dir", "whole"])
+    try jettrain(ranks: 2, job + ["--run-dir", "changed", "--stop-at-step", "108"], expecting: 75)
+    for (edit, reason) in [
+      ("phases.1.global_batch=16", "append what is to change"), ("data.mix=./mix2.yaml", "data plan differs"),
+      ("phases.1.changes=[{from_step: 90, global_batch: 16}]", "append what is to change"),
+    ] {
+      let refused = try jettrain(ranks: 2, job + ["--run-dir", "changed", "--set", edit], expecting: 65)
+      #expect(refused.contains(reason), "\(refused)")
+    }
+    let resumed = try jettrain(ranks: 4, job + changes + ["--run-dir", "changed"])
+    #expect(resumed.contains("from step 108"), "\(resumed)")
+    let diff = try jettrain("checkpoint", "diff", "whole", "changed")
+    #expect(diff.contains("identical"), "\(diff)")
+    #expect(try losses("whole") == losses("changed"))
+
+    // 100 steps of 8 sequences, then 100 of 16, each once; the new mix begins at the end of a block.
+    let plan = try jettrain(
+      ranks: 0, ["tokens", "plan", "--job", "distill.yaml", "--range", "8:208"] + job[3...] + changes)
+    let lines = plan.split(separator: "\n").map { $0.split(separator: " ").map(String.init) }
+    #expect(lines.map { Int($0[4].dropLast()) ?? Int($0[4])! } == Array(0..<2400))
+    #expect(Set(lines.map { $0[5...].joined(separator: " ") }).count == 2400, "a sequence is read twice")
+    #expect(lines[..<1024].allSatisfy { $0[5] == "qa" } && lines[1024..<2048].count { $0[5] == "more" } == 768)
+    let logged = try losses("changed").compactMap { $0.contains("sequences") ? $0 : nil }
+    #expect(logged.count == 208 && logged[207].contains("\"sequences\":[2384,2400]"), "\(logged.last ?? "")")
+  }
+
   @Test func damagedCheckpointsArePassedOverButNeverForgotten() throws {
     try jettrain(
       ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "10", expecting: 75)

@@ -206,20 +206,50 @@ final class TemporaryFolder {
     let file = folder.path + "/mix.yaml"
     try Data("sources:\n- {name: a, weight: 30}\n- {name: b, weight: 70}\n".utf8).write(to: URL(fileURLWithPath: file))
     let plan = try DataPlan(mix: Mix(file, folder: ""), root: folder.path, context: 32, seed: 4, label: "x")
+    func name(_ place: (source: DataPlan.Source, epoch: Int, sequence: Int)) -> String {
+      "\(place.source.name) \(place.epoch) \(place.sequence)"
+    }
     var counts: [String: Int] = [:]
     var seen: Set<String> = []
     let total = 1024 * 20
     for index in 0..<total {
       let place = plan.locate(index)
-      counts[plan.sources[place.source].name, default: 0] += 1
-      #expect(seen.insert("\(place)").inserted, "sequence \(index) was read before: \(place)")
+      counts[place.source.name, default: 0] += 1
+      #expect(seen.insert(name(place)).inserted, "sequence \(index) was read before: \(place)")
     }
     // Shares are exact but for the rounding of one sequence.
     #expect(abs(counts["a"]! - total * 30 / 100) <= 1 && abs(counts["b"]! - total * 70 / 100) <= 1)
     let again = try DataPlan(mix: Mix(file, folder: ""), root: folder.path, context: 32, seed: 4, label: "x")
-    #expect((0..<500).allSatisfy { plan.locate($0) == again.locate($0) } && plan.hash == again.hash)
+    #expect((0..<500).allSatisfy { name(plan.locate($0)) == name(again.locate($0)) } && plan.hash == again.hash)
     let other = try DataPlan(mix: Mix(file, folder: ""), root: folder.path, context: 32, seed: 5, label: "x")
-    #expect(other.hash != plan.hash && (0..<500).contains { plan.locate($0) != other.locate($0) })
+    #expect(other.hash != plan.hash && (0..<500).contains { name(plan.locate($0)) != name(other.locate($0)) })
+
+    // Another mix takes over at the end of a block; every source goes on where it stood.
+    let second = folder.path + "/second.yaml"
+    try Data("name: second\nsources: [{name: a, weight: 90}, {name: b, weight: 10}]\n".utf8)
+      .write(to: URL(fileURLWithPath: second))
+    let changed = try DataPlan(
+      mix: Mix(second, folder: ""), root: folder.path, context: 32, seed: 4, label: "x", after: (plan, 3000))
+    let end = 3 * 1024
+    seen = []
+    counts = [:]
+    for index in 0..<8 * 1024 {
+      let place = changed.locate(index)
+      if index < end {
+        #expect(name(place) == name(plan.locate(index)))
+      } else {
+        counts[place.source.name, default: 0] += 1
+      }
+      #expect(seen.insert(name(place)).inserted, "sequence \(index) was read before: \(name(place))")
+    }
+    // Nothing is left out either: what was read of a source is the beginning of its order.
+    for source in ["a", "b"] {
+      let places = (0..<8 * 1024).map { changed.locate($0) }.filter { $0.source.name == source }
+      let length = places[0].source.stream.sequenceCount
+      for epoch in 0..<places.count / length { #expect(places.filter { $0.epoch == epoch }.count == length) }
+    }
+    #expect(abs(counts["a"]! - 5 * 1024 * 9 / 10) <= 1)
+    #expect(changed.hash(before: end) == plan.hash && changed.hash(before: end + 1) != plan.hash)
   }
 
   @Test func labelsStopAtDocumentEnds() throws {
