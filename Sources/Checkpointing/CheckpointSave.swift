@@ -63,6 +63,8 @@ package final class CheckpointSave {
   package let step: Int
   /// Seconds that the caller waited for the copy.
   package let stall: Double
+  /// Digest of what this rank saves; nil where it owns nothing.
+  package var digest: UInt64? { work.pieces.isEmpty ? nil : work.digest }
   private let run: RunFolder
   private let world: Communicator
   private let sharing: FolderSharing
@@ -75,20 +77,25 @@ package final class CheckpointSave {
     let path: String
     let level: Int32
     let digest: UInt64
+    let staleDigest: UInt64?
     let isDone = Atomic(false)
     let finished = DispatchSemaphore(value: 0)
     /// Written by the thread before `isDone`.
     var result: Result<CheckpointManifest.Shard, any Error>?
     var seconds = 0.0
 
-    init(pieces: [Piece], path: String, level: Int32, digest: UInt64) {
+    init(pieces: [Piece], path: String, level: Int32, digest: UInt64, staleDigest: UInt64?) {
       (self.pieces, self.path, self.level, self.digest) = (pieces, path, level, digest)
+      self.staleDigest = staleDigest
     }
 
     func write() {
       let start = ContinuousClock.now
       result = Result {
         try FailPoint.reach(.beforeShard, path: path)
+        guard pieces.isEmpty || digest != staleDigest else {
+          throw CheckpointError(path, "the state is that of the save before, though there were updates since")
+        }
         // What goes to disk is what the run held when the save began.
         guard combined(pieces.map { piece in Checkpointing.digest(piece.values, piece.range.count) }) == digest else {
           throw CheckpointError(path, "the copy of the state changed while it was written; the save is given up")
@@ -106,12 +113,14 @@ package final class CheckpointSave {
   ///
   /// - Parameters:
   ///   - sharing: how ranks that do not see the folder reach it; nil where all see it
+  ///   - staleDigest: of the save before, where there were updates since: the state must be another
   ///   - buffer: not in use by another save
   ///   - makeManifest: given the shards of all ranks; called when all are written
   /// - Throws: On all ranks when it cannot begin on one
   package init(
     _ pieces: [Piece], step: Int, in run: RunFolder, world: Communicator, sharing: FolderSharing? = nil,
-    level: Int32, buffer: SnapshotBuffer, makeManifest: @escaping ([CheckpointManifest.Shard]) -> CheckpointManifest
+    level: Int32, staleDigest: UInt64? = nil, buffer: SnapshotBuffer,
+    makeManifest: @escaping ([CheckpointManifest.Shard]) -> CheckpointManifest
   ) throws {
     let start = ContinuousClock.now
     self.step = step
@@ -133,7 +142,7 @@ package final class CheckpointSave {
     let digits = String(world.rank)
     let name = "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
     let copy = buffer.take(pieces)
-    work = Work(pieces: copy.pieces, path: place + "/" + name, level: level, digest: copy.digest)
+    work = Work(pieces: copy.pieces, path: place + "/" + name, level: level, digest: copy.digest, staleDigest: staleDigest)
     let thread = Thread { [work] in work.write() }
     thread.stackSize = 8 << 20
     thread.start()

@@ -56,6 +56,15 @@ package struct RunFolder: Sendable {
     }
   }
 
+  /// Refuses a folder, which may come from elsewhere, in which links stand where a run writes.
+  package func refuseLinks() throws {
+    for name in ["metrics.jsonl", "model", "logs", ".heartbeats", "latest"] {
+      if (try? FileManager.default.destinationOfSymbolicLink(atPath: path + "/" + name)) != nil {
+        throw FileError(path + "/" + name, "is a link, and a run writes nothing outside its folder: remove it")
+      }
+    }
+  }
+
   /// Gives a finished save its name and makes it the latest.
   func commit(step: Int) throws {
     try flushFolder(partial(step: step))

@@ -15,7 +15,9 @@ package final class DurableFile {
   package init(_ path: String) throws {
     self.path = path
     temporary = path + ".partial"
-    let descriptor = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o666)
+    // One that a killed run left goes; a link is not followed, wherever it leads.
+    unlink(temporary)
+    let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)
     guard descriptor >= 0 else { throw FileError.system(temporary, "cannot be created") }
     writer = Writer(descriptor, path: temporary)
   }
@@ -74,7 +76,7 @@ package final class DurableFile {
     private func append(_ bytes: UnsafeRawBufferPointer) {
       var rest = bytes
       while !rest.isEmpty, fault == nil {
-        let written = Foundation.write(descriptor, rest.baseAddress, rest.count)
+        let written = Foundation.write(descriptor, rest.baseAddress, FailPoint.length(rest.count))
         if written >= 0 {
           rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(written))
         } else if errno != EINTR {

@@ -21,6 +21,10 @@ package enum FailPoint: String, Sendable, CaseIterable {
     case enospc, eio
     /// A second passes.
     case slow
+    /// Of what a write is given the disk takes a part, as it may.
+    case short
+    /// A byte of a written shard changes, or its second half is lost.
+    case flip, truncate
   }
 
   private struct Plan {
@@ -70,6 +74,8 @@ package enum FailPoint: String, Sendable, CaseIterable {
     case .kill: kill(getpid(), SIGKILL)
     case .stop: kill(getpid(), SIGSTOP)
     case .slow: sleep(1)
+    case .short: shortens.store(true, ordering: .relaxed)
+    case .flip, .truncate: damage(path, truncating: plan.action == .truncate)
     case .enospc:
       errno = ENOSPC
       throw FileError.system(path, "cannot be written")
@@ -77,5 +83,22 @@ package enum FailPoint: String, Sendable, CaseIterable {
       errno = EIO
       throw FileError.system(path, "cannot be written")
     }
+  }
+
+  private static let shortens = Atomic(false)
+
+  /// How many of `count` bytes the next write gives to the disk.
+  static func length(_ count: Int) -> Int {
+    count > 1 && shortens.exchange(false, ordering: .relaxed) ? count / 2 : count
+  }
+
+  /// Damages the first shard in a folder.
+  private static func damage(_ folder: String, truncating: Bool) {
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []
+    guard let name = names.filter({ $0.hasPrefix("shard-") }).min(),
+      var bytes = FileManager.default.contents(atPath: folder + "/" + name), !bytes.isEmpty
+    else { return }
+    if truncating { bytes = bytes.prefix(bytes.count / 2) } else { bytes[bytes.count / 2] ^= 1 }
+    try? bytes.write(to: URL(fileURLWithPath: folder + "/" + name))
   }
 }

@@ -86,6 +86,7 @@ package final class Supervisor {
   ///
   /// - Returns: the exit code of the last attempt
   package func supervise() throws -> Int32 {
+    try run.refuseLinks()
     try createLogs()
     var pause = plan.backoff
     while true {

@@ -56,6 +56,9 @@ package final class Trainer {
   /// The save on its way to disk, and the memory that it reads.
   private var pending: CheckpointSave?
   private let snapshot = SnapshotBuffer()
+  /// What the last save held, and whether there was an update since.
+  private var savedDigest: UInt64?
+  private var hasUpdated = false
   /// The rank that was slowest last, and for how many steps in a row.
   private var straggler = (rank: 0, steps: 0)
   private let watchdog: Watchdog
@@ -77,6 +80,7 @@ package final class Trainer {
     self.world = world
     self.backend = backend
     run = RunFolder(job.runFolder)
+    try run.refuseLinks()
     spikes = SpikeGuard(job.spikes)
     watchdog = Watchdog(rank: world.rank, size: world.size, runFolder: job.runFolder, floor: job.watchdogFloor)
     models = try ModelSetup(job, backend: backend)
@@ -448,6 +452,7 @@ package final class Trainer {
     clock.mark("step")
     if result.isSaveWritten { try finishSave() }
     clock.mark("save")
+    hasUpdated = hasUpdated || !result.isSkipped
     step += 1
     phaseStep += 1
     cursor = sequences.upperBound
@@ -589,7 +594,8 @@ package final class Trainer {
     ]
     do {
       let save = try CheckpointSave(
-        pieces, step: step, in: run, world: world, sharing: sharing, level: job.compressionLevel, buffer: snapshot
+        pieces, step: step, in: run, world: world, sharing: sharing, level: job.compressionLevel,
+        staleDigest: hasUpdated ? savedDigest : nil, buffer: snapshot
       ) { [now] shards in
         CheckpointManifest(
           step: fields.0, tokens: fields.1, phase: fields.2, phaseStep: fields.3, sequences: fields.4,
@@ -597,6 +603,7 @@ package final class Trainer {
       }
       stall += save.stall
       pending = save
+      (savedDigest, hasUpdated) = (save.digest, false)
     } catch { try heed(error) }
   }
 

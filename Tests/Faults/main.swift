@@ -60,7 +60,13 @@ func points(seed: UInt64) throws -> Tally {
   let byCoordinator: Set<FailPoint> = [.beforeManifest, .beforeRename, .beforeLatest, .afterLatest]
   for point in FailPoint.allCases {
     for action in FailPoint.Action.allCases where action != .stop {
-      if [.enospc, .eio].contains(action) && !writing.contains(point) { continue }
+      switch action {
+      case .enospc: if !writing.contains(point) { continue }
+      case .eio: if !writing.contains(point) && point != .loader { continue }
+      case .short: if point != .midShard { continue }
+      case .flip, .truncate: if point != .beforeRename { continue }
+      default: break
+      }
       for rank in byCoordinator.contains(point) ? 0..<1 : 0..<2 {
         cases.append((2, point, rank, 4 + Int(random.next() % 12), action))
       }
@@ -72,19 +78,24 @@ func points(seed: UInt64) throws -> Tally {
   }
   for (index, item) in cases.enumerated() {
     let name = "case-\(index)"
-    let fault = "\(item.point.rawValue):\(item.rank):\(item.step):\(item.action.rawValue)"
+    let damages = [.flip, .truncate].contains(item.action)
+    // The save that is damaged on disk shall be the one that the next start finds.
+    let step = damages ? 15 : item.step
+    let fault = "\(item.point.rawValue):\(item.rank):\(step):\(item.action.rawValue)"
     let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name]
-    let first = try run.run(ranks: item.ranks, arguments, environment: ["JETTRAIN_FAILPOINT": fault])
-    // A full or broken disk and a slow one do not end a run.
-    let survives = item.action != .kill
+    let end = damages ? ["--stop-at-step", "15"] : []
+    let first = try run.run(ranks: item.ranks, arguments + end, environment: ["JETTRAIN_FAILPOINT": fault])
+    // A full or broken disk and a slow one do not end a run; data that cannot be read do.
+    let survives = item.action != .kill && item.point != .loader || item.action == .slow
     tally.check(
-      survives ? first.status == 0 : first.status != 0,
+      damages ? first.status == 75 : survives ? first.status == 0 : first.status != 0,
       "\(fault) at n = \(item.ranks) ended with \(first.status)\n\(first.output.suffix(600))")
     if survives, [.enospc, .eio].contains(item.action) {
       tally.check(first.output.contains("SAVE FAILED"), "\(fault) was not reported")
     }
     let ranks = [1, 2, 4][index % 3]
     let second = try run.run(ranks: ranks, arguments)
+    if damages { tally.check(second.output.contains("is damaged and passed over"), "\(fault) went unnoticed") }
     tally.check(
       try second.status == 0 && reference.equals(name),
       "\(fault) at n = \(item.ranks), resumed at n = \(ranks), differs\n\(second.output.suffix(600))")

@@ -389,6 +389,45 @@ private let pythonHasSafetensors =
     #expect(missing.contains("shard is missing"))
   }
 
+  /// A run folder from elsewhere leads nothing out of it; what is written is as private as the umask says; names in
+  /// manifests are of files of their own folder.
+  @Test func runsWriteNothingOutsideTheirFolder() throws {
+    let job = ["distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "5"]
+    let outside = folder + "/outside"
+    try write("outside", "untouched")
+    try FileManager.default.createDirectory(atPath: folder + "/run", withIntermediateDirectories: true)
+    for name in ["metrics.jsonl", "model", "latest", "logs"] {
+      try FileManager.default.createSymbolicLink(atPath: folder + "/run/" + name, withDestinationPath: outside)
+      let output = try jettrain(ranks: 2, job, expecting: 65)
+      #expect(output.contains("run/\(name): is a link"), "\(output)")
+      try FileManager.default.removeItem(atPath: folder + "/run/" + name)
+    }
+    for name in ["latest.partial", "step-00000005.partial"] {
+      try FileManager.default.createSymbolicLink(atPath: folder + "/run/" + name, withDestinationPath: outside)
+    }
+    let shell = ["bash", "-c", "umask 027; exec \"$0\" \"$@\"", SmallRun.program]
+    let (status, output) = try run(shell + job, folder)
+    #expect(status == 75, "\(output)")
+    #expect(try String(contentsOfFile: outside, encoding: .utf8) == "untouched")
+    let files = try #require(FileManager.default.enumerator(atPath: folder + "/run")).compactMap { $0 as? String }
+    #expect(files.contains("step-00000005/manifest.json"))
+    for file in files {
+      let attributes = try FileManager.default.attributesOfItem(atPath: folder + "/run/" + file)
+      let mode = try #require(attributes[.posixPermissions] as? Int)
+      #expect(mode & 0o027 == 0, "\(file): \(String(mode, radix: 8))")
+    }
+    let manifest = folder + "/run/step-00000005/manifest.json"
+    let text = try String(contentsOfFile: manifest, encoding: .utf8)
+    for name in ["../outside", "/etc/passwd", ".hidden"] {
+      // Version 1 has no checksum, which would speak first.
+      let changed = text.replacingOccurrences(of: "shard-00000.safetensors.zst", with: name)
+        .replacingOccurrences(of: "\"version\" : 2", with: "\"version\" : 1")
+      try write("run/step-00000005/manifest.json", changed)
+      let refused = try jettrain("checkpoint", "verify", "run/step-00000005", expecting: 65)
+      #expect(refused.contains("names a file outside its folder"), "\(refused)")
+    }
+  }
+
   @Test func checkpointsOfAnotherRunAreRefused() throws {
     try jettrain("distill", "--job", "distill.yaml", "--run-dir", "run", "--stop-at-step", "5", expecting: 75)
     let seed = try jettrain(
