@@ -127,7 +127,8 @@ package struct CheckpointManifest: Codable, Sendable {
     }
     let counts = [manifest.step, manifest.tokens, manifest.phase, manifest.phaseStep, manifest.sequences]
     let passedOver = manifest.spikes?.passedOver ?? []
-    guard counts.allSatisfy({ 0 <= $0 }), passedOver.allSatisfy({ $0.count == 2 && 0 <= $0[0] && $0[0] <= $0[1] }) else {
+    guard counts.allSatisfy({ 0 <= $0 }), passedOver.allSatisfy({ $0.count == 2 && 0 <= $0[0] && $0[0] <= $0[1] })
+    else {
       throw CheckpointError(file, "holds counts that no run has")
     }
     self = manifest

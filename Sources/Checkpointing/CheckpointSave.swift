@@ -142,7 +142,8 @@ package final class CheckpointSave {
     let digits = String(world.rank)
     let name = "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
     let copy = buffer.take(pieces)
-    work = Work(pieces: copy.pieces, path: place + "/" + name, level: level, digest: copy.digest, staleDigest: staleDigest)
+    work = Work(
+      pieces: copy.pieces, path: place + "/" + name, level: level, digest: copy.digest, staleDigest: staleDigest)
     let thread = Thread { [work] in work.write() }
     thread.stackSize = 8 << 20
     thread.start()

@@ -5,7 +5,7 @@ import Synchronization
 /// `JETTRAIN_FAILPOINT` names one as `PLACE:RANK:STEP:ACTION`, and it happens there once. Without it a place costs one
 /// look at a constant.
 package enum FailPoint: String, Sendable, CaseIterable {
-  case loader, step, collective
+  case loader, step, collective, replicas
   case beforeShard = "before-shard"
   case midShard = "mid-shard"
   case beforeManifest = "before-manifest"
@@ -23,8 +23,10 @@ package enum FailPoint: String, Sendable, CaseIterable {
     case slow
     /// Of what a write is given the disk takes a part, as it may.
     case short
-    /// A byte of a written shard changes, or its second half is lost.
+    /// A byte of a written shard changes, or a bit in memory; or the second half of a shard is lost.
     case flip, truncate
+    /// Every step takes longer from now on.
+    case lag
   }
 
   private struct Plan {
@@ -74,6 +76,7 @@ package enum FailPoint: String, Sendable, CaseIterable {
     case .kill: kill(getpid(), SIGKILL)
     case .stop: kill(getpid(), SIGSTOP)
     case .slow: sleep(1)
+    case .lag: break
     case .short: shortens.store(true, ordering: .relaxed)
     case .flip, .truncate: damage(path, truncating: plan.action == .truncate)
     case .enospc:
@@ -83,6 +86,22 @@ package enum FailPoint: String, Sendable, CaseIterable {
       errno = EIO
       throw FileError.system(path, "cannot be written")
     }
+  }
+
+  /// Lets a rank be slow that shall be.
+  package static func lag() {
+    guard let plan, plan.action == .lag, plan.rank == currentRank.load(ordering: .relaxed),
+      plan.step <= currentStep.load(ordering: .relaxed)
+    else { return }
+    usleep(30_000)
+  }
+
+  /// Whether a bit in memory shall change here, once.
+  package static func flips(_ point: FailPoint) -> Bool {
+    guard let plan, plan.action == .flip, plan.point == point, plan.rank == currentRank.load(ordering: .relaxed),
+      plan.step <= currentStep.load(ordering: .relaxed)
+    else { return false }
+    return !hasHappened.exchange(true, ordering: .relaxed)
   }
 
   private static let shortens = Atomic(false)

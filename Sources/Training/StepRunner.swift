@@ -23,8 +23,8 @@ package struct StepResult {
   package var isSaveWritten: Bool
   /// Whether the update was left out.
   package var isSkipped: Bool
-  /// Seconds that each rank took for its micro-batches.
-  package var computeSeconds: [Double]
+  /// Seconds that each rank took to read its data, and for its micro-batches.
+  package var rankSeconds: (data: [Double], compute: [Double])
 }
 
 /// What a rank tells the others with every step.
@@ -105,9 +105,10 @@ package final class StepRunner {
   ///   - batches: this rank's micro-batches
   ///   - step: counted from 1 within the phase, for the bias correction
   ///   - accepts: decides, on all ranks alike, whether a loss and gradient norm lead to an update
+  ///   - dataSeconds: that this rank took to read its data
   ///   - flags: of this rank, asked for late in the step
   package func run(
-    _ batches: [SequenceBatch], step: Int, learningRate: Double,
+    _ batches: [SequenceBatch], step: Int, learningRate: Double, dataSeconds: Double = 0,
     accepts: (_ loss: Double, _ norm: Double) throws -> Bool = { _, _ in true }, flags: () -> RankFlags = { [] }
   ) throws -> StepResult {
     var clock = PhaseClock()
@@ -119,6 +120,7 @@ package final class StepRunner {
     watchdog?.enter(.compute, step: step)
     let before = exchange.waited.parameters
     let sums = accumulate(batches, over: counts)
+    FailPoint.lag()
     clock.mark("compute")
     clock.move(exchange.waited.parameters - before, from: "compute", to: "share")
     watchdog?.enter(.reduce, step: step)
@@ -126,15 +128,17 @@ package final class StepRunner {
     try exchange.reduce()
     // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its flags and how
     // long it took.
-    let gathered = try world.allGather(sums.flatMap(\.values) + [Double(flags().rawValue), clock.seconds["compute"]!])
+    let gathered = try world.allGather(
+      sums.flatMap(\.values) + [Double(flags().rawValue), dataSeconds, clock.seconds["compute"]!])
     var total = [Double](repeating: 0, count: LossSums.names.count)
     var everyFlag: [RankFlags] = []
-    var computeSeconds: [Double] = []
+    var rankSeconds: (data: [Double], compute: [Double]) = ([], [])
     let width = gathered.count / world.size
     for (index, value) in gathered.enumerated() {
       switch width - index % width {
-      case 1: computeSeconds.append(value)
-      case 2: everyFlag.append(RankFlags(rawValue: Int(value)))
+      case 1: rankSeconds.compute.append(value)
+      case 2: rankSeconds.data.append(value)
+      case 3: everyFlag.append(RankFlags(rawValue: Int(value)))
       default:
         total[index % width % total.count] += value
       }
@@ -159,7 +163,7 @@ package final class StepRunner {
       losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds,
       isStopAsked: everyFlag.contains { $0.contains(.wantsStop) },
       isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, isSkipped: !isAccepted,
-      computeSeconds: computeSeconds)
+      rankSeconds: rankSeconds)
   }
 }
 

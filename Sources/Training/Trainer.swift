@@ -59,8 +59,8 @@ package final class Trainer {
   /// What the last save held, and whether there was an update since.
   private var savedDigest: UInt64?
   private var hasUpdated = false
-  /// The rank that was slowest last, and for how many steps in a row.
-  private var straggler = (rank: 0, steps: 0)
+  /// What one rank holds the others up with.
+  private var stragglers = (data: Straggler(phase: "data"), compute: Straggler(phase: "compute"))
   private let watchdog: Watchdog
   private var spikes: SpikeGuard
   private var failedSaves = 0
@@ -378,11 +378,15 @@ package final class Trainer {
     return isAccepted
   }
 
-  /// All ranks must hold the same parameters: a rank whose memory or sums went wrong is named.
+  /// All ranks must hold the same parameters, trained or not: a rank whose memory or sums went wrong is named.
   private func checkReplicas() throws {
     try runner.settle()
-    let values = runner.arena.values
-    let mine = digest(values.floats, values.count)
+    if FailPoint.flips(.replicas) {
+      let values = runner.arena.values.floats
+      values[0] = Float(bitPattern: values[0].bitPattern ^ 1)
+    }
+    let parameters = models.student.store.parameters + (models.teacher?.store.parameters ?? [])
+    let mine = parameters.reduce(0 as UInt64) { $0 &* 31 &+ digest($1.value.floats, $1.count) }
     let all = try world.allGather(withUnsafeBytes(of: mine) { Array($0) })
     let counts = Dictionary(all.map { ($0, 1) }, uniquingKeysWith: +)
     guard counts.count > 1 else { return }
@@ -393,20 +397,6 @@ package final class Trainer {
       "step \(step): the parameters of rank \(others.map(String.init).joined(separator: ", ")) differ from those of the "
         + "others; checkpoints since step \(step - job.replicaCheckEvery) may be spoiled. Look at the memory of that host, "
         + "and resume without it")
-  }
-
-  /// Says when one rank holds the others up for long.
-  private func report(_ computeSeconds: [Double]) {
-    guard computeSeconds.count > 1 else { return }
-    let median = computeSeconds.sorted()[computeSeconds.count / 2]
-    let slowest = computeSeconds.indices.max { computeSeconds[$0] < computeSeconds[$1] }!
-    let ratio = computeSeconds[slowest] / max(median, 1e-9)
-    straggler = ratio > 1.5 && straggler.rank == slowest ? (slowest, straggler.steps + 1) : (slowest, 0)
-    if straggler.steps > 0, straggler.steps % 50 == 0 {
-      say(
-        "rank \(slowest) has been the slowest for \(straggler.steps) steps, now \(String(format: "%.1f", ratio)) times the median"
-      )
-    }
   }
 
   private func isDue(_ every: Int) -> Bool { every > 0 && step % every == 0 }
@@ -448,7 +438,8 @@ package final class Trainer {
       return flags
     }
     let result = try runner.run(
-      batches, step: phaseStep + 1, learningRate: learningRate, accepts: decide, flags: readFlags)
+      batches, step: phaseStep + 1, learningRate: learningRate, dataSeconds: clock.seconds["data"]!, accepts: decide,
+      flags: readFlags)
     clock.mark("step")
     if result.isSaveWritten { try finishSave() }
     clock.mark("save")
@@ -458,7 +449,10 @@ package final class Trainer {
     cursor = sequences.upperBound
     tokens += count * phase.context
     if job.replicaCheckEvery > 0, step % job.replicaCheckEvery == 0 { try checkReplicas() }
-    report(result.computeSeconds)
+    for text in [
+      stragglers.data.report(result.rankSeconds.data, step: clock.total),
+      stragglers.compute.report(result.rankSeconds.compute, step: clock.total),
+    ] { text.map(say) }
     guard let metrics else { return result.isStopAsked }
     var seconds = result.seconds
     seconds["data"] = clock.seconds["data"]

@@ -58,11 +58,12 @@ func points(seed: UInt64) throws -> Tally {
   var cases: [(ranks: Int, point: FailPoint, rank: Int, step: Int, action: FailPoint.Action)] = []
   let writing: Set<FailPoint> = [.beforeShard, .midShard, .beforeManifest, .beforeRename, .beforeLatest, .afterLatest]
   let byCoordinator: Set<FailPoint> = [.beforeManifest, .beforeRename, .beforeLatest, .afterLatest]
-  for point in FailPoint.allCases {
+  for point in FailPoint.allCases where point != .replicas {
     for action in FailPoint.Action.allCases where action != .stop {
       switch action {
       case .enospc: if !writing.contains(point) { continue }
       case .eio: if !writing.contains(point) && point != .loader { continue }
+      case .lag: continue
       case .short: if point != .midShard { continue }
       case .flip, .truncate: if point != .beforeRename { continue }
       default: break

@@ -389,6 +389,20 @@ private let pythonHasSafetensors =
     #expect(missing.contains("shard is missing"))
   }
 
+  /// A rank whose memory goes wrong ends the run by name, one that is slow is reported.
+  @Test func sickRanksAreNamed() throws {
+    let job = ["distill", "--job", "distill.yaml", "--set", "watchdog.replicas_every=4"]
+    let flipped = try small.run(
+      ranks: 4, job + ["--run-dir", "flipped"], environment: ["JETTRAIN_FAILPOINT": "replicas:2:8:flip"])
+    #expect(
+      flipped.status == 70 && flipped.output.contains("step 8: the parameters of rank 2 differ"), "\(flipped.output)")
+    let slow = try small.run(
+      ranks: 2, job + ["--run-dir", "slow", "--set", "phases.1.tokens=\(512 * 60)"],
+      environment: ["JETTRAIN_FAILPOINT": "step:1:2:lag"])
+    #expect(
+      slow.status == 0 && slow.output.contains("rank 1 has held the others up for 50 steps: compute"), "\(slow.output)")
+  }
+
   /// A run folder from elsewhere leads nothing out of it; what is written is as private as the umask says; names in
   /// manifests are of files of their own folder.
   @Test func runsWriteNothingOutsideTheirFolder() throws {
