@@ -11,6 +11,8 @@ final class CollectiveThread: @unchecked Sendable {
 
   /// One collective: what begins it, and what to do with what it brought.
   struct Collective {
+    /// For messages.
+    let name: String
     let begin: () throws -> PendingExchange
     let finish: () -> Void
   }
@@ -20,6 +22,8 @@ final class CollectiveThread: @unchecked Sendable {
 
   private let condition = NSCondition()
   private var waiting: [Collective] = []
+  /// The names of those under way.
+  private var names: [String] = []
   private var given = 0
   private var done = 0
   private var failure: (any Error)?
@@ -63,6 +67,7 @@ final class CollectiveThread: @unchecked Sendable {
     do {
       if let next {
         if failure == nil {
+          condition.withLock { names.append(next.name) }
           underWay.append((next, try next.begin()))
         } else {
           count()
@@ -72,6 +77,7 @@ final class CollectiveThread: @unchecked Sendable {
           underWay[0].collective.finish()
           // Nothing of it is held here any more when its owner learns of its end.
           underWay.removeFirst()
+          condition.withLock { _ = names.removeFirst() }
           count()
         } else {
           usleep(Self.pause)
@@ -97,6 +103,9 @@ final class CollectiveThread: @unchecked Sendable {
 
   /// Microseconds between looks at how far the exchanges are.
   private static let pause: UInt32 = 50
+
+  /// What is under way, the oldest first; nil when nothing is.
+  var place: String? { condition.withLock { names.first } }
 
   /// - Returns: Seconds that it took until everything up to `ticket` had run, or failed
   func wait(for ticket: Ticket) -> Double {

@@ -78,6 +78,9 @@ package final class GradientExchange {
 
   private var backend: any Backend { arena.gradients.backend }
 
+  /// Says what is being exchanged, from any thread, also after the exchange is gone.
+  package var place: @Sendable () -> String? { { [weak thread] in thread?.place } }
+
   // MARK: - Gradients
 
   private func begin() {
@@ -137,6 +140,7 @@ package final class GradientExchange {
     let mine = own.count
     let gradients = arena.gradients
     return CollectiveThread.Collective(
+      name: "gradients of bucket \(bucket + 1) of \(buckets.count)",
       begin: { [world] in
         try world.background.allToAll(
           send: gradients.floats + start * Arena.blockSize, sendCounts: shares.map { $0.count * Arena.blockSize },
@@ -193,6 +197,7 @@ package final class GradientExchange {
     arrivals.append(
       thread.run(
         CollectiveThread.Collective(
+          name: "parameters of bucket \(bucket + 1) of \(buckets.count)",
           begin: { [world, values = arena.values] in
             try world.background.allGather(
               values.floats + start * Arena.blockSize, ranges: shares, rank: world.rank)

@@ -46,7 +46,7 @@ package final class StepRunner {
   /// Where the parts of the student lie in the arena.
   private let places: [ModelPart: Range<Int>]
   /// Is told what the main thread does.
-  package var watchdog: Watchdog?
+  package var watchdog: Watchdog? { didSet { watchdog?.watch(exchange.place) } }
   /// Whether gradients and parameters travel while the ranks compute.
   package var overlaps = true
 

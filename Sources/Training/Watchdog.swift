@@ -21,6 +21,8 @@ package final class Watchdog: @unchecked Sendable {
     /// The longest of the last durations of each phase, fading.
     var longest: [Phase: Double] = [:]
     var isStopping = false
+    /// What is being exchanged.
+    var exchange: @Sendable () -> String? = { nil }
   }
 
   private let state = Mutex(State())
@@ -61,6 +63,9 @@ package final class Watchdog: @unchecked Sendable {
       (state.phase, state.step, state.since) = (phase, step, now)
     }
   }
+
+  /// Where to ask what is being exchanged.
+  func watch(_ exchange: @escaping @Sendable () -> String?) { state.withLock { $0.exchange = exchange } }
 
   /// `phase` may take as long as this did: a save is written while the main thread does something else, and a slow disk is
   /// no hang.
@@ -119,7 +124,8 @@ package final class Watchdog: @unchecked Sendable {
   private func expire(_ state: State, _ interval: Double) -> Never {
     let spent = Int(Self.seconds(.now - state.since))
     var text =
-      "jettrain: rank \(rank) on \(Self.host) hangs: step \(state.step), \(state.phase.rawValue) for \(spent) s, "
+      "jettrain: rank \(rank) on \(Self.host) hangs: step \(state.step), \(state.phase.rawValue)"
+      + (state.exchange().map { " (\($0))" } ?? "") + " for \(spent) s, "
       + "allowed \(deadline(state).isFinite ? Int(deadline(state)) : Int(floor)) s; the job ends\n"
     for other in 0..<size where other != rank {
       guard let attributes = try? FileManager.default.attributesOfItem(atPath: heartbeat(other)),

@@ -8,10 +8,24 @@ import Testing
     URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     .deletingLastPathComponent().deletingLastPathComponent().path + "/.build/debug/jettrain-faults"
 
-  private func faults(_ arguments: String...) throws {
+  /// Network namespaces need root and some tools; without them the test is skipped.
+  private static let testbed = harness.replacingOccurrences(
+    of: ".build/debug/jettrain-faults", with: "Cluster/testbed/testbed")
+  private static let hasTestbed: Bool = {
     let process = Process()
-    process.executableURL = URL(fileURLWithPath: Self.harness)
-    process.arguments = arguments
+    process.executableURL = URL(fileURLWithPath: testbed)
+    process.arguments = ["2", "testbed", "skew", "host2", "+0d"]
+    process.standardError = FileHandle.nullDevice
+    guard (try? process.run()) != nil else { return false }
+    process.waitUntilExit()
+    return process.terminationStatus == 0
+  }()
+
+  private func faults(_ arguments: String..., in surroundings: [String] = []) throws {
+    let process = Process()
+    let command = surroundings + [Self.harness] + arguments
+    process.executableURL = URL(fileURLWithPath: command[0])
+    process.arguments = Array(command.dropFirst())
     let pipe = Pipe()
     process.standardOutput = pipe
     process.standardError = pipe
@@ -28,4 +42,6 @@ import Testing
   @Test func flippedBytesAreNoticed() throws { try faults("flips", "23") }
   @Test func spikesAreSkippedAndPassedOver() throws { try faults("spikes") }
   @Test func stoppedRanksAreNamed() throws { try faults("hang") }
+  @Test(.enabled(if: hasTestbed, "needs root, iproute2, openssh-server and faketime (Cluster/testbed)"))
+  func hostsMayStopOrDie() throws { try faults("hosts", in: [Self.testbed, "2"]) }
 }
