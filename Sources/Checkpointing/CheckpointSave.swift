@@ -30,6 +30,12 @@ package final class SnapshotBuffer {
   }
 }
 
+/// A digest of the bytes of a tensor, of any type.
+package func digest(_ bytes: UnsafeRawBufferPointer) -> UInt64 {
+  guard let address = bytes.baseAddress else { return 0 }
+  return digest(address.assumingMemoryBound(to: Float.self), bytes.count / 4)
+}
+
 /// A digest of floats, which are copied on the way where there is a target: one pass over memory.
 package func digest(
   _ source: UnsafePointer<Float>, _ count: Int, copyingTo target: UnsafeMutablePointer<Float>? = nil

@@ -386,7 +386,7 @@ package final class Trainer {
       values[0] = Float(bitPattern: values[0].bitPattern ^ 1)
     }
     let parameters = models.student.store.parameters + (models.teacher?.store.parameters ?? [])
-    let mine = parameters.reduce(0 as UInt64) { $0 &* 31 &+ digest($1.value.floats, $1.count) }
+    let mine = parameters.reduce(0 as UInt64) { $0 &* 31 &+ digest($1.value.hostBytes) }
     let all = try world.allGather(withUnsafeBytes(of: mine) { Array($0) })
     let counts = Dictionary(all.map { ($0, 1) }, uniquingKeysWith: +)
     guard counts.count > 1 else { return }
