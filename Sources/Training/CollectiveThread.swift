@@ -49,10 +49,12 @@ final class CollectiveThread: @unchecked Sendable {
     }
   }
 
-  /// Ends the thread once nothing is left to do.
+  /// Ends the thread once nothing is left to do. It waits for that no longer than a moment: after an error of this rank
+  /// the others may never take part again, and what the collectives read lives as long as they.
   func stop() {
-    _ = waitUntilIdle()
+    let end = Date().addingTimeInterval(2)
     condition.withLock {
+      while done < given, condition.wait(until: end) {}
       isStopping = true
       condition.broadcast()
     }

@@ -53,7 +53,7 @@ package final class GradientExchange {
     begin()
   }
 
-  // What the thread runs does not own the exchange, whose memory must go on the main thread.
+  // The memory of the exchange goes on the main thread, after the last collective that reads it.
   deinit { thread.stop() }
 
   /// Bytes of the buffers in which sums arrive.
