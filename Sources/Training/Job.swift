@@ -55,6 +55,10 @@ package struct PhaseChange: Sendable, Equatable {
   package var step: Int
   package var globalBatch: Int?
   package var mixName: String?
+
+  package init(step: Int, globalBatch: Int?, mixName: String?) {
+    (self.step, self.globalBatch, self.mixName) = (step, globalBatch, mixName)
+  }
 }
 
 /// A stretch of training with its own losses, budget, context and schedule.

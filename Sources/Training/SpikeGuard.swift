@@ -62,6 +62,15 @@ package struct SpikeGuard: Sendable {
     return cursor
   }
 
+  /// Where a phase stands after so many of its steps: windows are passed over where they are reached.
+  package func cursor(after steps: Int, of phase: Phase) -> Int {
+    guard !state.passedOver.isEmpty else { return phase.sequences(before: steps) }
+    return (0..<steps).reduce(0) { cursor, step in
+      let count = phase.batch(at: step)
+      return begin(at: cursor, count: count) + count
+    }
+  }
+
   /// A new phase has its own data.
   package mutating func beginPhase() {
     state.passedOver = []

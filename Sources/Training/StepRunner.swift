@@ -62,11 +62,11 @@ package final class StepRunner {
       checkpointing: phase.checkpointsActivations, backend: backend)
     exchange = GradientExchange(arena, world: world, ascends: !losses.crossesLayers)
     optimizer = AdamW(arena, slices: exchange.slices, settings: phase.adam)
-    places = Self.places(of: arena, layers: student.layers.count)
+    places = Self.places(of: arena)
   }
 
   /// The elements of each part, which lie in the order in which the parts run.
-  private static func places(of arena: Arena, layers: Int) -> [ModelPart: Range<Int>] {
+  private static func places(of arena: Arena) -> [ModelPart: Range<Int>] {
     let parts = arena.entries.map { entry -> ModelPart in
       let words = entry.parameter.name.split(separator: ".")
       if words.count > 2, words[1] == "layers", let layer = Int(words[2]) { return .layer(layer) }

@@ -206,8 +206,8 @@ package final class Trainer {
     guard manifest.phase < job.phases.count else {
       throw CheckpointError(checkpoint.path, "was saved in phase \(manifest.phase), the job has \(job.phases.count)")
     }
-    let passed = (manifest.spikes?.passedOver ?? []).reduce(0) { $0 + $1[1] - $1[0] }
-    let expected = job.phases[manifest.phase].sequences(before: manifest.phaseStep) + passed
+    let saved = SpikeGuard(job.spikes, state: manifest.spikes ?? .init())
+    let expected = saved.cursor(after: manifest.phaseStep, of: job.phases[manifest.phase])
     guard manifest.sequences == expected else {
       throw CheckpointError(
         checkpoint.path,

@@ -155,6 +155,22 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     }
   }
 
+  /// A checkpoint between going back and the window that is passed over stands before it, one behind it after it.
+  @Test func windowsArePassedOverWhereTheyAreReached() throws {
+    var phase = try Job(.distill, path: "\(repository)/Jobs/distill.yaml", overrides: [], ranks: 1).phases[0]
+    phase.globalBatch = 8
+    phase.changes = [PhaseChange(step: 10, globalBatch: 16, mixName: nil)]
+    var earlier = CheckpointManifest.SpikeState()
+    earlier.passedOver = [[40, 64]]
+    let spikes = SpikeGuard(SpikeGuard.Settings(), state: earlier)
+    #expect(spikes.cursor(after: 4, of: phase) == 32)
+    #expect(spikes.cursor(after: 5, of: phase) == 40)
+    #expect(spikes.cursor(after: 6, of: phase) == 72)
+    #expect(spikes.cursor(after: 12, of: phase) == 80 + 24 + 32)
+    #expect(SpikeGuard(SpikeGuard.Settings()).cursor(after: 12, of: phase) == phase.sequences(before: 12))
+    #expect(phase.sequences(before: 12) == 80 + 32 && phase.batch(at: 9) == 8 && phase.batch(at: 10) == 16)
+  }
+
   /// The sum over micro-batches is one binary tree, however many ranks share it: here one rank against the tree itself.
   @Test(arguments: [1, 2, 4, 8, 5]) func gradientsAddUpInATree(count: Int) throws {
     let backend = CPUBackend(threads: 1)
