@@ -34,6 +34,11 @@ package enum FailPoint: String, Sendable, CaseIterable {
     let rank: Int
     let step: Int
     let action: Action
+
+    /// A shard is damaged in the save of the very step: an earlier one may be under way still.
+    func isMeant(_ path: String) -> Bool {
+      ![.flip, .truncate].contains(action) || path.contains(String(format: "step-%08d", step))
+    }
   }
 
   private static let plan: Plan? = {
@@ -70,7 +75,8 @@ package enum FailPoint: String, Sendable, CaseIterable {
   /// Lets the fault happen that was planned for here, once its step has come.
   package static func reach(_ point: FailPoint, path: String = "") throws {
     guard let plan, plan.point == point, plan.rank == currentRank.load(ordering: .relaxed),
-      plan.step <= currentStep.load(ordering: .relaxed), !hasHappened.exchange(true, ordering: .relaxed)
+      plan.step <= currentStep.load(ordering: .relaxed), plan.isMeant(path),
+      !hasHappened.exchange(true, ordering: .relaxed)
     else { return }
     switch plan.action {
     case .kill: kill(getpid(), SIGKILL)

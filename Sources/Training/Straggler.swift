@@ -3,14 +3,16 @@ import Foundation
 /// Looks for a rank that holds the others up in one phase of the steps, time and again.
 struct Straggler {
   private let phase: String
-  private var rank = 0
-  /// Steps in a row.
+  /// Of the steps since the last look: how many there were, and in how many of them each rank was slow.
   private var steps = 0
+  private var slowSteps: [Int: Int] = [:]
 
   /// What a rank must take of the median of all, and how much of a step it must cost.
   private static let ratio = 1.5
   private static let share = 0.05
-  private static let stepsBetweenReports = 50
+  /// Steps between looks, and in how many of them a rank must be slow: a busy machine makes any rank slow now and then.
+  private static let window = 50
+  private static let slowShare = 0.7
 
   init(phase: String) { self.phase = phase }
 
@@ -22,11 +24,16 @@ struct Straggler {
     let sorted = seconds.sorted()
     let median = sorted[(sorted.count - 1) / 2]
     let slowest = seconds.indices.max { seconds[$0] < seconds[$1] }!
-    let isSlow = seconds[slowest] > Self.ratio * median && seconds[slowest] - median > Self.share * step
-    steps = isSlow ? (slowest == rank ? steps + 1 : 1) : 0
-    rank = slowest
-    guard steps > 0, steps % Self.stepsBetweenReports == 0 else { return nil }
-    let times = String(format: "%.1f", seconds[slowest] / max(median, 1e-9))
-    return "rank \(rank) has held the others up for \(steps) steps: \(phase) takes it \(times) times the median"
+    steps += 1
+    if seconds[slowest] > Self.ratio * median && seconds[slowest] - median > Self.share * step {
+      slowSteps[slowest, default: 0] += 1
+    }
+    guard steps == Self.window else { return nil }
+    defer { (steps, slowSteps) = (0, [:]) }
+    guard let (rank, count) = slowSteps.max(by: { $0.value < $1.value }),
+      Double(count) >= Self.slowShare * Double(steps)
+    else { return nil }
+    let times = String(format: "%.1f", seconds[rank] / max(median, 1e-9))
+    return "rank \(rank) held the others up in \(count) of \(steps) steps: \(phase) takes it \(times) times the median"
   }
 }

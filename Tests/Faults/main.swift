@@ -375,7 +375,7 @@ func hosts() throws -> Tally {
   try act("skew", "host2", "+0d")
   report("a clock three days ahead", begin)
 
-  // Every host has a disk of its own, and one of them is full for a while; then all ranks are killed.
+  // Every host has a disk of its own; then that of one is full for a while.
   let local = testbed + "/local"
   func differs(_ name: String) throws -> String? {
     let reader = ["testbed", "on", "host1", "bash", "-c"]
