@@ -111,10 +111,10 @@ final class CollectiveThread: @unchecked Sendable {
 
   /// - Returns: Seconds that it took until everything up to `ticket` had run, or failed
   func wait(for ticket: Ticket) -> Double {
-    let start = ContinuousClock.now
+    var clock = PhaseClock()
     condition.withLock { while done < ticket { condition.wait() } }
-    let elapsed = (ContinuousClock.now - start).components
-    return Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
+    clock.mark("wait")
+    return clock.total
   }
 
   /// - Returns: Seconds that it took until everything that was given had run, or failed

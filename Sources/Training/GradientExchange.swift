@@ -43,8 +43,7 @@ package final class GradientExchange {
   package init(_ arena: Arena, world: Communicator, ascends: Bool = false) {
     self.world = world
     self.arena = arena
-    let share = min(Self.mostBlocks, max(1, arena.blockCount / (world.size * Self.fewestBuckets)))
-    let width = share * world.size
+    let width = Self.bucketBlocks(arena, ranks: world.size)
     buckets = stride(from: 0, to: arena.blockCount, by: width).map { $0..<min($0 + width, arena.blockCount) }
     order = ascends ? Array(buckets.indices) : buckets.indices.reversed()
     thread = CollectiveThread()
@@ -58,8 +57,12 @@ package final class GradientExchange {
 
   /// Bytes of the buffers in which sums arrive.
   package static func bufferBytes(_ arena: Arena, ranks: Int) -> Int {
-    let share = min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets)))
-    return ranks > 1 ? CollectiveThread.depth * 4 * Arena.blockSize * ranks * share : 0
+    ranks > 1 ? CollectiveThread.depth * 4 * Arena.blockSize * bucketBlocks(arena, ranks: ranks) : 0
+  }
+
+  /// Blocks of a bucket.
+  private static func bucketBlocks(_ arena: Arena, ranks: Int) -> Int {
+    ranks * min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets)))
   }
 
   /// Blocks of `bucket` that `rank` owns.

@@ -99,6 +99,9 @@ package final class StepRunner {
     }
   }
 
+  /// Waits until this rank has all parameters. Whoever reads them between steps calls it first.
+  package func settle() throws { try exchange.settle() }
+
   /// One whole step.
   ///
   /// - Parameters:
@@ -165,11 +168,6 @@ package final class StepRunner {
       isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, isSkipped: !isAccepted,
       rankSeconds: rankSeconds)
   }
-}
-
-extension StepRunner {
-  /// Waits until this rank has all parameters. Whoever reads them between steps calls it first.
-  package func settle() throws { try exchange.settle() }
 }
 
 /// Splits the time since its creation into named parts.

@@ -605,10 +605,11 @@ package final class Trainer {
   private func finishSave() throws {
     guard let save = pending else { return }
     pending = nil
-    watchdog.enter(.save, step: step)
+    // A phase of its own, since a copy takes a moment, and a disk or the way to it what it takes.
+    watchdog.enter(.write, step: step)
     do {
       try save.complete()
-      watchdog.learn(.save, seconds: save.writeSeconds)
+      watchdog.learn(.write, seconds: save.writeSeconds)
       failedSaves = 0
       lastGood = save.step
       if world.isCoordinator {

@@ -11,7 +11,7 @@ import Synchronization
 package final class Watchdog: @unchecked Sendable {
   /// What the main thread is doing.
   package enum Phase: String, Sendable, CaseIterable {
-    case load, data, compute, reduce, save, validate
+    case load, data, compute, reduce, save, write, validate
   }
 
   private struct State {

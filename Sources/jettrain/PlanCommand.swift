@@ -43,7 +43,7 @@ struct PlanCommand: ParsableCommand {
         let estimate = StepEstimate(student: student, teacher: teacher, phase: phase, ranks: ranks)
         let perToken = estimate.operationsPerMicroBatch / Double(phase.microBatch * phase.context)
         let speed = rate ?? matrixRate * 0.5 / perToken
-        let seconds = Double(phase.steps * phase.tokensPerStep) / speed
+        let seconds = Double(phase.tokens) / speed
         total += seconds
         rows.append([
           phase.name, "\(phase.steps)", "\(phase.globalBatch)", "\(phase.context)",
@@ -54,8 +54,9 @@ struct PlanCommand: ParsableCommand {
         if phase == job.phases.first {
           print("student \(Format.count(Double(estimate.parameters))) parameters (\(estimate.parameters))")
         }
-        let perRank = phase.microBatches / ranks
-        if perRank & (perRank - 1) != 0 {
+        for batch in [phase.globalBatch] + phase.changes.compactMap(\.globalBatch) {
+          let perRank = batch / phase.microBatch / ranks
+          guard perRank & (perRank - 1) != 0 else { continue }
           print(
             "note: phase \(phase.name) has \(perRank) micro-batches a rank, not a power of two: the run is reproducible at "
               + "this number of ranks only")
