@@ -12,7 +12,6 @@ let kernelFlags: [SwiftSetting] = [
 ]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
-let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
 let yams = Target.Dependency.product(name: "Yams", package: "Yams")
 
 // A room imports only rooms listed above it (docs/design.md, section 3).
@@ -21,14 +20,15 @@ let package = Package(
   products: [.executable(name: "jettrain", targets: ["jettrain"])],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
-    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.0"),
     .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
   ],
   targets: [
+    .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(name: "CMPI", pkgConfig: "ompi-c", providers: [.apt(["libopenmpi-dev"])]),
     .systemLibrary(name: "CStack"),
     .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+    .target(name: "Hashing", dependencies: ["CCrypto"]),
     .target(name: "MPI", dependencies: ["CMPI"]),
     .target(name: "Parallel", swiftSettings: kernelFlags),
     .target(name: "Tensors"),
@@ -36,25 +36,25 @@ let package = Package(
       name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "Ops", dependencies: ["Tensors"]),
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
-    .target(name: "Files", dependencies: ["CZstd", crypto]),
+    .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
     .target(name: "Safetensors", dependencies: ["Files", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "Models", dependencies: ["Files", "NN", "Ops", "Safetensors", "Tensors"]),
     .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
-    .target(name: "Tokenizers", dependencies: [crypto], swiftSettings: [.unsafeFlags(["-O"])]),
+    .target(name: "Tokenizers", dependencies: ["Hashing"], swiftSettings: [.unsafeFlags(["-O"])]),
     .target(
-      name: "TokenStreams", dependencies: ["Files", "Parallel", "Tokenizers", yams],
+      name: "TokenStreams", dependencies: ["Files", "Hashing", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
     .target(
       name: "Checkpointing",
-      dependencies: ["Files", "MPI", "NN", "Parallel", "Safetensors", "Tensors"]),
+      dependencies: ["Files", "Hashing", "MPI", "NN", "Parallel", "Safetensors", "Tensors"]),
     .target(name: "Reporting", dependencies: ["Tensors"]),
     .target(
       name: "Training",
       dependencies: [
         "CStack",
-        "Checkpointing", "Conversion", "CPUBackend", "Files", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
-        "Reporting", "Tensors", "Tokenizers", "TokenStreams", crypto, yams,
+        "Checkpointing", "Conversion", "CPUBackend", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
+        "Reporting", "Tensors", "Tokenizers", "TokenStreams", yams,
       ]),
     .target(
       name: "Evaluation",
@@ -62,7 +62,7 @@ let package = Package(
     .target(
       name: "Search",
       dependencies: [
-        "Checkpointing", "CPUBackend", "Evaluation", "Files", "MPI", "Models", "NN", "Tensors", "Tokenizers",
+        "Checkpointing", "CPUBackend", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Tensors", "Tokenizers",
         "TokenStreams", "Training",
       ]),
     .executableTarget(

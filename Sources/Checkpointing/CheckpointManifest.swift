@@ -1,5 +1,6 @@
 import Files
 import Foundation
+import Hashing
 
 /// A checkpoint that cannot be used, and what helps.
 package struct CheckpointError: Error, CustomStringConvertible {

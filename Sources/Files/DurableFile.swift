@@ -1,5 +1,5 @@
-import Crypto
 import Foundation
+import Hashing
 
 /// A file that appears whole or not at all: written under a temporary name, hashed on the way, flushed to disk and
 /// renamed by ``finish()``. One that is never finished leaves nothing behind but its temporary file.
@@ -64,7 +64,7 @@ package final class DurableFile {
       room.wait()
       room.wait()
       hashQueue.async { [self] in
-        hasher.update(data: bytes)
+        hasher.update(bytes)
         room.signal()
       }
       queue.async { [self] in
@@ -97,7 +97,7 @@ package final class DurableFile {
         if let fault { throw fault }
         guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
       }
-      return hashQueue.sync { hexadecimal(hasher.finalize()) }
+      return hashQueue.sync { hasher.finish() }
     }
   }
 }
@@ -140,17 +140,6 @@ package func readFile(_ path: String) throws -> Data {
   return data
 }
 
-/// Bytes as lower-case hexadecimal digits.
-package func hexadecimal(_ bytes: some Sequence<UInt8>) -> String {
-  bytes.map { String(UInt16($0) + 256, radix: 16).dropFirst() }.joined()
-}
-
-/// SHA-256 of `bytes`, in hexadecimal.
-package func sha256(_ bytes: some DataProtocol) -> String { hexadecimal(SHA256.hash(data: bytes)) }
-
-/// SHA-256 of a text, in hexadecimal.
-package func sha256(_ text: String) -> String { sha256(Array(text.utf8)) }
-
 /// SHA-256 of a file's content, read in pieces.
 package func sha256(file path: String) throws -> String {
   let descriptor = open(path, O_RDONLY | O_CLOEXEC)
@@ -161,7 +150,7 @@ package func sha256(file path: String) throws -> String {
   while true {
     let count = read(descriptor, &buffer, buffer.count)
     guard count >= 0 else { throw FileError.system(path, "cannot be read") }
-    if count == 0 { return hexadecimal(hasher.finalize()) }
-    hasher.update(data: buffer[..<count])
+    if count == 0 { return hasher.finish() }
+    hasher.update(buffer[..<count])
   }
 }

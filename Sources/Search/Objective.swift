@@ -1,6 +1,7 @@
 import Evaluation
 import Files
 import Foundation
+import Hashing
 import Models
 import NN
 import Ops

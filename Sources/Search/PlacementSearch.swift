@@ -1,5 +1,6 @@
 import Files
 import Foundation
+import Hashing
 import MPI
 import Models
 import Tensors

@@ -1,5 +1,6 @@
 import Files
 import Foundation
+import Hashing
 
 /// Which sequence stands where: a pure function of the plan and the global sequence index.
 ///

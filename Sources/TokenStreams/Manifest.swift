@@ -1,5 +1,6 @@
 import Files
 import Foundation
+import Hashing
 
 /// What a manifest says of one shard.
 package struct ShardRecord: Codable, Sendable, Equatable {

@@ -1,5 +1,5 @@
-import Crypto
 import Foundation
+import Hashing
 import Synchronization
 
 /// Byte-level byte pair encoding (Radford et al., 2019) as Qwen2.5 uses it: normal form C, the pattern of
@@ -86,15 +86,15 @@ package final class ByteLevelBPE: Tokenizer {
     endOfText = UInt32(end)
 
     var hasher = SHA256()
-    hasher.update(data: Data("byte-level BPE 1 \(file.maximalDigits) \(file.normalizes) \(end) \(vocabularySize)".utf8))
-    hasher.update(data: flat)
+    hasher.update("byte-level BPE 1 \(file.maximalDigits) \(file.normalizes) \(end) \(vocabularySize)")
+    hasher.update(flat)
     for part in [starts.map { UInt32($0) }, pairs.flatMap { [$0.left, $0.right] }] {
-      part.withUnsafeBytes { hasher.update(bufferPointer: $0) }
+      part.withUnsafeBytes { hasher.update($0) }
     }
     for token in addedTokens.sorted(by: { $0.id < $1.id }) {
-      hasher.update(data: token.bytes + [UInt8(0)] + Array(String(token.id).utf8))
+      hasher.update(token.bytes + [UInt8(0)] + Array(String(token.id).utf8))
     }
-    hash = ByteTokenizer.hexadecimal(hasher.finalize())
+    hash = hasher.finish()
   }
 
   package func decode(_ tokens: some Sequence<UInt32>) -> [UInt8] {

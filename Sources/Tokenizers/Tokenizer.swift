@@ -1,5 +1,5 @@
-import Crypto
 import Foundation
+import Hashing
 
 /// What becomes of a special token's spelling in a text, such as `<|endoftext|>`.
 package enum SpecialTokens: Sendable {
@@ -43,17 +43,13 @@ package struct ByteTokenizer: Tokenizer {
   package let endOfText: UInt32 = 256
   package let hash: String
 
-  package init() { hash = Self.hexadecimal(SHA256.hash(data: Data("jettrain bytes 1".utf8))) }
+  package init() { hash = sha256("jettrain bytes 1") }
 
   package func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens) -> [UInt32] { text.map(UInt32.init) }
 
   package func decode(_ tokens: some Sequence<UInt32>) -> [UInt8] { tokens.compactMap(UInt8.init(exactly:)) }
 
   package func mayCut(between left: UInt8, _ right: UInt8) -> Bool { true }
-
-  static func hexadecimal(_ digest: some Sequence<UInt8>) -> String {
-    digest.map { byte in (byte < 16 ? "0" : "") + String(byte, radix: 16) }.joined()
-  }
 }
 
 /// A tokenizer that cannot be had, and why.

@@ -1,7 +1,7 @@
 import Conversion
-import Crypto
 import Files
 import Foundation
+import Hashing
 import Models
 import NN
 import Tensors
@@ -84,9 +84,9 @@ package struct ModelSetup {
   package static func hash(_ model: HybridLM, where isIncluded: (Parameter) -> Bool = { _ in true }) -> String {
     var hasher = SHA256()
     for parameter in model.store.parameters where isIncluded(parameter) {
-      hasher.update(data: Data(parameter.name.utf8))
-      hasher.update(bufferPointer: parameter.value.hostBytes)
+      hasher.update(parameter.name)
+      hasher.update(parameter.value.hostBytes)
     }
-    return hexadecimal(hasher.finalize())
+    return hasher.finish()
   }
 }

@@ -2,6 +2,7 @@ import CPUBackend
 import Checkpointing
 import Files
 import Foundation
+import Hashing
 import MPI
 import Models
 import NN
