@@ -32,8 +32,11 @@ package final class CPUBackend: Backend {
     pool = ThreadPool(threads: threads)
   }
 
-  deinit {
+  deinit { trim() }
+
+  package func trim() {
     for block in spare.values.joined() { free(block) }
+    spare = [:]
   }
 
   /// Whose kernels OpenBLAS uses for matrix products, `Haswell` or `SkylakeX` for example: it decides at start by the

@@ -14,6 +14,8 @@ package protocol Backend: AnyObject {
 
   func allocate(byteCount: Int) -> Storage
   func release(_ address: UnsafeMutableRawPointer?, byteCount: Int)
+  /// Gives back to the system what was released and kept for later.
+  func trim()
 
   func fill(_ x: Tensor, with value: Float)
   /// y = x; bfloat16 is widened to float32.

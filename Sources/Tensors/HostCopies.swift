@@ -17,6 +17,12 @@ extension Backend {
 }
 
 extension Tensor {
+  /// Replaces the elements, which must be float32, by as many values.
+  package func set(_ values: UnsafeBufferPointer<Float>) {
+    precondition(values.count == count, "\(values.count) values for shape \(shape)")
+    if storage.address != nil, let base = values.baseAddress { floats.update(from: base, count: count) }
+  }
+
   /// The elements as a host array of float32; zeros where only shapes are computed.
   package func toArray() -> [Float] {
     guard storage.address != nil else { return [Float](repeating: 0, count: count) }

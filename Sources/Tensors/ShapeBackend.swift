@@ -19,6 +19,8 @@ package final class ShapeBackend: Backend {
 
   package func release(_ address: UnsafeMutableRawPointer?, byteCount: Int) { liveBytes -= byteCount }
 
+  package func trim() {}
+
   package func multiply(
     _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,
     alpha: Float, adds: Bool
