@@ -425,7 +425,7 @@ package final class Trainer {
       stragglers.data.report(result.rankSeconds.data, step: clock.total),
       stragglers.compute.report(result.rankSeconds.compute, step: clock.total),
     ] { text.map(say) }
-    stop?.needs(saver.longest + clock.total)
+    if saver.longest > 0 { stop?.needs(saver.longest + clock.total) }
     let end = StepEnd.done(isStopAsked: result.isStopAsked, isSaveDue: result.isSaveDue)
     guard let metrics else { return end }
     var seconds = result.seconds
