@@ -1,19 +1,17 @@
 /// What a device can compute. Ops enqueue; storage may live elsewhere; no code outside a backend touches
-/// elements but through explicit host copies.
+/// elements but through ``Memory``'s copies.
 ///
 /// N counts tokens, H heads, K and V key and value channels of a head, D channels, O output channels.
 /// `adds` says whether a result is added to its destination or replaces it. Every method is order-stable: the
 /// same inputs give the same bits at any number of threads.
-package protocol Backend: AnyObject {
+package protocol Backend: Memory {
   /// The tape that records the ops now running; nil when no gradient is asked.
   var tape: Tape? { get set }
-  /// Bytes lent out now.
-  var liveBytes: Int { get }
-  /// The most bytes ever lent out at once.
-  var peakBytes: Int { get }
-
-  func allocate(byteCount: Int) -> Storage
-  func release(_ address: UnsafeMutableRawPointer?, byteCount: Int)
+  /// What computes, in a few words: `2 threads`.
+  var deviceDescription: String { get }
+  /// What decides the last bits of its results beside the program and its inputs, for example the kernels that a library
+  /// chose for this processor.
+  var kernelIdentity: String { get }
 
   func fill(_ x: Tensor, with value: Float)
   /// y = x; bfloat16 is widened to float32.
@@ -254,12 +252,6 @@ extension Double {
 }
 
 extension Backend {
-  /// A tensor with undefined elements.
-  package func empty(_ shape: [Int], _ dtype: DType = .float32) -> Tensor {
-    Tensor(
-      storage: allocate(byteCount: max(1, shape.reduce(1, *)) * dtype.size), shape: shape, dtype: dtype)
-  }
-
   /// A float32 tensor of zeros.
   package func zeros(_ shape: [Int]) -> Tensor {
     let tensor = empty(shape)

@@ -11,13 +11,33 @@ package final class ShapeBackend: Backend {
   /// Forgets the peak, so that the next one can be told apart.
   package func resetPeak() { peakBytes = liveBytes }
 
-  package func allocate(byteCount: Int) -> Storage {
-    liveBytes += byteCount
-    peakBytes = max(peakBytes, liveBytes)
-    return Storage(backend: self, address: nil, byteCount: byteCount)
+  package var deviceDescription: String { "shapes only" }
+  package var kernelIdentity: String { "none" }
+
+  /// Memory that is counted and not there.
+  private final class CountedStorage: Storage {
+    let counter: ShapeBackend
+    let byteCount: Int
+    var backend: any Backend { counter }
+
+    init(_ counter: ShapeBackend, byteCount: Int) { (self.counter, self.byteCount) = (counter, byteCount) }
+
+    deinit { counter.liveBytes -= byteCount }
   }
 
-  package func release(_ address: UnsafeMutableRawPointer?, byteCount: Int) { liveBytes -= byteCount }
+  package func allocate(byteCount: Int) -> any Storage {
+    liveBytes += byteCount
+    peakBytes = max(peakBytes, liveBytes)
+    return CountedStorage(self, byteCount: byteCount)
+  }
+
+  package func upload(_ bytes: UnsafeRawBufferPointer, into x: Tensor) -> any Event { PassedEvent() }
+
+  /// There are no elements: zeros.
+  package func download(_ x: Tensor, into bytes: UnsafeMutableRawBufferPointer) -> any Event {
+    bytes.initializeMemory(as: UInt8.self, repeating: 0)
+    return PassedEvent()
+  }
 
   package func multiply(
     _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,

@@ -42,7 +42,11 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
     }
     // It may lie in a mapped file, or be shared with the teacher.
     if restored.insert(name).inserted { parameter.own(on: backend) }
-    try read(parameter.value.floats + start)
+    var values = [Float](repeating: 0, count: count)
+    try values.withUnsafeMutableBufferPointer { buffer in
+      if let base = buffer.baseAddress { try read(base) }
+    }
+    parameter.value.elements(start..<start + count).upload(values)
   }
   guard ModelSetup.hash(model, where: { !restored.contains($0.name) }) == manifest.identity.frozen else {
     throw CheckpointError(

@@ -23,13 +23,13 @@ package struct StepEstimate {
     let backend = ShapeBackend()
     let teacherModel = teacher.map { configuration in
       let model = HybridLM(configuration)
-      model.initialize(seed: 0, backend: backend)
+      model.allocate(on: backend)
       return model
     }
     let model = HybridLM(student)
     // A student shares what it inherits with its teacher; a shape that differs is reported elsewhere.
     if let teacherModel { try? model.inherit(from: teacherModel) }
-    model.initialize(seed: 0, backend: backend)
+    model.allocate(on: backend)
     let runner = StepRunner(
       student: model, teacher: teacherModel, phase: phase, world: .alone, backend: backend)
     parameters = model.store.count
