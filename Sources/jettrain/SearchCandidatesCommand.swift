@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import MPI
 import Models
 import Search
@@ -24,7 +23,7 @@ struct CandidateOptions: ParsableArguments {
     let run = try SearchRun(
       folder: output, teacher: objectives.teacher ?? job.teacher, stop: stopping.request(runFolder: output),
       world: world,
-      backend: CPUBackend(threads: Machine.threads(world)))
+      backend: makeBackend(world))
     return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings(seed: job.seed))
   }
 }
