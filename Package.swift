@@ -62,7 +62,7 @@ let package = Package(
     .target(
       name: "Search",
       dependencies: [
-        "Checkpointing", "CPUBackend", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Tensors", "Tokenizers",
+        "Checkpointing", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Tensors", "Tokenizers",
         "TokenStreams", "Training",
       ]),
     .executableTarget(

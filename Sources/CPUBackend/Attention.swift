@@ -35,21 +35,22 @@ extension CPUBackend {
     }
   }
 
-  private static func blockCount(_ span: AttentionSpan) -> Int {
-    (span.queries.count + queryBlock - 1) / queryBlock
+  private static func blocks(_ spans: [AttentionSpan]) -> [Block] {
+    spans.flatMap { span in
+      (0..<(span.queries.count + queryBlock - 1) / queryBlock).map { Block(span, block: $0) }
+    }
   }
 
   package func attend(
-    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], into o: Tensor, logSums: Tensor
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans, into o: Tensor, logSums: Tensor
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
     let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
-    if spans.allSatisfy({ $0.queries.count == 1 }) { return attendOne(q, k, v, spans: spans, into: o, logSums) }
+    let list = spans.list
+    if list.allSatisfy({ $0.queries.count == 1 }) { return attendOne(q, k, v, spans: list, into: o, logSums) }
     let scale = 1 / Float(size).squareRoot()
     let (qStride, kStride) = (heads * size, groups * size)
-    let blocks = spans.flatMap { span in
-      (0..<Self.blockCount(span)).map { Block(span, block: $0) }
-    }
+    let blocks = spans.table(TableName.queryBlocks) { Self.blocks(list) }
     parallel(blocks.count * heads) { slice in
       let (block, h) = (blocks[slice / heads], slice % heads)
       let g = h * groups / heads
@@ -245,7 +246,7 @@ extension CPUBackend {
 
   package func attendBackward(
     _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
-    spans: [AttentionSpan], dQ: Tensor, dK: Tensor, dV: Tensor
+    spans: AttentionSpans, dQ: Tensor, dK: Tensor, dV: Tensor
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
     let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
@@ -255,7 +256,7 @@ extension CPUBackend {
     let perGroup = heads / groups
     fill(dK, with: 0)
     fill(dV, with: 0)
-    let clusters = Self.clusters(spans)
+    let clusters = Self.clusters(spans.list)
     // One slice owns the keys of one group of heads, so that their gradients add up in a fixed order.
     parallel(clusters.count * groups) { slice in
       let (cluster, g) = (clusters[slice / groups], slice % groups)
@@ -264,7 +265,7 @@ extension CPUBackend {
       defer { scratch.free() }
       let (p, dS) = (scratch.take(capacity), scratch.take(capacity))
       for h in g * perGroup..<(g + 1) * perGroup {
-        for block in cluster.flatMap({ span in (0..<Self.blockCount(span)).map { Block(span, block: $0) } }) {
+        for block in Self.blocks(cluster) {
           let (rows, keys) = (block.queryCount, block.keyCount)
           let queryOffset = block.firstQuery * qStride + h * size
           let keyOffset = block.firstKey * kStride + g * size

@@ -39,9 +39,11 @@ package final class CPUBackend: Backend {
     spare = [:]
   }
 
+  package var deviceDescription: String { "\(pool.threadCount) thread\(pool.threadCount == 1 ? "" : "s")" }
+
   /// Whose kernels OpenBLAS uses for matrix products, `Haswell` or `SkylakeX` for example: it decides at start by the
   /// processor, or as `OPENBLAS_CORETYPE` says. Others round otherwise.
-  package static var matrixKernels: String { String(cString: openblas_get_corename()) }
+  package var kernelIdentity: String { String(cString: openblas_get_corename()) }
 
   /// Blocks come in steps of an eighth of their power of two, so that nearly equal sizes share one.
   private static func blockSize(_ byteCount: Int) -> Int {
@@ -50,7 +52,7 @@ package final class CPUBackend: Backend {
     return (least + step - 1) / step * step
   }
 
-  package func allocate(byteCount: Int) -> Storage {
+  package func allocate(byteCount: Int) -> any Storage {
     let size = Self.blockSize(byteCount)
     liveBytes += size
     peakBytes = max(peakBytes, liveBytes)
@@ -58,11 +60,10 @@ package final class CPUBackend: Backend {
     if block == nil, posix_memalign(&block, 64, size) != 0 { block = nil }
     guard let block else { preconditionFailure("out of memory: \(size) bytes, \(liveBytes) lent out") }
     if poisonsNewTensors { memset(block, 0xFF, size) }
-    return Storage(backend: self, address: block, byteCount: byteCount)
+    return HostStorage(self, block, byteCount: byteCount, owner: nil)
   }
 
-  package func release(_ address: UnsafeMutableRawPointer?, byteCount: Int) {
-    guard let address else { return }
+  func release(_ address: UnsafeMutableRawPointer, byteCount: Int) {
     let size = Self.blockSize(byteCount)
     liveBytes -= size
     // Large blocks go back to the system: they are arenas, which live as long as a phase.

@@ -106,23 +106,24 @@ extension CPUBackend {
   }
 
   private static func tokenChunks(_ segment: Range<Int>) -> [Range<Int>] {
-    let step = GatedDeltaRuleState.chunkLength
+    let step = Self.chunkLength
     return stride(from: segment.lowerBound, to: segment.upperBound, by: step).map {
       $0..<min($0 + step, segment.upperBound)
     }
   }
 
   package func decayedAttention(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments, initial: Tensor?, o: Tensor,
-    final: Tensor?, starts: Tensor?
-  ) {
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout, initial: Tensor?, o: Tensor,
+    final: Tensor?, saves: Bool
+  ) -> SavedState? {
+    let starts = saves ? chunkStates(layout, q, v) : nil
     let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
     let (pq, pk, pv, pg, po) = (q.floats, k.floats, v.floats, g.floats, o.floats)
     let (initialStates, finalStates, saved) = (initial?.floats, final?.floats, starts?.floats)
     let byChannel = g.shape.count == 3
     let gates = byChannel ? K : 1
-    let ordinals = Self.firstOrdinals(segments)
-    let capacity = min(GatedDeltaRuleState.chunkLength, max(1, segments.ranges.map(\.count).max() ?? 0))
+    let (segments, ordinals) = (layout.segments, firstChunks(layout))
+    let capacity = min(Self.chunkLength, max(1, segments.ranges.map(\.count).max() ?? 0))
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
@@ -165,6 +166,7 @@ extension CPUBackend {
       }
       finalStates.map { ($0 + slice * K * V).update(from: state, count: K * V) }
     }
+    return starts.map { SavedState([$0]) }
   }
 
   /// Rows of a block of A: with the blocks before by a product, within itself pair by pair.
@@ -188,17 +190,17 @@ extension CPUBackend {
   }
 
   package func decayedAttentionBackward(
-    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments,
-    starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dInitial: Tensor?
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout,
+    saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dInitial: Tensor?
   ) {
     let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
     let (pq, pk, pv, pg, pdo) = (q.floats, k.floats, v.floats, g.floats, dO.floats)
     let (pdq, pdk, pdv, pdg) = (dQ.floats, dK.floats, dV.floats, dG.floats)
-    let (finalGradients, initialGradients, saved) = (dFinal?.floats, dInitial?.floats, starts.floats)
+    let (finalGradients, initialGradients, saved) = (dFinal?.floats, dInitial?.floats, saved.tensors[0].floats)
     let byChannel = g.shape.count == 3
     let gates = byChannel ? K : 1
-    let ordinals = Self.firstOrdinals(segments)
-    let capacity = min(GatedDeltaRuleState.chunkLength, max(1, segments.ranges.map(\.count).max() ?? 0))
+    let (segments, ordinals) = (layout.segments, firstChunks(layout))
+    let capacity = min(Self.chunkLength, max(1, segments.ranges.map(\.count).max() ?? 0))
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(

@@ -7,14 +7,15 @@ import Tensors
 /// with α reading the state before the decay. Backward computes the states of a chunk again from the one at its start.
 extension CPUBackend {
   package func diagonalPlusLowRank(
-    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, segments: Segments,
-    initial: Tensor?, o: Tensor, final: Tensor?, starts: Tensor?
-  ) {
+    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, layout: Layout,
+    initial: Tensor?, o: Tensor, final: Tensor?, saves: Bool
+  ) -> SavedState? {
+    let starts = saves ? chunkStates(layout, q, v) : nil
     let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
     let (pq, po) = (q.floats, o.floats)
     let inputs = LowRankInputs(k: k.floats, v: v.floats, alpha: alpha.floats, beta: beta.floats, g: g.floats)
     let (initialStates, finalStates, saved) = (initial?.floats, final?.floats, starts?.floats)
-    let ordinals = Self.firstOrdinals(segments)
+    let (segments, ordinals) = (layout.segments, firstChunks(layout))
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(Scratch.rounded(K * V) + Scratch.rounded(V) + Scratch.rounded(K))
@@ -26,8 +27,8 @@ extension CPUBackend {
         state.update(repeating: 0, count: K * V)
       }
       for (index, t) in segments.ranges[s].enumerated() {
-        if index % GatedDeltaRuleState.chunkLength == 0, let saved {
-          let ordinal = ordinals[s] + index / GatedDeltaRuleState.chunkLength
+        if index % Self.chunkLength == 0, let saved {
+          let ordinal = ordinals[s] + index / Self.chunkLength
           (saved + (ordinal * heads + h) * K * V).update(from: state, count: K * V)
         }
         let place = t * heads + h
@@ -38,6 +39,7 @@ extension CPUBackend {
       }
       finalStates.map { ($0 + slice * K * V).update(from: state, count: K * V) }
     }
+    return starts.map { SavedState([$0]) }
   }
 
   /// What a step of the recurrence reads.
@@ -72,17 +74,17 @@ extension CPUBackend {
 
   package func diagonalPlusLowRankBackward(
     dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float,
-    segments: Segments, starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dAlpha: Tensor, dBeta: Tensor, dG: Tensor,
+    layout: Layout, saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dAlpha: Tensor, dBeta: Tensor, dG: Tensor,
     dInitial: Tensor?
   ) {
     let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
-    let (pq, pdo, saved) = (q.floats, dO.floats, starts.floats)
+    let (pq, pdo, saved) = (q.floats, dO.floats, saved.tensors[0].floats)
     let inputs = LowRankInputs(k: k.floats, v: v.floats, alpha: alpha.floats, beta: beta.floats, g: g.floats)
     let (pdq, pdk, pdv) = (dQ.floats, dK.floats, dV.floats)
     let (pda, pdb, pdg) = (dAlpha.floats, dBeta.floats, dG.floats)
     let (finalGradients, initialGradients) = (dFinal?.floats, dInitial?.floats)
-    let ordinals = Self.firstOrdinals(segments)
-    let step = GatedDeltaRuleState.chunkLength
+    let (segments, ordinals) = (layout.segments, firstChunks(layout))
+    let step = Self.chunkLength
     let capacity = min(step, max(1, segments.ranges.map(\.count).max() ?? 0))
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)

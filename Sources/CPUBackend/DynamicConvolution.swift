@@ -3,11 +3,6 @@ import Tensors
 /// A causal convolution whose taps are computed per token and channel (JetBlock's, RECIPE section 3.2). Kernels
 /// lie `[token, channel, tap]`, the last tap for the current token.
 extension CPUBackend {
-  /// Start of the segment that each token belongs to.
-  private static func starts(_ segments: Segments) -> [Int] {
-    segments.ranges.flatMap { range in repeatElement(range.lowerBound, count: range.count) }
-  }
-
   /// The four taps of sixteen channels, one vector a tap.
   @inline(__always)
   private static func taps(_ kernels: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
@@ -44,24 +39,35 @@ extension CPUBackend {
     }
   }
 
-  package func dynamicConvolve(
-    _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor?, into y: Tensor
+  package func convolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into u: Tensor) {
+    let target = u.floats
+    convolve(x, kernels, layout, history) { offset, n, u in target.store(u, offset, n) }
+  }
+
+  package func dynamicConvolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {
+    let target = y.floats
+    convolve(x, kernels, layout, history) { offset, n, u in target.store(u * u.sigmoid, offset, n) }
+  }
+
+  /// Calls `body(offset, lanes, u)` for all channels of all tokens, u before the activation.
+  @inline(__always)
+  private func convolve(
+    _ x: Tensor, _ kernels: Tensor, _ layout: Layout, _ history: Tensor?, kernel: String = #function,
+    _ body: (Int, Int, Lanes) -> Void
   ) {
     precondition(kernels.shape.last == 4, "dynamic convolution has 4 taps, not \(kernels.shape)")
     let channels = x.columns
-    let (px, pk, py, past) = (x.floats, kernels.floats, y.floats, history?.floats)
-    let starts = Self.starts(segments)
-    let ordinals = segments.ranges.enumerated().flatMap { repeatElement($0.offset, count: $0.element.count) }
+    let (px, pk, past) = (x.floats, kernels.floats, history?.floats)
+    let places = places(layout)
     withTemporary(channels) { zeros in
       zeros.update(repeating: 0, count: channels)
-      forEachSlice(rows: x.rows, columns: channels) { rows in
+      forEachSlice(rows: x.rows, columns: channels, kernel: kernel) { rows in
         for t in rows {
           let inputs = Inputs(
-            px, channels: channels, token: t, start: starts[t], zeros: zeros,
-            history: past.map { $0 + ordinals[t] * 4 * channels })
-          let out = py + t * channels
+            px, channels: channels, token: t, start: places[t].start, zeros: zeros,
+            history: past.map { $0 + places[t].segment * 4 * channels })
           Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
-            out.store(u * u.sigmoid, c, n)
+            body(t * channels + c, n, u)
           }
         }
       }
@@ -104,26 +110,44 @@ extension CPUBackend {
     return taps
   }
 
+  package func convolveBackward(
+    _ du: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor?
+  ) {
+    convolveBackward(du, x, kernels, layout, dx, dKernels) { g, _ in g }
+  }
+
   package func dynamicConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, kernels: Tensor, segments: Segments, dx: Tensor, dKernels: Tensor
+    _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor
+  ) {
+    convolveBackward(dy, x, kernels, layout, dx, dKernels) { g, u in
+      let s = u.sigmoid
+      return g * s * (1 + u * (1 - s))
+    }
+  }
+
+  /// `slope(dy, u)` makes the gradient before the activation.
+  @inline(__always)
+  private func convolveBackward(
+    _ dy: Tensor, _ x: Tensor, _ kernels: Tensor, _ layout: Layout, _ dx: Tensor, _ dKernels: Tensor?,
+    kernel: String = #function, _ slope: (Lanes, Lanes) -> Lanes
   ) {
     let channels = x.columns
-    let (pdy, px, pk, pdx, pdk) = (dy.floats, x.floats, kernels.floats, dx.floats, dKernels.floats)
-    let starts = Self.starts(segments)
-    let ends = segments.ranges.flatMap { repeatElement($0.upperBound, count: $0.count) }
+    let (pdy, px, pk, pdx, pdk) = (dy.floats, x.floats, kernels.floats, dx.floats, dKernels?.floats)
+    let places = places(layout)
     // A row of zeros for what lies outside a segment, and the gradients before the activation.
     withTemporary((x.rows + 1) * channels) { zeros in
       let du = zeros + channels
       zeros.update(repeating: 0, count: channels)
-      forEachSlice(rows: x.rows, columns: channels) { rows in
+      forEachSlice(rows: x.rows, columns: channels, kernel: kernel) { rows in
         for t in rows {
-          let inputs = Inputs(px, channels: channels, token: t, start: starts[t], zeros: zeros, history: nil)
+          let inputs = Inputs(px, channels: channels, token: t, start: places[t].start, zeros: zeros, history: nil)
           let (x0, x1, x2, x3) = inputs.rows
-          let (row, out, kernelOut) = (pdy + t * channels, du + t * channels, pdk + t * channels * 4)
+          let (row, out) = (pdy + t * channels, du + t * channels)
+          let kernelOut = pdk.map { $0 + t * channels * 4 }
           Self.convolve(inputs, kernels: pk + t * channels * 4, channels: channels) { c, n, u in
-            let s = u.sigmoid
-            let g = row.lanes(c, n) * s * (1 + u * (1 - s))
+            let g = slope(row.lanes(c, n), u)
             out.store(g, c, n)
+            guard let kernelOut else { return }
             let (d0, d1) = (g * x0.lanes(c, n), g * x1.lanes(c, n))
             let (d2, d3) = (g * x2.lanes(c, n), g * x3.lanes(c, n))
             if n == laneCount {
@@ -146,10 +170,10 @@ extension CPUBackend {
         }
       }
       // dx[t] gathers what the following tokens of its segment took from it.
-      forEachSlice(rows: x.rows, columns: channels) { rows in
+      forEachSlice(rows: x.rows, columns: channels, kernel: kernel) { rows in
         for t in rows {
           func gradient(_ ahead: Int) -> (FloatPointer, FloatPointer) {
-            t + ahead < ends[t]
+            t + ahead < places[t].end
               ? (du + (t + ahead) * channels, pk + (t + ahead) * channels * 4) : (zeros, pk + t * channels * 4)
           }
           let ((g0, k0), (g1, k1), (g2, k2), (g3, k3)) = (gradient(0), gradient(1), gradient(2), gradient(3))

@@ -4,12 +4,14 @@ import Tensors
 /// Functions of one element, and products that broadcast: what the gates of linear attention are made of.
 extension CPUBackend {
   package func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor) {
+    if function == .silu { return silu(x, into: y) }
     let (source, target) = (x.floats, y.floats)
     forEachSlice(count: x.count) { offset, count in
       sweep(count) { i, n in
         let x = source.lanes(offset + i, n)
         let value: Lanes =
           switch function {
+          case .silu: x * x.sigmoid
           case .sigmoid: x.sigmoid
           case .logSigmoid(let scale): -(-x).softplus * scale
           case .softplus: x.softplus
@@ -17,6 +19,7 @@ extension CPUBackend {
           case .negativeExponential: -x.exponential
           case .scaledSigmoid(let scale): x.sigmoid * scale
           case .sigmoidMinusOne: -(-x).sigmoid
+          case .inverseRoot(let scale, let epsilon): 1 / (x * scale + epsilon).squareRoot()
           }
         target.store(value, offset + i, n)
       }
@@ -24,12 +27,14 @@ extension CPUBackend {
   }
 
   package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {
+    if function == .silu { return siluBackward(dy, x, into: dx) }
     let (gradient, source, value, target) = (dy.floats, x.floats, y.floats, dx.floats)
     forEachSlice(count: x.count) { offset, count in
       sweep(count) { i, n in
         let (x, y) = (source.lanes(offset + i, n), value.lanes(offset + i, n))
         let slope: Lanes =
           switch function {
+          case .silu: x.sigmoid * (1 + x * (1 - x.sigmoid))
           case .sigmoid: y * (1 - y)
           case .logSigmoid(let scale): (-x).sigmoid * scale
           case .softplus: x.sigmoid
@@ -37,6 +42,7 @@ extension CPUBackend {
           case .negativeExponential: y
           case .scaledSigmoid(let scale): y * (1 - y / scale)
           case .sigmoidMinusOne: -y * (1 + y)
+          case .inverseRoot(let scale, _): y * y * y * (-0.5 * scale)
           }
         target.store(gradient.lanes(offset + i, n) * slope, offset + i, n)
       }

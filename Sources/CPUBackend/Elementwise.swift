@@ -37,7 +37,7 @@ extension CPUBackend {
     }
   }
 
-  package func silu(_ x: Tensor, into y: Tensor) {
+  func silu(_ x: Tensor, into y: Tensor) {
     let (source, target) = (x.floats, y.floats)
     forEachSlice(count: x.count) { offset, count in
       sweep(count) { i, n in
@@ -47,7 +47,7 @@ extension CPUBackend {
     }
   }
 
-  package func siluBackward(_ dy: Tensor, _ x: Tensor, into dx: Tensor) {
+  func siluBackward(_ dy: Tensor, _ x: Tensor, into dx: Tensor) {
     let (gradient, source, target) = (dy.floats, x.floats, dx.floats)
     forEachSlice(count: x.count) { offset, count in
       sweep(count) { i, n in
@@ -110,25 +110,24 @@ extension CPUBackend {
   }
 
   package func rotate(
-    _ x: Tensor, positions: [Int32], theta: Float, direction: Float, into y: Tensor
+    _ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor
   ) {
     let (heads, size) = (x.shape[1], x.shape[2])
     let half = size / 2
     let (source, target, rows) = (x.floats, y.floats, x.rows)
-    let tables = rotaryTables(upTo: Int(positions.max() ?? 0), half: half, theta: theta)
+    let tables = rotaryTables(upTo: max(0, layout.positionLimit - 1), half: half, theta: theta)
     let (cosines, sines) = (tables.cosines, tables.sines)
-    positions.withUnsafeBufferPointer { positions in
-      forEachSlice(rows: rows, columns: heads * size) { range in
-        for n in range {
-          let (c, s) = (cosines + Int(positions[n]) * half, sines + Int(positions[n]) * half)
-          for h in 0..<heads {
-            let base = (n * heads + h) * size
-            sweep(half) { i, lanes in
-              let (a, b) = (source.lanes(base + i, lanes), source.lanes(base + half + i, lanes))
-              let (cosine, sine) = (c.lanes(i, lanes), s.lanes(i, lanes) * direction)
-              target.store(a * cosine - b * sine, base + i, lanes)
-              target.store(b * cosine + a * sine, base + half + i, lanes)
-            }
+    let positions = layout.positions.integers
+    forEachSlice(rows: rows, columns: heads * size) { range in
+      for n in range {
+        let (c, s) = (cosines + Int(positions[n]) * half, sines + Int(positions[n]) * half)
+        for h in 0..<heads {
+          let base = (n * heads + h) * size
+          sweep(half) { i, lanes in
+            let (a, b) = (source.lanes(base + i, lanes), source.lanes(base + half + i, lanes))
+            let (cosine, sine) = (c.lanes(i, lanes), s.lanes(i, lanes) * direction)
+            target.store(a * cosine - b * sine, base + i, lanes)
+            target.store(b * cosine + a * sine, base + half + i, lanes)
           }
         }
       }

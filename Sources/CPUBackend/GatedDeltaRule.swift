@@ -22,19 +22,10 @@ extension CPUBackend {
 
   /// The chunks of a segment; `ordinal` is that of the first.
   private static func chunks(_ segment: Range<Int>, ordinal: Int) -> [Chunk] {
-    let step = GatedDeltaRuleState.chunkLength
+    let step = Self.chunkLength
     return (0..<(segment.count + step - 1) / step).map { c in
       let first = segment.lowerBound + c * step
       return Chunk(first: first, length: min(step, segment.upperBound - first), ordinal: ordinal + c)
-    }
-  }
-
-  /// First chunk ordinal of every segment.
-  static func firstOrdinals(_ segments: Segments) -> [Int] {
-    var next = 0
-    return segments.ranges.map { range in
-      defer { next += (range.count + GatedDeltaRuleState.chunkLength - 1) / GatedDeltaRuleState.chunkLength }
-      return next
     }
   }
 
@@ -94,20 +85,23 @@ extension CPUBackend {
   }
 
   package func gatedDeltaRule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float, segments: Segments,
-    initial: Tensor?, o: Tensor, final: Tensor?, saved: GatedDeltaRuleState?
-  ) {
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float, layout: Layout,
+    initial: Tensor?, o: Tensor, final: Tensor?, saves: Bool
+  ) -> SavedState? {
     let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
     let (pq, pk, pv, pg, pb, po) = (q.floats, k.floats, v.floats, g.floats, beta.floats, o.floats)
-    if let initial, let final, saved == nil, segments.ranges.allSatisfy({ $0.count <= Self.recurrentLength }) {
+    let (segments, ordinals) = (layout.segments, firstChunks(layout))
+    if let initial, let final, !saves, segments.ranges.allSatisfy({ $0.count <= Self.recurrentLength }) {
       if initial.floats != final.floats { copy(initial, into: final) }
-      return recur(q, k, v, g, beta, scale: scale, segments: segments, state: final, o: o)
+      recur(q, k, v, g, beta, scale: scale, segments: segments, state: final, o: o)
+      return nil
     }
     let (kStride, vStride) = (heads * K, heads * V)
-    let ordinals = Self.firstOrdinals(segments)
+    // States at the starts of chunks, and the corrected values u of every token.
+    let saved = saves ? (starts: chunkStates(layout, q, v), corrected: empty(v.shape)) : nil
     let (initialStates, finalStates) = (initial?.floats, final?.floats)
     let (starts, corrected) = (saved?.starts.floats, saved?.corrected.floats)
-    let maxLength = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
+    let maxLength = min(Self.chunkLength, segments.ranges.map(\.count).max() ?? 0)
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(
@@ -159,6 +153,7 @@ extension CPUBackend {
       }
       finalStates.map { ($0 + slice * K * V).update(from: state, count: K * V) }
     }
+    return saved.map { SavedState([$0.starts, $0.corrected]) }
   }
 
   /// Tokens of a segment up to which the recurrence beats the products of a chunk.
@@ -200,17 +195,17 @@ extension CPUBackend {
 
   package func gatedDeltaRuleBackward(
     dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float,
-    segments: Segments, saved: GatedDeltaRuleState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor,
+    layout: Layout, saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor,
     dBeta: Tensor, dInitial: Tensor?
   ) {
     let (heads, K, V) = (q.shape[1], q.shape[2], v.shape[2])
     let (pq, pk, pv, pg, pb, pdo) = (q.floats, k.floats, v.floats, g.floats, beta.floats, dO.floats)
     let (pdq, pdk, pdv, pdg, pdb) = (dQ.floats, dK.floats, dV.floats, dG.floats, dBeta.floats)
     let (kStride, vStride) = (heads * K, heads * V)
-    let ordinals = Self.firstOrdinals(segments)
+    let (segments, ordinals) = (layout.segments, firstChunks(layout))
     let (finalGradients, initialGradients) = (dFinal?.floats, dInitial?.floats)
-    let (starts, corrected) = (saved.starts.floats, saved.corrected.floats)
-    let maxLength = min(GatedDeltaRuleState.chunkLength, segments.ranges.map(\.count).max() ?? 0)
+    let (starts, corrected) = (saved.tensors[0].floats, saved.tensors[1].floats)
+    let maxLength = min(Self.chunkLength, segments.ranges.map(\.count).max() ?? 0)
     parallel(segments.ranges.count * heads) { slice in
       let (s, h) = (slice / heads, slice % heads)
       var scratch = Scratch(

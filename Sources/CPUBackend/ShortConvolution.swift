@@ -3,32 +3,26 @@ import Tensors
 /// A causal convolution with four taps a channel and SiLU behind it: what Mamba2, DeltaNet and Gated DeltaNet put in
 /// front of their recurrences. Weights lie `[channel, tap]`, the last tap for the current token.
 extension CPUBackend {
-  private static func starts(_ segments: Segments) -> [(first: Int, ordinal: Int)] {
-    segments.ranges.enumerated().flatMap { ordinal, range in
-      repeatElement((range.lowerBound, ordinal), count: range.count)
-    }
-  }
-
-  package func shiftTokens(_ x: Tensor, segments: Segments, history: Tensor?, into y: Tensor) {
+  package func shiftTokens(_ x: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {
     let (source, target, channels, past) = (x.floats, y.floats, x.columns, history?.floats)
-    let starts = Self.starts(segments)
+    let places = places(layout)
     forEachSlice(rows: x.rows, columns: channels) { rows in
       for t in rows {
         let (row, out) = (source + t * channels, target + t * channels)
         let before =
-          t > starts[t].first ? row - channels : past.map { $0 + starts[t].ordinal * channels }
+          t > places[t].start ? row - channels : past.map { $0 + places[t].segment * channels }
         sweep(channels) { c, n in out.store((before?.lanes(c, n) ?? Lanes.zero) - row.lanes(c, n), c, n) }
       }
     }
   }
 
-  package func shiftTokensBackward(_ dy: Tensor, segments: Segments, into dx: Tensor) {
+  package func shiftTokensBackward(_ dy: Tensor, layout: Layout, into dx: Tensor) {
     let (gradient, target, channels) = (dy.floats, dx.floats, dy.columns)
-    let ends = segments.ranges.flatMap { repeatElement($0.upperBound, count: $0.count) }
+    let places = places(layout)
     forEachSlice(rows: dy.rows, columns: channels) { rows in
       for t in rows {
         let (row, out) = (gradient + t * channels, target + t * channels)
-        let hasNext = t + 1 < ends[t]
+        let hasNext = t + 1 < places[t].end
         sweep(channels) { c, n in
           out.store((hasNext ? (row + channels).lanes(c, n) : Lanes.zero) - row.lanes(c, n), c, n)
         }
@@ -49,15 +43,15 @@ extension CPUBackend {
   }
 
   package func shortConvolve(
-    _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, history: Tensor?, into y: Tensor
+    _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor
   ) {
     let channels = x.columns
     let (source, target, bias, past) = (x.floats, y.floats, bias?.floats, history?.floats)
-    let starts = Self.starts(segments)
+    let places = places(layout)
     withTaps(weight, channels) { taps in
       forEachSlice(rows: x.rows, columns: channels) { rows in
         for t in rows {
-          Self.convolve(source, taps, bias, t, starts[t], history: past, channels) { c, n, u in
+          Self.convolve(source, taps, bias, t, places[t], history: past, channels) { c, n, u in
             (target + t * channels).store(u * u.sigmoid, c, n)
           }
         }
@@ -68,12 +62,12 @@ extension CPUBackend {
   /// Calls `body(channel, lanes, u)` for all channels of one token, u before the activation.
   @inline(__always)
   private static func convolve(
-    _ x: FloatPointer, _ taps: FloatPointer, _ bias: FloatPointer?, _ t: Int, _ start: (first: Int, ordinal: Int),
+    _ x: FloatPointer, _ taps: FloatPointer, _ bias: FloatPointer?, _ t: Int, _ place: TokenPlace,
     history: FloatPointer?, _ channels: Int, _ body: (Int, Int, Lanes) -> Void
   ) {
     func row(_ back: Int) -> FloatPointer? {
-      if t - back >= start.first { return x + (t - back) * channels }
-      return history.map { $0 + (start.ordinal * 4 + t - start.first - back + 4) * channels }
+      if t - back >= place.start { return x + (t - back) * channels }
+      return history.map { $0 + (place.segment * 4 + t - place.start - back + 4) * channels }
     }
     let rows = (row(3), row(2), row(1), x + t * channels)
     sweep(channels) { c, n in
@@ -86,18 +80,17 @@ extension CPUBackend {
   }
 
   package func shortConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, dx: Tensor, dWeight: Tensor,
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, dx: Tensor, dWeight: Tensor,
     dBias: Tensor?
   ) {
     let (channels, count) = (x.columns, x.rows)
     let (gradient, source, target, biases) = (dy.floats, x.floats, dx.floats, bias?.floats)
-    let starts = Self.starts(segments)
-    let ends = segments.ranges.flatMap { repeatElement($0.upperBound, count: $0.count) }
+    let places = places(layout)
     withTaps(weight, channels) { taps in
       withTemporary(max(1, count) * channels) { du in
         forEachSlice(rows: count, columns: channels) { rows in
           for t in rows {
-            Self.convolve(source, taps, biases, t, starts[t], history: nil, channels) { c, n, u in
+            Self.convolve(source, taps, biases, t, places[t], history: nil, channels) { c, n, u in
               let s = u.sigmoid
               (du + t * channels).store((gradient + t * channels).lanes(c, n) * s * (1 + u * (1 - s)), c, n)
             }
@@ -107,7 +100,7 @@ extension CPUBackend {
           for t in rows {
             let out = target + t * channels
             out.update(repeating: 0, count: channels)
-            for ahead in 0..<4 where t + ahead < ends[t] {
+            for ahead in 0..<4 where t + ahead < places[t].end {
               let (row, tap) = (du + (t + ahead) * channels, taps + (3 - ahead) * channels)
               sweep(channels) { c, n in
                 out.store(out.lanes(c, n).addingProduct(row.lanes(c, n), tap.lanes(c, n)), c, n)
@@ -117,7 +110,7 @@ extension CPUBackend {
         }
         withTemporary(4 * channels) { sums in
           sumBlocks(rows: count, columns: 4 * channels, into: sums, adds: false) { t, partial in
-            for w in 0..<4 where t - 3 + w >= starts[t].first {
+            for w in 0..<4 where t - 3 + w >= places[t].start {
               let (row, input, out) = (du + t * channels, source + (t - 3 + w) * channels, partial + w * channels)
               sweep(channels) { c, n in
                 out.store(out.lanes(c, n).addingProduct(row.lanes(c, n), input.lanes(c, n)), c, n)

@@ -44,7 +44,13 @@ package final class SnapshotBuffer {
     let copies = slices.map { slice in
       let count = slice.values.count
       let target = (memory!.baseAddress! + offset).bindMemory(to: Float.self, capacity: count)
-      digests.append(Checkpointing.digest(slice.values.floats, count, copyingTo: target))
+      var digest = StateDigest()
+      var done = 0
+      slice.values.backend.read(slice.values) { bytes in
+        digest.update(bytes, copyingTo: UnsafeMutableRawPointer(target) + done)
+        done += bytes.count
+      }
+      digests.append(digest.value)
       offset += Self.bytes(slice)
       return Slice(
         key: slice.key, shape: slice.shape, values: UnsafeMutableBufferPointer(start: target, count: count))
@@ -55,39 +61,13 @@ package final class SnapshotBuffer {
 
   /// The digest of copies that ``take(_:)`` gave, as they are now.
   static func digest(_ slices: [Slice]) -> UInt64 {
-    combined(slices.map { Checkpointing.digest($0.values.baseAddress!, $0.values.count) })
+    combined(
+      slices.map {
+        var digest = StateDigest()
+        digest.update(UnsafeRawBufferPointer($0.values))
+        return digest.value
+      })
   }
-}
-
-/// A digest of the bytes of a tensor, of any type.
-package func digest(_ bytes: UnsafeRawBufferPointer) -> UInt64 {
-  guard let address = bytes.baseAddress else { return 0 }
-  return digest(address.assumingMemoryBound(to: Float.self), bytes.count / 4)
-}
-
-/// A digest of floats, which are copied on the way where there is a target: one pass over memory.
-func digest(
-  _ source: UnsafePointer<Float>, _ count: Int, copyingTo target: UnsafeMutablePointer<Float>? = nil
-) -> UInt64 {
-  // Sums of products with odd numbers that change along the way: four words at a time.
-  let step = 0x9E37_79B9_7F4A_7C15 as UInt64
-  var sums = SIMD4<UInt64>(repeating: 0)
-  var factors = SIMD4<UInt64>(step, step &* 3, step &* 5, step &* 7)
-  let words = count / 8
-  let from = UnsafeRawPointer(source)
-  let to = UnsafeMutableRawPointer(target)
-  for index in 0..<words {
-    let value = from.loadUnaligned(fromByteOffset: index * 32, as: SIMD4<UInt64>.self)
-    to?.storeBytes(of: value, toByteOffset: index * 32, as: SIMD4<UInt64>.self)
-    sums &+= (value ^ (value &>> 29)) &* factors
-    factors &+= SIMD4(repeating: 2 &* step &+ 2)
-  }
-  var sum = sums[0] &+ sums[1] &* 3 &+ sums[2] &* 5 &+ sums[3] &* 7
-  for index in words * 8..<count {
-    target?[index] = source[index]
-    sum = sum &* 31 &+ UInt64(source[index].bitPattern)
-  }
-  return sum
 }
 
 private func combined(_ digests: [UInt64]) -> UInt64 { digests.reduce(0) { $0 &* 31 &+ $1 } }

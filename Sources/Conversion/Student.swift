@@ -72,7 +72,7 @@ package struct Student {
 
   /// Layers whose attention becomes, or in a supernet gets beside it, a mixer with projections of the same kind.
   private var transferredLayers: [Int] {
-    guard initialization == .transfer, !(backend is ShapeBackend) else { return [] }
+    guard initialization == .transfer else { return [] }
     return model.layers.indices.filter { target($0).headShape != nil && teacher.layers[$0].type.isAttention }
   }
 

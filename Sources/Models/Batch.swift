@@ -14,9 +14,8 @@ package enum SlidingMask: Sendable {
 package struct Batch {
   /// `[N]` int32
   package let tokens: Tensor
-  package let segments: Segments
-  /// Position of every token in its document.
-  package let positions: [Int32]
+  /// Where they stand: made here, once for all layers.
+  package let layout: Layout
 
   /// - Parameter starts: Positions of the first token of every segment, for a pass that continues caches.
   package init(
@@ -24,26 +23,27 @@ package struct Batch {
   ) {
     precondition(tokens.count == segments.tokenCount, "\(tokens.shape) tokens for segments \(segments)")
     self.tokens = tokens
-    self.segments = segments
     self.slidingMask = slidingMask
-    positions = segments.ranges.enumerated().flatMap { index, range in
-      (0..<range.count).map { Int32((starts?[index] ?? 0) + $0) }
-    }
+    layout = Layout(segments, starts: starts, on: tokens.backend)
   }
 
   /// Which keys a sliding-window layer's queries see.
   package let slidingMask: SlidingMask
 
   /// Every document attends to itself, over the last `window` tokens where one is given.
-  package func spans(window: Int?) -> [AttentionSpan] {
-    segments.ranges.flatMap { range in
-      guard let window, slidingMask == .referenceEager else {
-        return [AttentionSpan(queries: range, keys: range, window: window)]
+  package func spans(window: Int?) -> AttentionSpans {
+    guard let window, slidingMask == .referenceEager else { return layout.spans(window: window) }
+    return layout.spans(EagerWindow(window: window)) {
+      layout.segments.ranges.flatMap { range in
+        [
+          AttentionSpan(queries: range.prefix(1), keys: range),
+          AttentionSpan(queries: range.dropFirst(), keys: range.dropLast(), window: window - 1),
+        ].filter { !$0.queries.isEmpty && !$0.keys.isEmpty }
       }
-      return [
-        AttentionSpan(queries: range.prefix(1), keys: range),
-        AttentionSpan(queries: range.dropFirst(), keys: range.dropLast(), window: window - 1),
-      ].filter { !$0.queries.isEmpty && !$0.keys.isEmpty }
     }
+  }
+
+  private struct EagerWindow: Hashable {
+    let window: Int
   }
 }

@@ -8,15 +8,11 @@ import Tensors
 extension HybridLM {
   /// The model in the folder at `path`, with all its weights.
   ///
-  /// Matrices of bfloat16 and float32 stay where they are, in the mapped files: nothing is copied, and ranks on a host
-  /// share them. Vectors, float16, and arrays at odd addresses become float32 of their own.
+  /// Matrices of bfloat16 and float32 are borrowed from the mapped files: a backend on the host copies nothing, and ranks
+  /// there share them. Vectors, float16, and arrays at odd addresses become float32 of their own.
   package static func load(_ path: String, backend: any Backend) throws -> HybridLM {
     let model = HybridLM(try ModelConfiguration(path: path))
-    if backend is ShapeBackend {
-      model.initialize(seed: 0, backend: backend)
-    } else {
-      try model.loadWeights(path, backend: backend)
-    }
+    try model.loadWeights(path, backend: backend)
     return model
   }
 
@@ -30,13 +26,8 @@ extension HybridLM {
           path: file.path,
           reason: "\(parameter.name) has shape \(entry.shape), config.json asks for \(parameter.shape)")
       }
-      if parameter.isMatrix, let view = file.view(parameter.name, on: backend) {
-        parameter.value = view
-      } else {
-        let value = backend.empty(parameter.shape)
-        try file.read(parameter.name, into: value.floats)
-        parameter.value = value
-      }
+      let view = parameter.isMatrix ? file.view(parameter.name, on: backend) : nil
+      parameter.value = try view ?? file.copy(parameter.name, on: backend)
     }
   }
 
@@ -93,12 +84,15 @@ extension HybridLM {
   /// Gives every parameter without a value its initial one.
   package func initialize(seed: UInt64, backend: any Backend) {
     for parameter in store.parameters where !parameter.hasValue {
-      if backend is ShapeBackend {
-        let isNarrow = configuration.keepsBFloat16 && parameter.isMatrix
-        parameter.value = backend.empty(parameter.shape, isNarrow ? .bfloat16 : .float32)
-      } else {
-        parameter.value = backend.tensor(parameter.initialValues(seed: seed), parameter.shape)
-      }
+      parameter.value = backend.tensor(parameter.initialValues(seed: seed), parameter.shape)
+    }
+  }
+
+  /// Gives every parameter without a value undefined elements, of the type that it has at rest: to plan with.
+  package func allocate(on backend: any Backend) {
+    for parameter in store.parameters where !parameter.hasValue {
+      let isNarrow = configuration.keepsBFloat16 && parameter.isMatrix
+      parameter.value = backend.empty(parameter.shape, isNarrow ? .bfloat16 : .float32)
     }
   }
 

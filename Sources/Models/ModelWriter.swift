@@ -98,36 +98,19 @@ package struct ModelWriter {
       let value = try values(parameter)
       let piece = 4 << 20
       for first in stride(from: 0, to: value.count, by: piece) {
-        try file.write(Self.encoded(value, first..<min(first + piece, value.count), as: type))
+        try file.write(Self.encoded(value.elements(first..<min(first + piece, value.count)), as: type))
       }
     }
     _ = try file.finish()
     return header.fileSize
   }
 
-  /// Elements `range` of `value` as `type`.
-  private static func encoded(_ value: Tensor, _ range: Range<Int>, as type: SafetensorsType) -> [UInt8] {
-    switch (value.dtype, type) {
-    case (.bfloat16, .bfloat16), (.float32, .float32):
-      return Array(value.hostBytes[range.lowerBound * type.size..<range.upperBound * type.size])
-    case (.float32, .bfloat16):
-      let floats = value.floats
-      return [UInt8](unsafeUninitializedCapacity: range.count * 2) { out, count in
-        for (i, index) in range.enumerated() {
-          let bits = bfloat16(rounding: floats[index])
-          (out[2 * i], out[2 * i + 1]) = (UInt8(truncatingIfNeeded: bits), UInt8(bits >> 8))
-        }
-        count = range.count * 2
-      }
-    case (.bfloat16, .float32):
-      let halves = value.bfloats
-      return [UInt8](unsafeUninitializedCapacity: range.count * 4) { out, count in
-        for (i, index) in range.enumerated() {
-          (out[4 * i], out[4 * i + 1]) = (0, 0)
-          (out[4 * i + 2], out[4 * i + 3]) = (UInt8(truncatingIfNeeded: halves[index]), UInt8(halves[index] >> 8))
-        }
-        count = range.count * 4
-      }
+  /// The elements of `value` as `type`, little-endian.
+  private static func encoded(_ value: Tensor, as type: SafetensorsType) -> [UInt8] {
+    switch type {
+    case .float32: return value.toArray().bytes { $0.bitPattern.littleEndian }
+    case .bfloat16 where value.dtype == .bfloat16: return value.toBits().bytes(\.littleEndian)
+    case .bfloat16: return value.toArray().bytes { bfloat16(rounding: $0).littleEndian }
     default: preconditionFailure("\(value.dtype) cannot be written as \(type)")
     }
   }
@@ -153,4 +136,17 @@ package func bfloat16(rounding value: Float) -> UInt16 {
   let bits = value.bitPattern
   guard !value.isNaN else { return UInt16(truncatingIfNeeded: bits >> 16) | 0x40 }
   return UInt16(truncatingIfNeeded: (bits &+ 0x7FFF &+ (bits >> 16 & 1)) >> 16)
+}
+
+extension Array {
+  /// The bytes of what `word` makes of every element, end to end.
+  fileprivate func bytes<Word: FixedWidthInteger>(_ word: (Element) -> Word) -> [UInt8] {
+    [UInt8](unsafeUninitializedCapacity: count * MemoryLayout<Word>.size) { out, initialized in
+      for (index, element) in enumerated() {
+        UnsafeMutableRawBufferPointer(out).storeBytes(
+          of: word(element), toByteOffset: index * MemoryLayout<Word>.size, as: Word.self)
+      }
+      initialized = count * MemoryLayout<Word>.size
+    }
+  }
 }

@@ -87,7 +87,7 @@ package final class Parameter {
   package func set(_ elements: Range<Int>, to values: UnsafeBufferPointer<Float>) {
     precondition(home != .elsewhere, "\(name) would be written to where others read it")
     precondition(elements.upperBound <= count, "elements \(elements) of \(name) \(shape)")
-    value.detached.reshaped([count]).rows(elements).set(values)
+    value.detached.elements(elements).upload(values)
   }
 
   /// The initial values, a pure function of the seed and the name: no matter in which order, or on which rank.

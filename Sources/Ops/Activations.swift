@@ -1,16 +1,7 @@
 import Tensors
 
 /// SiLU(x) = x · sigmoid(x), element by element.
-package func silu(_ x: Tensor) -> Tensor {
-  let backend = x.backend
-  let y = backend.empty(x.shape)
-  backend.silu(x, into: y)
-  return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
-    backend.siluBackward(dy, x, into: dx)
-    x.slot?.accumulate(dx)
-  }
-}
+package func silu(_ x: Tensor) -> Tensor { apply(.silu, x) }
 
 /// SiLU(gate) · up (Shazeer, 2020).
 package func swiGLU(gate: Tensor, up: Tensor) -> Tensor {

@@ -4,14 +4,14 @@ import Tensors
 ///
 /// - Parameters:
 ///   - x: `[N, H, D]`
-///   - positions: position of every token
-package func rotaryEmbedding(_ x: Tensor, positions: [Int32], theta: Float) -> Tensor {
+///   - layout: says the position of every token
+package func rotaryEmbedding(_ x: Tensor, layout: Layout, theta: Float) -> Tensor {
   let backend = x.backend
   let y = backend.empty(x.shape)
-  backend.rotate(x, positions: positions, theta: theta, direction: 1, into: y)
+  backend.rotate(x, layout: layout, theta: theta, direction: 1, into: y)
   return backend.record([x], y) { dy in
     let dx = backend.empty(x.shape)
-    backend.rotate(dy, positions: positions, theta: theta, direction: -1, into: dx)
+    backend.rotate(dy, layout: layout, theta: theta, direction: -1, into: dx)
     x.slot?.accumulate(dx)
   }
 }
@@ -24,7 +24,7 @@ package func rotaryEmbedding(_ x: Tensor, positions: [Int32], theta: Float) -> T
 ///   - v: `[M, G, D]`
 ///   - spans: which keys each run of queries sees
 /// - Returns: `[N, H, D]`
-package func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan]) -> Tensor {
+package func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans) -> Tensor {
   let backend = q.backend
   let o = backend.empty(q.shape)
   let logSums = backend.empty([q.shape[0], q.shape[1]])

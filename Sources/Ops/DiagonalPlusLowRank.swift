@@ -10,27 +10,26 @@ import Tensors
 ///   - alpha: `[N, H, K]`
 ///   - beta: `[N, H, K]`
 ///   - g: `[N, H, K]`, log decay, at most 0
-///   - segments: the state starts anew at each
+///   - layout: the state starts anew at each of its segments
 ///   - initial: `[segments, H, K, V]`; zeros when nil. No gradient flows there.
 ///   - final: receives the states after the last tokens
 /// - Returns: `[N, H, V]`
 package func diagonalPlusLowRank(
-  q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, segments: Segments,
+  q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, layout: Layout,
   initial: Tensor? = nil, final: Tensor? = nil
 ) -> Tensor {
   let backend = q.backend
   let o = backend.empty(v.shape)
   let inputs = [q, k, v, alpha, beta, g]
-  let starts = savedStarts(inputs, heads: q.shape[1], keys: q.shape[2], values: v.shape[2], segments)
-  backend.diagonalPlusLowRank(
-    q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments, initial: initial, o: o,
-    final: final, starts: starts)
-  guard let starts else { return o }
+  let saved = backend.diagonalPlusLowRank(
+    q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout, initial: initial, o: o,
+    final: final, saves: wantsGradient(inputs))
+  guard let saved else { return o }
   return backend.record(inputs, o) { dO in
     let gradients = inputs.map { backend.empty($0.shape) }
     backend.diagonalPlusLowRankBackward(
-      dO: dO, dFinal: nil, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments,
-      starts: starts, dQ: gradients[0], dK: gradients[1], dV: gradients[2], dAlpha: gradients[3], dBeta: gradients[4],
+      dO: dO, dFinal: nil, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout,
+      saved: saved, dQ: gradients[0], dK: gradients[1], dV: gradients[2], dAlpha: gradients[3], dBeta: gradients[4],
       dG: gradients[5], dInitial: nil)
     for (input, gradient) in zip(inputs, gradients) { input.slot?.accumulate(gradient) }
   }

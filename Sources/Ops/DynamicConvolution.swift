@@ -6,20 +6,20 @@ import Tensors
 /// - Parameters:
 ///   - x: `[N, C]`
 ///   - kernels: `[N, C, 4]`, tap 3 for the current token
-///   - segments: runs of tokens that see only themselves
+///   - layout: segments, runs of tokens that see only themselves
 ///   - history: `[segments, 4, C]`, the inputs before each segment, newest last; no gradient flows there
 package func dynamicConvolution(
-  _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor? = nil
+  _ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor? = nil
 ) -> Tensor {
   let backend = x.backend
   let y = backend.empty(x.shape)
-  backend.dynamicConvolve(x, kernels: kernels, segments: segments, history: history, into: y)
+  backend.dynamicConvolve(x, kernels: kernels, layout: layout, history: history, into: y)
   return backend.record([x, kernels], y) { dy in
     precondition(history == nil, "a convolution that continues a cache has no backward pass")
     let dx = backend.empty(x.shape)
     let dKernels = backend.empty(kernels.shape)
     backend.dynamicConvolveBackward(
-      dy, x, kernels: kernels, segments: segments, dx: dx, dKernels: dKernels)
+      dy, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
     x.slot?.accumulate(dx)
     kernels.slot?.accumulate(dKernels)
   }

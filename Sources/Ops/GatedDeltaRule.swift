@@ -43,33 +43,26 @@ package func decayGate(
 ///   - v: `[N, H, V]`
 ///   - g: `[N, H]`, log decay, at most 0
 ///   - beta: `[N, H]`
-///   - segments: the state starts anew at each
+///   - layout: the state starts anew at each of its segments
 ///   - initial: `[segments, H, K, V]`; zeros when nil. No gradient flows there.
 ///   - final: receives the states after the last tokens
 /// - Returns: `[N, H, V]`
 package func gatedDeltaRule(
-  q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, segments: Segments, initial: Tensor? = nil,
+  q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, layout: Layout, initial: Tensor? = nil,
   final: Tensor? = nil
 ) -> Tensor {
   let backend = q.backend
-  let (heads, keys, values) = (q.shape[1], q.shape[2], v.shape[2])
-  let scale = 1 / Float(keys).squareRoot()
+  let scale = 1 / Float(q.shape[2]).squareRoot()
   let o = backend.empty(v.shape)
-  let asksGradient = backend.tape != nil && [q, k, v, g, beta].contains { $0.slot != nil }
-  let saved =
-    asksGradient
-    ? GatedDeltaRuleState(
-      starts: backend.empty([GatedDeltaRuleState.chunkCount(segments), heads, keys, values]),
-      corrected: backend.empty(v.shape)) : nil
-  backend.gatedDeltaRule(
-    q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments, initial: initial, o: o,
-    final: final, saved: saved)
+  let saved = backend.gatedDeltaRule(
+    q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout, initial: initial, o: o,
+    final: final, saves: wantsGradient([q, k, v, g, beta]))
   guard let saved else { return o }
   return backend.record([q, k, v, g, beta], o) { dO in
     let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
     let (dG, dBeta) = (backend.empty(g.shape), backend.empty(beta.shape))
     backend.gatedDeltaRuleBackward(
-      dO: dO, dFinal: nil, q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments,
+      dO: dO, dFinal: nil, q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout,
       saved: saved, dQ: dQ, dK: dK, dV: dV, dG: dG, dBeta: dBeta, dInitial: nil)
     q.slot?.accumulate(dQ)
     k.slot?.accumulate(dK)

@@ -6,20 +6,20 @@ import Tensors
 ///   - x: `[N, C]`
 ///   - weight: `[C, 1, 4]`, tap 3 for the current token
 ///   - bias: `[C]`
-///   - segments: runs of tokens that see only themselves
+///   - layout: segments, runs of tokens that see only themselves
 ///   - history: `[segments, 4, C]`, the inputs before each segment, newest last; no gradient flows there
 package func shortConvolution(
-  _ x: Tensor, weight: Tensor, bias: Tensor? = nil, segments: Segments, history: Tensor? = nil
+  _ x: Tensor, weight: Tensor, bias: Tensor? = nil, layout: Layout, history: Tensor? = nil
 ) -> Tensor {
   let backend = x.backend
   let y = backend.empty(x.shape)
-  backend.shortConvolve(x, weight: weight, bias: bias, segments: segments, history: history, into: y)
+  backend.shortConvolve(x, weight: weight, bias: bias, layout: layout, history: history, into: y)
   return backend.record([x, weight, bias], y) { dy in
     precondition(history == nil, "a convolution that continues a cache has no backward pass")
     let (dx, dWeight) = (backend.empty(x.shape), backend.empty(weight.shape))
     let dBias = bias.map { backend.empty($0.shape) }
     backend.shortConvolveBackward(
-      dy, x, weight: weight, bias: bias, segments: segments, dx: dx, dWeight: dWeight, dBias: dBias)
+      dy, x, weight: weight, bias: bias, layout: layout, dx: dx, dWeight: dWeight, dBias: dBias)
     x.slot?.accumulate(dx)
     weight.slot?.accumulate(dWeight)
     if let dBias { bias?.slot?.accumulate(dBias) }
@@ -31,13 +31,13 @@ package func shortConvolution(
 /// - Parameters:
 ///   - x: `[N, C]`
 ///   - history: `[segments, 1, C]`, the token before each segment; zero when nil. No gradient flows there.
-package func tokenShift(_ x: Tensor, segments: Segments, history: Tensor? = nil) -> Tensor {
+package func tokenShift(_ x: Tensor, layout: Layout, history: Tensor? = nil) -> Tensor {
   let backend = x.backend
   let y = backend.empty(x.shape)
-  backend.shiftTokens(x, segments: segments, history: history, into: y)
+  backend.shiftTokens(x, layout: layout, history: history, into: y)
   return backend.record([x], y) { dy in
     let dx = backend.empty(x.shape)
-    backend.shiftTokensBackward(dy, segments: segments, into: dx)
+    backend.shiftTokensBackward(dy, layout: layout, into: dx)
     x.slot?.accumulate(dx)
   }
 }

@@ -119,8 +119,8 @@ package final class SafetensorsFile {
     return (entries, header.metadata)
   }
 
-  /// The array as it lies in memory, without a copy: for float32 and bfloat16 at a whole multiple of their size; nil
-  /// for others. The tensor keeps the file mapped and must not be written to.
+  /// The array as it lies in the file, borrowed by `backend`: for float32 and bfloat16 at a whole multiple of their
+  /// size; nil for others. The tensor must not be written to.
   package func view(_ name: String, on backend: any Backend) -> Tensor? {
     guard let entry = entries[name], entry.count > 0, let base = bytes.baseAddress else { return nil }
     let dtype: DType
@@ -129,11 +129,21 @@ package final class SafetensorsFile {
     case .bfloat16: dtype = .bfloat16
     case .float16, .int32, .int64: return nil
     }
-    let address = base + entry.bytes.lowerBound
-    guard Int(bitPattern: address) % dtype.size == 0 else { return nil }
-    let storage = Storage(
-      backend: backend, borrowed: UnsafeMutableRawPointer(mutating: address), byteCount: entry.bytes.count, owner: self)
-    return Tensor(storage: storage, shape: entry.shape, dtype: dtype)
+    guard Int(bitPattern: base + entry.bytes.lowerBound) % dtype.size == 0 else { return nil }
+    return backend.borrow(
+      UnsafeRawBufferPointer(rebasing: bytes[entry.bytes]), shape: entry.shape, dtype: dtype, owner: self)
+  }
+
+  /// The array as float32 of its own, converted a few megabytes at a time.
+  package func copy(_ name: String, on backend: any Backend) throws -> Tensor {
+    guard let entry = entries[name] else { throw SafetensorsError(path: path, reason: "there is no array \(name)") }
+    let tensor = backend.empty(entry.shape)
+    let piece = 1 << 20
+    for first in stride(from: 0, to: entry.count, by: piece) {
+      let range = first..<min(first + piece, entry.count)
+      tensor.elements(range).upload(try floats(name, range))
+    }
+    return tensor
   }
 
   /// Converts elements `range` of `name` to float32 into `out`.
@@ -167,14 +177,14 @@ package final class SafetensorsFile {
     }
   }
 
-  /// The array as floats.
-  package func floats(_ name: String) throws -> [Float] {
+  /// The array, or elements `range` of it, as floats.
+  package func floats(_ name: String, _ range: Range<Int>? = nil) throws -> [Float] {
     guard let entry = entries[name] else {
       throw SafetensorsError(path: path, reason: "there is no array \(name)")
     }
-    var values = [Float](repeating: 0, count: entry.count)
+    var values = [Float](repeating: 0, count: range?.count ?? entry.count)
     try values.withUnsafeMutableBufferPointer { buffer in
-      if let base = buffer.baseAddress { try read(name, into: base) }
+      if let base = buffer.baseAddress { try read(name, range, into: base) }
     }
     return values
   }

@@ -1,4 +1,3 @@
-import CPUBackend
 import Checkpointing
 import Evaluation
 import Files
@@ -42,11 +41,11 @@ package struct CandidateTrial {
   package let decodeContext: Int
   package let stop: StopRequest
   package let world: Communicator
-  package let backend: CPUBackend
+  package let backend: any Backend
 
   package init(
     job: Job, folder: String, objectives: [Objective], teacher: HybridLM?, decodeContext: Int, stop: StopRequest,
-    world: Communicator, backend: CPUBackend
+    world: Communicator, backend: any Backend
   ) {
     self.job = job
     self.folder = folder

@@ -1,8 +1,8 @@
-import CPUBackend
 import Evaluation
 import Foundation
 import MPI
 import Models
+import Tensors
 import Training
 
 /// All four steps of PostNAS in a row, as one job file says (docs/search.md).
@@ -104,7 +104,7 @@ package struct SearchJob: Sendable {
   ///
   /// - Parameter say: called with the heading of each step
   package func run(
-    stop: StopRequest, world: Communicator, backend: CPUBackend, say: (String) -> Void
+    stop: StopRequest, world: Communicator, backend: any Backend, say: (String) -> Void
   ) throws {
     // All job files are read before the first hour is spent.
     let supernetJob = try job(supernet, in: folder + "/supernet", world)

@@ -1,22 +1,22 @@
-import CPUBackend
 import Checkpointing
 import Files
 import Foundation
 import MPI
 import Models
+import Tensors
 import Training
 
 /// The steps of a search, each of which adds to the result in one folder.
 package struct SearchRun {
   private let folder: String
   private let world: Communicator
-  private let backend: CPUBackend
+  private let backend: any Backend
   package let teacher: HybridLM?
   private let stop: StopRequest
 
   /// - Parameter teacher: folder or run of the teacher, for objectives that need it
   package init(
-    folder: String, teacher: String?, stop: StopRequest, world: Communicator, backend: CPUBackend
+    folder: String, teacher: String?, stop: StopRequest, world: Communicator, backend: any Backend
   ) throws {
     self.folder = folder
     self.stop = stop

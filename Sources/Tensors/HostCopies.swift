@@ -1,42 +1,60 @@
-/// Explicit copies between a tensor and host arrays; the only element access outside a backend.
+/// Copies between tensors and host arrays, on any backend.
 extension Backend {
   /// A float32 tensor with these elements.
   package func tensor(_ values: [Float], _ shape: [Int]) -> Tensor {
     let tensor = empty(shape)
-    precondition(values.count == tensor.count, "\(values.count) values for shape \(shape)")
-    if tensor.storage.address != nil { tensor.floats.update(from: values, count: values.count) }
+    tensor.upload(values)
     return tensor
   }
 
   /// An int32 tensor with these elements, of one dimension.
   package func tensor(_ values: [Int32]) -> Tensor {
     let tensor = empty([values.count], .int32)
-    if tensor.storage.address != nil { tensor.integers.update(from: values, count: values.count) }
+    values.withUnsafeBytes { upload($0, into: tensor).wait() }
     return tensor
   }
 }
 
 extension Tensor {
-  /// Replaces the elements, which must be float32, by as many values.
-  package func set(_ values: UnsafeBufferPointer<Float>) {
-    precondition(values.count == count, "\(values.count) values for shape \(shape)")
-    if storage.address != nil, let base = values.baseAddress { floats.update(from: base, count: count) }
+  /// Replaces the elements of a float32 tensor.
+  package func upload(_ values: [Float]) { values.withUnsafeBufferPointer { upload($0) } }
+
+  /// Replaces the elements of a float32 tensor.
+  package func upload(_ values: UnsafeBufferPointer<Float>) {
+    precondition(dtype == .float32 && values.count == count, "\(values.count) values for \(dtype) of shape \(shape)")
+    backend.upload(UnsafeRawBufferPointer(values), into: self).wait()
   }
+
+  /// The elements `range` in memory order, as a view of one dimension.
+  package func elements(_ range: Range<Int>) -> Tensor { reshaped([count]).rows(range) }
 
   /// The elements as a host array of float32; zeros where only shapes are computed.
   package func toArray() -> [Float] {
-    guard storage.address != nil else { return [Float](repeating: 0, count: count) }
-    if dtype == .bfloat16 {
-      return UnsafeBufferPointer(start: bfloats, count: count).map { Float(bitPattern: UInt32($0) << 16) }
+    if dtype == .bfloat16 { return hostElements(UInt16.self).map { Float(bitPattern: UInt32($0) << 16) } }
+    precondition(dtype == .float32, "expected floats, got \(dtype)")
+    return hostElements(Float.self)
+  }
+
+  /// The bits of a bfloat16 tensor: the upper halves of float32.
+  package func toBits() -> [UInt16] {
+    precondition(dtype == .bfloat16, "expected bfloat16, got \(dtype)")
+    return hostElements(UInt16.self)
+  }
+
+  /// The elements of an int32 tensor.
+  package func toIntegers() -> [Int32] {
+    precondition(dtype == .int32, "expected int32, got \(dtype)")
+    return hostElements(Int32.self)
+  }
+
+  private func hostElements<Element>(_ type: Element.Type) -> [Element] {
+    [Element](unsafeUninitializedCapacity: count) { buffer, initialized in
+      let bytes = UnsafeMutableRawBufferPointer(start: buffer.baseAddress, count: count * dtype.size)
+      if count > 0 { backend.download(self, into: bytes).wait() }
+      initialized = count
     }
-    return Array(UnsafeBufferPointer(start: floats, count: count))
   }
 
   /// The sum of the elements in their order, in double precision.
-  package func hostSum() -> Double {
-    guard storage.address != nil else { return 0 }
-    var sum = 0.0
-    for value in UnsafeBufferPointer(start: floats, count: count) { sum += Double(value) }
-    return sum
-  }
+  package func hostSum() -> Double { toArray().reduce(0) { $0 + Double($1) } }
 }

@@ -11,15 +11,33 @@ package final class ShapeBackend: Backend {
   /// Forgets the peak, so that the next one can be told apart.
   package func resetPeak() { peakBytes = liveBytes }
 
-  package func allocate(byteCount: Int) -> Storage {
-    liveBytes += byteCount
-    peakBytes = max(peakBytes, liveBytes)
-    return Storage(backend: self, address: nil, byteCount: byteCount)
+  package var deviceDescription: String { "shapes only" }
+  package var kernelIdentity: String { "none" }
+
+  /// Memory that is counted and not there.
+  private final class CountedStorage: Storage {
+    let counter: ShapeBackend
+    let byteCount: Int
+    var backend: any Backend { counter }
+
+    init(_ counter: ShapeBackend, byteCount: Int) { (self.counter, self.byteCount) = (counter, byteCount) }
+
+    deinit { counter.liveBytes -= byteCount }
   }
 
-  package func release(_ address: UnsafeMutableRawPointer?, byteCount: Int) { liveBytes -= byteCount }
+  package func allocate(byteCount: Int) -> any Storage {
+    liveBytes += byteCount
+    peakBytes = max(peakBytes, liveBytes)
+    return CountedStorage(self, byteCount: byteCount)
+  }
 
-  package func trim() {}
+  package func upload(_ bytes: UnsafeRawBufferPointer, into x: Tensor) -> any Event { PassedEvent() }
+
+  /// There are no elements: zeros.
+  package func download(_ x: Tensor, into bytes: UnsafeMutableRawBufferPointer) -> any Event {
+    bytes.initializeMemory(as: UInt8.self, repeating: 0)
+    return PassedEvent()
+  }
 
   package func multiply(
     _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,
@@ -29,16 +47,16 @@ package final class ShapeBackend: Backend {
   }
 
   package func attend(
-    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: [AttentionSpan], into o: Tensor, logSums: Tensor
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans, into o: Tensor, logSums: Tensor
   ) {
-    operations += 4 * pairs(spans) * Double(q.columns)
+    operations += 4 * pairs(spans.list) * Double(q.columns)
   }
 
   package func attendBackward(
     _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor,
-    spans: [AttentionSpan], dQ: Tensor, dK: Tensor, dV: Tensor
+    spans: AttentionSpans, dQ: Tensor, dK: Tensor, dV: Tensor
   ) {
-    operations += 10 * pairs(spans) * Double(q.columns)
+    operations += 10 * pairs(spans.list) * Double(q.columns)
   }
 
   /// Pairs of a query and a key it sees.
@@ -51,47 +69,59 @@ package final class ShapeBackend: Backend {
   }
 
   package func gatedDeltaRule(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float, segments: Segments,
-    initial: Tensor?, o: Tensor, final: Tensor?, saved: GatedDeltaRuleState?
-  ) {
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float, layout: Layout,
+    initial: Tensor?, o: Tensor, final: Tensor?, saves: Bool
+  ) -> SavedState? {
     operations += deltaRuleOperations(q, v, stateProducts: 3, chunkProducts: (2, 2))
+    return saves ? SavedState([chunkStates(layout, q, v), empty(v.shape)]) : nil
   }
 
   package func gatedDeltaRuleBackward(
     dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float,
-    segments: Segments, saved: GatedDeltaRuleState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor,
+    layout: Layout, saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor,
     dBeta: Tensor, dInitial: Tensor?
   ) {
     operations += deltaRuleOperations(q, v, stateProducts: 7, chunkProducts: (6, 4))
   }
 
   package func decayedAttention(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments, initial: Tensor?, o: Tensor,
-    final: Tensor?, starts: Tensor?
-  ) {
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout, initial: Tensor?, o: Tensor,
+    final: Tensor?, saves: Bool
+  ) -> SavedState? {
     operations += deltaRuleOperations(q, v, stateProducts: 2, chunkProducts: (1, 1))
+    return saves ? SavedState([chunkStates(layout, q, v)]) : nil
   }
 
   package func decayedAttentionBackward(
-    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, segments: Segments,
-    starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dInitial: Tensor?
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout,
+    saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dInitial: Tensor?
   ) {
     operations += deltaRuleOperations(q, v, stateProducts: 4, chunkProducts: (3, 2))
   }
 
   package func diagonalPlusLowRank(
-    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, segments: Segments,
-    initial: Tensor?, o: Tensor, final: Tensor?, starts: Tensor?
-  ) {
+    q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, layout: Layout,
+    initial: Tensor?, o: Tensor, final: Tensor?, saves: Bool
+  ) -> SavedState? {
     operations += deltaRuleOperations(q, v, stateProducts: 4, chunkProducts: (0, 0))
+    return saves ? SavedState([chunkStates(layout, q, v)]) : nil
   }
 
   package func diagonalPlusLowRankBackward(
     dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float,
-    segments: Segments, starts: Tensor, dQ: Tensor, dK: Tensor, dV: Tensor, dAlpha: Tensor, dBeta: Tensor, dG: Tensor,
+    layout: Layout, saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dAlpha: Tensor, dBeta: Tensor, dG: Tensor,
     dInitial: Tensor?
   ) {
     operations += deltaRuleOperations(q, v, stateProducts: 14, chunkProducts: (0, 0))
+  }
+
+  /// Tokens of a chunk, as CPUBackend's kernels have it.
+  private static let chunkLength = 64
+
+  /// The states at the starts of all chunks.
+  private func chunkStates(_ layout: Layout, _ q: Tensor, _ v: Tensor) -> Tensor {
+    let chunks = layout.segments.ranges.reduce(0) { $0 + ($1.count + Self.chunkLength - 1) / Self.chunkLength }
+    return empty([chunks, q.shape[1], q.shape[2], v.shape[2]])
   }
 
   /// Products per chunk: with the state [C, K, V], inside the chunk over keys [C, C, K] and values [C, C, V].
@@ -100,7 +130,7 @@ package final class ShapeBackend: Backend {
   ) -> Double {
     let (tokens, heads) = (Double(q.shape[0]), Double(q.shape[1]))
     let (keys, values) = (Double(q.shape[2]), Double(v.shape[2]))
-    let chunk = Double(GatedDeltaRuleState.chunkLength)
+    let chunk = Double(Self.chunkLength)
     return 2 * tokens * heads
       * (stateProducts * keys * values + chunk * (chunkProducts.keys * keys + chunkProducts.values * values))
   }
@@ -110,7 +140,7 @@ package final class ShapeBackend: Backend {
   }
 
   package func dynamicConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, kernels: Tensor, segments: Segments, dx: Tensor, dKernels: Tensor
+    _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor
   ) {
     _ = empty([x.rows + 1, x.columns])
   }
@@ -138,17 +168,21 @@ package final class ShapeBackend: Backend {
     _ dy: Tensor, _ x: Tensor, gate: Tensor, weight: Tensor, inverse: Tensor, dx: Tensor, dGate: Tensor,
     dWeight: Tensor?, addsWeight: Bool
   ) {}
-  package func silu(_ x: Tensor, into y: Tensor) {}
-  package func siluBackward(_ dy: Tensor, _ x: Tensor, into dx: Tensor) {}
   package func swiGLU(gate: Tensor, up: Tensor, into y: Tensor) {}
   package func swiGLUBackward(_ dy: Tensor, gate: Tensor, up: Tensor, dGate: Tensor, dUp: Tensor) {}
   package func siluNormalize(_ x: Tensor, epsilon: Float, into y: Tensor) {}
   package func siluNormalizeBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor) {}
   package func rotate(
-    _ x: Tensor, positions: [Int32], theta: Float, direction: Float, into y: Tensor
+    _ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor
   ) {}
+  package func convolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into u: Tensor) {}
+  package func convolveBackward(
+    _ du: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor?
+  ) {
+    _ = empty([x.rows + 1, x.columns])
+  }
   package func dynamicConvolve(
-    _ x: Tensor, kernels: Tensor, segments: Segments, history: Tensor?, into y: Tensor
+    _ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into y: Tensor
   ) {}
   package func decayGate(a: Tensor, b: Tensor, aLog: Tensor, dtBias: Tensor, g: Tensor, beta: Tensor) {}
   package func decayGateBackward(
@@ -177,16 +211,16 @@ package final class ShapeBackend: Backend {
   package func standardize(_ x: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor) {}
   package func standardizeBackward(_ dy: Tensor, y: Tensor, inverse: Tensor, into dx: Tensor) {}
   package func shortConvolve(
-    _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, history: Tensor?, into y: Tensor
+    _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor
   ) {}
   package func shortConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, segments: Segments, dx: Tensor, dWeight: Tensor,
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, dx: Tensor, dWeight: Tensor,
     dBias: Tensor?
   ) {
     _ = empty([x.rows + 1, x.columns])
   }
-  package func shiftTokens(_ x: Tensor, segments: Segments, history: Tensor?, into y: Tensor) {}
-  package func shiftTokensBackward(_ dy: Tensor, segments: Segments, into dx: Tensor) {}
+  package func shiftTokens(_ x: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {}
+  package func shiftTokensBackward(_ dy: Tensor, layout: Layout, into dx: Tensor) {}
   package func copyColumns(_ x: Tensor, _ range: Range<Int>, into y: Tensor) {}
   package func addColumns(_ dy: Tensor, into dx: Tensor, _ range: Range<Int>, adds: Bool) {}
   package func repeatHeads(_ x: Tensor, into y: Tensor) {}

@@ -2,7 +2,7 @@
 ///
 /// Reshape and leading-dimension slices are views; everything else is an op.
 package struct Tensor {
-  package let storage: Storage
+  package let storage: any Storage
   /// Where this view begins, in elements.
   package let offset: Int
   package let shape: [Int]
@@ -12,7 +12,7 @@ package struct Tensor {
 
   /// A view of `storage` that begins `offset` elements in.
   package init(
-    storage: Storage, offset: Int = 0, shape: [Int], dtype: DType = .float32, slot: GradientSlot? = nil
+    storage: any Storage, offset: Int = 0, shape: [Int], dtype: DType = .float32, slot: GradientSlot? = nil
   ) {
     self.storage = storage
     self.offset = offset
@@ -52,28 +52,5 @@ package struct Tensor {
   /// The same values, through which no gradient flows.
   package var detached: Tensor {
     Tensor(storage: storage, offset: offset, shape: shape, dtype: dtype)
-  }
-
-  /// The elements in host memory, for kernels of a host backend and for explicit copies.
-  package var floats: UnsafeMutablePointer<Float> {
-    precondition(dtype == .float32, "expected float32, got \(dtype)")
-    return storage.address!.assumingMemoryBound(to: Float.self) + offset
-  }
-
-  /// The elements in host memory, as integers.
-  package var integers: UnsafeMutablePointer<Int32> {
-    precondition(dtype == .int32, "expected int32, got \(dtype)")
-    return storage.address!.assumingMemoryBound(to: Int32.self) + offset
-  }
-
-  /// The elements in host memory, as the upper halves of float32.
-  package var bfloats: UnsafeMutablePointer<UInt16> {
-    precondition(dtype == .bfloat16, "expected bfloat16, got \(dtype)")
-    return storage.address!.assumingMemoryBound(to: UInt16.self) + offset
-  }
-
-  /// The elements in host memory, whatever their type.
-  package var hostBytes: UnsafeRawBufferPointer {
-    UnsafeRawBufferPointer(start: storage.address! + offset * dtype.size, count: count * dtype.size)
   }
 }

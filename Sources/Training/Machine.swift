@@ -1,4 +1,3 @@
-import CPUBackend
 import Foundation
 import MPI
 import Tensors
@@ -20,7 +19,7 @@ package enum Machine {
 
   /// Single-precision matrix multiplication rate of `backend`, operations a second: the best of a few products of
   /// 1024 × 1024 matrices.
-  package static func matrixRate(_ backend: CPUBackend, seconds: Double = 0.3) -> Double {
+  package static func matrixRate(_ backend: any Backend, seconds: Double = 0.3) -> Double {
     let size = 1024
     let (a, b, c) = (backend.zeros([size, size]), backend.zeros([size, size]), backend.empty([size, size]))
     backend.fill(a, with: 0.5)
@@ -30,6 +29,7 @@ package enum Machine {
     while spent < seconds {
       var clock = PhaseClock()
       backend.multiply(a, transposed: false, b, transposed: true, into: c, alpha: 1, adds: false)
+      backend.mark().wait()
       clock.mark("product")
       spent += clock.total
       best = max(best, 2 * Double(size * size * size) / clock.total)

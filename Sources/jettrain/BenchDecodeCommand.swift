@@ -70,7 +70,7 @@ extension Bench {
       }
     }
 
-    private func load(_ path: String, _ backend: CPUBackend) throws -> HybridLM {
+    private func load(_ path: String, _ backend: any Backend) throws -> HybridLM {
       guard path.hasSuffix(".json") else { return try loadModel(path, backend: backend) }
       let model = HybridLM(try ModelConfiguration(path: path))
       model.initialize(seed: 1, backend: backend)

@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import Foundation
 import Models
 import NN
@@ -32,7 +31,7 @@ extension Bench {
         let chosen = only?.split(separator: ",").map(String.init)
         var rows: [(name: String, rate: Double, share: Double)] = []
         for type in LayerType.allCases where !type.isAttention && chosen?.contains(type.rawValue) ?? true {
-          let backend = CPUBackend(threads: Machine.cores)
+          let backend = makeBackend()
           let model = HybridLM(try shape(type))
           model.initialize(seed: 1, backend: backend)
           let arena = Arena(model.store, backend: backend) { intermediate > 0 || $0.name.contains("self_attn") }
@@ -59,6 +58,7 @@ extension Bench {
             }
             y.slot?.accumulate(input)
             tape.backward()
+            backend.mark().wait()
             clock.mark("pass")
             arena.endBackward()
             operations = backend.operations - before

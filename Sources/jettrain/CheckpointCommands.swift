@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import Checkpointing
 import Foundation
 import Models
@@ -121,7 +120,7 @@ struct CheckpointCommand: ParsableCommand {
         guard shardMegabytes > 0 else { throw JobError(.usage, "--shard-megabytes must be above zero") }
         try refuseExisting(output)
         var clock = PhaseClock()
-        let model = try loadModel(path, backend: CPUBackend(threads: Machine.cores))
+        let model = try loadModel(path, backend: makeBackend())
         let companions = tokenizer ?? companionFolder(of: path)
         let bytes = try ModelWriter(
           type: dtype.safetensors, shardBytes: shardMegabytes * 1_000_000, companions: companions

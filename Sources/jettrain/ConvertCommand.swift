@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import Conversion
 import Foundation
 import Models
@@ -32,7 +31,7 @@ struct Convert: ParsableCommand {
   func run() {
     withoutWorld {
       try refuseExisting(output)
-      let backend = CPUBackend(threads: Machine.cores)
+      let backend = makeBackend()
       let configuration = try ModelConfiguration(path: config)
       var clock = PhaseClock()
       guard let teacher else {

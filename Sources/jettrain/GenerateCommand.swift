@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import Evaluation
 import Files
 import Foundation
@@ -41,7 +40,7 @@ struct Generate: ParsableCommand {
           "--max-tokens, --chunk and --top-p must be above zero, --temperature and --top-k not below, and --prompt or "
             + "--prompts must give texts")
       }
-      let backend = CPUBackend(threads: Machine.cores)
+      let backend = makeBackend()
       var clock = PhaseClock()
       let model = try loadModel(model, backend: backend)
       let tokenizer = try makeTokenizer(tokenizer, of: self.model)

@@ -1,11 +1,11 @@
 import ArgumentParser
-import CPUBackend
 import Evaluation
 import Foundation
 import Models
 import NN
 import Reporting
 import Search
+import Tensors
 import TokenStreams
 import Training
 
@@ -19,7 +19,7 @@ struct Eval: ParsableCommand {
 
   func run() {
     withoutWorld {
-      let backend = CPUBackend(threads: Machine.cores)
+      let backend = makeBackend()
       let settings = objectives.settings(seed: seed, fallback: [])
       guard settings.heldOut != nil || !settings.names.isEmpty else {
         throw JobError(.usage, "eval needs held-out text (--data), an --objective, or both")
@@ -55,7 +55,7 @@ struct Compare: ParsableCommand {
 
   func run() {
     withoutWorld {
-      let backend = CPUBackend(threads: Machine.cores)
+      let backend = makeBackend()
       guard let text = heldOut.folder else { throw JobError(.usage, "compare needs held-out text (--data)") }
       let batches = try Evaluation.heldOut(text.plan(), sequences: heldOut.sequences)
       var teacher: HybridLM?
@@ -84,7 +84,7 @@ struct Compare: ParsableCommand {
   }
 
   /// Tokens a second of greedy decoding behind a prompt of `prompt` tokens.
-  private func speed(_ model: HybridLM, _ backend: CPUBackend, after prompt: Int) -> Double {
+  private func speed(_ model: HybridLM, _ backend: any Backend, after prompt: Int) -> Double {
     let generator = Generator(model, capacity: prompt + decode, backend: backend)
     var logits = generator.read([(0..<prompt).map { UInt32($0 * 7 % 97 + 32) }])
     var random = RandomStream(seed: 0, name: "compare")

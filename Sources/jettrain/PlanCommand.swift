@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import Foundation
 import Models
 import Reporting
@@ -30,8 +29,8 @@ struct PlanCommand: ParsableCommand {
         "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(ranks) ranks"
       )
       let local = min(ranks, ranksPerHost ?? ranks)
-      let backend = CPUBackend(threads: max(1, Machine.cores / local))
-      let matrixRate = Machine.matrixRate(backend) * Double(ranks)
+      let threads = max(1, Machine.cores / local)
+      let matrixRate = Machine.matrixRate(makeBackend(threads: threads)) * Double(ranks)
       var rows = [
         [
           "phase", "steps", "batch", "context", "trained", "ops/token", "state/rank", "peak/rank", "checkpoint",
@@ -48,7 +47,7 @@ struct PlanCommand: ParsableCommand {
         rows.append([
           phase.name, "\(phase.steps)", "\(phase.globalBatch)", "\(phase.context)",
           Format.count(Double(estimate.trained)), Format.count(perToken), Format.bytes(Double(estimate.stateBytes)),
-          Format.bytes(Double(estimate.peakBytes + Machine.baseMemory(threads: backend.pool.threadCount))),
+          Format.bytes(Double(estimate.peakBytes + Machine.baseMemory(threads: threads))),
           Format.bytes(Double(estimate.trained) * 12), Format.count(speed), Format.duration(seconds),
         ])
         if phase == job.phases.first {

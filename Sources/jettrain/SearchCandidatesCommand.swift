@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import MPI
 import Models
 import Search
@@ -25,7 +24,7 @@ struct CandidateOptions: ParsableArguments {
       folder: output, teacher: objectives.teacher ?? job.teacher,
       stop: stopping.request(runFolder: output, isCoordinator: world.isCoordinator),
       world: world,
-      backend: CPUBackend(threads: Machine.threads(world)))
+      backend: makeBackend(world))
     return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings(seed: job.seed))
   }
 }

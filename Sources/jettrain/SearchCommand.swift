@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import MPI
 import Models
 import Reporting
@@ -26,7 +25,7 @@ struct Search: ParsableCommand {
         let progress = ProgressLine()
         try job.run(
           stop: stopping.request(runFolder: job.folder, isCoordinator: world.isCoordinator), world: world,
-          backend: CPUBackend(threads: Machine.threads(world))
+          backend: makeBackend(world)
         ) { text in
           if world.isCoordinator { progress.print("\n== \(text)") }
         }
@@ -63,7 +62,7 @@ struct Search: ParsableCommand {
         let run = try SearchRun(
           folder: output, teacher: objectives.teacher,
           stop: stopping.request(runFolder: output, isCoordinator: world.isCoordinator), world: world,
-          backend: CPUBackend(threads: Machine.threads(world)))
+          backend: makeBackend(world))
         _ = try run.placement(
           supernet: supernet, full: full, sliding: sliding, strategies: strategy,
           settings: SearchSettings(width: width, evaluations: evaluations, gateSteps: gateSteps, seed: seed),

@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import Foundation
 import MPI
 import Training
@@ -40,7 +39,7 @@ struct TrainingOptions: ParsableArguments {
     withWorld { world in
       let job = try job(kind, overrides: extra, ranks: world.size)
       let stop = try stopping.request(runFolder: job.runFolder, isCoordinator: world.isCoordinator)
-      let backend = CPUBackend(threads: Machine.threads(world))
+      let backend = makeBackend(world)
       let trainer = try Trainer(job, world: world, backend: backend, resume: resume)
       if case .stopped = try trainer.train(stopStep: stopAtStep, stop: stop) {
         if world.isCoordinator { FileHandle.standardError.write(Data("jettrain: \(Stopped())\n".utf8)) }

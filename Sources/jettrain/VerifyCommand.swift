@@ -1,5 +1,4 @@
 import ArgumentParser
-import CPUBackend
 import Evaluation
 import Foundation
 import Models
@@ -20,7 +19,7 @@ struct Verify: ParsableCommand {
   func run() {
     withoutWorld {
       guard tolerance > 0, gradientTolerance > 0 else { throw JobError(.usage, "tolerances must be above zero") }
-      let backend = CPUBackend(threads: Machine.cores)
+      let backend = makeBackend()
       let golden = try SafetensorsFile(path: golden)
       var hasWindow = false
       func compare(_ mask: SlidingMask) throws -> GoldenComparison {

@@ -1,4 +1,3 @@
-import CPUBackend
 import Models
 import NN
 import Ops
@@ -7,8 +6,9 @@ import Tensors
 import TestSupport
 import Testing
 
-/// Parity with the reference implementations' own outputs (Tests/Fixtures/golden/README.md).
+/// Parity with the reference implementations' own outputs (Tests/Fixtures/golden/README.md), on every backend.
 @Suite struct GoldenTests {
+  static let backends: [TestBackend] = [.cpu(threads: 1), .cpu(threads: 2), .reference, .singleReference]
   static let outputBound = 2e-5
   static let gradientBound = 1e-4
 
@@ -18,10 +18,26 @@ import Testing
     #expect(error <= bound, "\(name): \(error)")
   }
 
-  @Test(arguments: ["jet", "qwen2", "mamba2-layer", "gdn-layer"], [false, true])
-  func modelMatchesReference(_ name: String, checkpointing: Bool) throws {
-    let backend = CPUBackend(threads: 2)
-    let folder = goldenFolder + "/" + name
+  @Test(
+    arguments: ["jet", "qwen2", "mamba2-layer", "gdn-layer"],
+    [(TestBackend.cpu(threads: 2), false), (.cpu(threads: 2), true), (.reference, false), (.singleReference, true)])
+  func modelMatchesReference(_ name: String, run: (backend: TestBackend, checkpointing: Bool)) throws {
+    try compare(
+      goldenFolder + "/" + name, run.backend, checkpointing: run.checkpointing, slidingMask: .referenceEager)
+  }
+
+  /// Those of the workplace, whose sliding window is the released models'.
+  @Test(
+    .enabled(if: sharedFolder != nil, "there is no folder shared/golden beside the checkout"),
+    arguments: ["jet", "qwen2"], [TestBackend.cpu(threads: 2), .reference])
+  func modelMatchesSharedReference(_ name: String, backend: TestBackend) throws {
+    try compare(
+      #require(sharedFolder) + "/golden/" + name, backend, checkpointing: false, slidingMask: .released)
+  }
+
+  private func compare(_ folder: String, _ kind: TestBackend, checkpointing: Bool, slidingMask: SlidingMask) throws {
+    let name = "\(folder.split(separator: "/").suffix(3).joined(separator: "/")) on \(kind)"
+    let backend = kind.make()
     let model = try HybridLM.load(folder, backend: backend)
     let golden = try SafetensorsFile(path: folder + "/golden.safetensors")
     let ids = try golden.integers("input_ids")
@@ -29,7 +45,7 @@ import Testing
     let shape = try #require(golden.entries["input_ids"]).shape
     let batch = Batch(
       tokens: backend.tensor(ids), segments: Segments(count: shape[0], length: shape[1]),
-      slidingMask: .referenceEager)
+      slidingMask: slidingMask)
 
     // The labels are already shifted: label t is what token t predicts; a negative one does not count.
     let targets = labels
@@ -66,8 +82,8 @@ import Testing
     }
   }
 
-  @Test(arguments: [1, 2]) func gatedDeltaRuleMatchesReference(threads: Int) throws {
-    let backend = CPUBackend(threads: threads)
+  @Test(arguments: backends) func gatedDeltaRuleMatchesReference(kind: TestBackend) throws {
+    let backend = kind.make()
     let golden = try SafetensorsFile(path: goldenFolder + "/ops/gated_delta_rule.safetensors")
     let shape = try #require(golden.entries["v"]).shape
     let (B, T, H, V) = (shape[0], shape[1], shape[2], shape[3])
@@ -75,22 +91,20 @@ import Testing
     func load(_ name: String, _ shape: [Int]) throws -> Tensor {
       backend.tensor(try golden.floats(name), shape)
     }
-    let segments = Segments(count: B, length: T)
+    let layout = Layout(Segments(count: B, length: T), on: backend)
     let (q, k) = (try load("q", [B * T, H, keySize]), try load("k", [B * T, H, keySize]))
     let (v, g) = (try load("v", [B * T, H, V]), try load("g", [B * T, H]))
     let beta = try load("beta", [B * T, H])
     let initial = try load("initial_state", [B, H, keySize, V])
     let (o, final) = (backend.empty(v.shape), backend.empty(initial.shape))
-    let saved = GatedDeltaRuleState(
-      starts: backend.empty([GatedDeltaRuleState.chunkCount(segments), H, keySize, V]),
-      corrected: backend.empty(v.shape))
     let scale = 1 / Float(keySize).squareRoot()
-    backend.gatedDeltaRule(
-      q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments, initial: initial, o: o,
-      final: final, saved: saved)
-    check("gated_delta_rule o", o.toArray(), try golden.floats("o"), bound: Self.outputBound)
+    let saved = try #require(
+      backend.gatedDeltaRule(
+        q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout, initial: initial, o: o, final: final,
+        saves: true))
+    check("\(kind) gated_delta_rule o", o.toArray(), try golden.floats("o"), bound: Self.outputBound)
     check(
-      "gated_delta_rule final_state", final.toArray(), try golden.floats("final_state"),
+      "\(kind) gated_delta_rule final_state", final.toArray(), try golden.floats("final_state"),
       bound: Self.outputBound)
     let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
     let (dG, dBeta, dInitial) = (
@@ -98,20 +112,19 @@ import Testing
     )
     backend.gatedDeltaRuleBackward(
       dO: try load("do", v.shape), dFinal: try load("dstate", initial.shape), q: q, k: k, v: v, g: g,
-      beta: beta, scale: scale, segments: segments, saved: saved, dQ: dQ, dK: dK, dV: dV, dG: dG,
+      beta: beta, scale: scale, layout: layout, saved: saved, dQ: dQ, dK: dK, dV: dV, dG: dG,
       dBeta: dBeta, dInitial: dInitial)
     for (name, gradient) in [
       ("dq", dQ), ("dk", dK), ("dv", dV), ("dg", dG), ("dbeta", dBeta), ("dinitial_state", dInitial),
     ] {
-      check("gated_delta_rule \(name)", gradient.toArray(), try golden.floats(name), bound: Self.gradientBound)
+      check("\(kind) gated_delta_rule \(name)", gradient.toArray(), try golden.floats(name), bound: Self.gradientBound)
     }
   }
 
   /// The other recurrences: outputs, final states, and every gradient, also through the final state.
-  @Test(arguments: ["gla", "retention", "scalar_gate", "delta_rule", "rwkv7_dplr"], [1, 2])
-  func recurrenceMatchesReference(_ name: String, threads: Int) throws {
-    let backend = CPUBackend(threads: threads)
-    backend.poisonsNewTensors = true
+  @Test(arguments: ["gla", "retention", "scalar_gate", "delta_rule", "rwkv7_dplr"], backends)
+  func recurrenceMatchesReference(_ name: String, kind: TestBackend) throws {
+    let backend = kind.make()
     let golden = try SafetensorsFile(path: goldenFolder + "/ops/\(name).safetensors")
     func load(_ key: String) throws -> Tensor {
       let shape = try #require(golden.entries[key]).shape
@@ -120,12 +133,11 @@ import Testing
       return backend.tensor(try golden.floats(key), isState ? shape : [shape[0] * shape[1]] + shape[2...])
     }
     let shape = try #require(golden.entries["v"]).shape
-    let segments = Segments(count: shape[0], length: shape[1])
+    let layout = Layout(Segments(count: shape[0], length: shape[1]), on: backend)
     let (q, k, v) = (try load("q"), try load("k"), try load("v"))
     let (dO, dFinal, initial) = (try load("do"), try load("dstate"), try load("initial_state"))
     let scale = 1 / Float(q.shape[2]).squareRoot()
     let (o, final) = (backend.empty(v.shape), backend.empty(initial.shape))
-    let starts = backend.empty([GatedDeltaRuleState.chunkCount(segments)] + initial.shape[1...])
     let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
     let dInitial = backend.empty(initial.shape)
     var gradients = [("dq", dQ), ("dk", dK), ("dv", dV), ("dinitial_state", dInitial)]
@@ -133,37 +145,39 @@ import Testing
     case "rwkv7_dplr":
       let (alpha, beta, g) = (try load("alpha"), try load("beta"), try load("gk"))
       let (dAlpha, dBeta, dG) = (backend.empty(k.shape), backend.empty(k.shape), backend.empty(k.shape))
-      backend.diagonalPlusLowRank(
-        q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments, initial: initial, o: o,
-        final: final, starts: starts)
+      let saved = try #require(
+        backend.diagonalPlusLowRank(
+          q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout, initial: initial, o: o,
+          final: final, saves: true))
       backend.diagonalPlusLowRankBackward(
-        dO: dO, dFinal: dFinal, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, segments: segments,
-        starts: starts, dQ: dQ, dK: dK, dV: dV, dAlpha: dAlpha, dBeta: dBeta, dG: dG, dInitial: dInitial)
+        dO: dO, dFinal: dFinal, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout,
+        saved: saved, dQ: dQ, dK: dK, dV: dV, dAlpha: dAlpha, dBeta: dBeta, dG: dG, dInitial: dInitial)
       gradients += [("dalpha", dAlpha), ("dbeta", dBeta), ("dgk", dG)]
     case "delta_rule":
       let beta = try load("beta")
       let g = backend.zeros(beta.shape)
       let (dBeta, dG) = (backend.empty(beta.shape), backend.empty(beta.shape))
-      let saved = GatedDeltaRuleState(starts: starts, corrected: backend.empty(v.shape))
-      backend.gatedDeltaRule(
-        q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments, initial: initial, o: o, final: final,
-        saved: saved)
+      let saved = try #require(
+        backend.gatedDeltaRule(
+          q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout, initial: initial, o: o, final: final,
+          saves: true))
       backend.gatedDeltaRuleBackward(
-        dO: dO, dFinal: dFinal, q: q, k: k, v: v, g: g, beta: beta, scale: scale, segments: segments, saved: saved,
+        dO: dO, dFinal: dFinal, q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout, saved: saved,
         dQ: dQ, dK: dK, dV: dV, dG: dG, dBeta: dBeta, dInitial: dInitial)
       gradients.append(("dbeta", dBeta))
     default:
       let key = name == "gla" ? "gk" : "g"
       let g = try load(key)
       let dG = backend.empty(g.shape)
-      backend.decayedAttention(
-        q: q, k: k, v: v, g: g, scale: scale, segments: segments, initial: initial, o: o, final: final, starts: starts)
+      let saved = try #require(
+        backend.decayedAttention(
+          q: q, k: k, v: v, g: g, scale: scale, layout: layout, initial: initial, o: o, final: final, saves: true))
       backend.decayedAttentionBackward(
-        dO: dO, dFinal: dFinal, q: q, k: k, v: v, g: g, scale: scale, segments: segments, starts: starts, dQ: dQ,
+        dO: dO, dFinal: dFinal, q: q, k: k, v: v, g: g, scale: scale, layout: layout, saved: saved, dQ: dQ,
         dK: dK, dV: dV, dG: dG, dInitial: dInitial)
       if golden.entries["d" + key] != nil { gradients.append(("d" + key, dG)) }
     }
-    check("\(name) o", o.toArray(), try golden.floats("o"), bound: Self.outputBound)
+    check("\(kind) \(name) o", o.toArray(), try golden.floats("o"), bound: Self.outputBound)
     check("\(name) final_state", final.toArray(), try golden.floats("final_state"), bound: Self.outputBound)
     for (key, gradient) in gradients {
       check("\(name) \(key)", gradient.toArray(), try golden.floats(key), bound: Self.gradientBound)

@@ -22,9 +22,11 @@ import Tokenizers
   }
 
   /// Reading in chunks of any size and then token by token gives the logits of one pass over everything.
-  @Test(arguments: ["jet", "qwen2"], [1, 2, 3, 16, 40, 97])
-  func cachesContinueExactly(_ name: String, chunk: Int) throws {
-    let backend = CPUBackend(threads: 2)
+  @Test(
+    arguments: ["jet", "qwen2"],
+    [1, 2, 3, 16, 40, 97].map { (TestBackend.cpu(threads: 2), $0) } + [(TestBackend.reference, 3), (.reference, 40)])
+  func cachesContinueExactly(_ name: String, run: (backend: TestBackend, chunk: Int)) throws {
+    let (backend, chunk) = (run.backend.make(), run.chunk)
     let model = try HybridLM.load(goldenFolder + "/" + name, backend: backend)
     let whole = backend.withoutRecording {
       model.logits(
@@ -43,7 +45,7 @@ import Tokenizers
   }
 
   /// A small model that has every linear mixer, with weights away from their initial values, of which many are zero.
-  static func modelOfAllMixers(_ backend: CPUBackend) throws -> HybridLM {
+  static func modelOfAllMixers(_ backend: any Backend) throws -> HybridLM {
     let path = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().path
     let model = HybridLM(try ModelConfiguration(path: path + "/Fixtures/all-mixers.json"))
     for parameter in model.store.parameters {
@@ -56,8 +58,9 @@ import Tokenizers
   }
 
   /// The same of all linear mixers: chunks of a prompt, then token by token, as one pass; and packed documents.
-  @Test(arguments: [1, 3, 40]) func everyMixerContinuesExactly(chunk: Int) throws {
-    let backend = CPUBackend(threads: 2)
+  @Test(arguments: [1, 3, 40], [TestBackend.cpu(threads: 2), .reference])
+  func everyMixerContinuesExactly(chunk: Int, kind: TestBackend) throws {
+    let backend = kind.make()
     let model = try Self.modelOfAllMixers(backend)
     #expect(Set(model.configuration.layerTypes) == Set(LayerType.allCases))
     let vocabulary = model.configuration.vocabularySize
@@ -81,6 +84,38 @@ import Tokenizers
       let error = relativeError(Array(packed[segment.lowerBound * size..<segment.upperBound * size]), alone)
       #expect(error < 1e-5, "document \(segment): \(error)")
     }
+  }
+
+  /// Outputs and gradients of every mixer, by the CPU's fused kernels and by the compositions of the reference: one document
+  /// and several, with its layers computed again or not.
+  @Test(arguments: [[0..<90], [0..<1, 1..<3, 3..<70, 70..<90]], [false, true])
+  func everyMixerMatchesTheReference(segments: [Range<Int>], checkpointing: Bool) throws {
+    func run(_ kind: TestBackend) throws -> [(name: String, values: [Float])] {
+      let backend = kind.make()
+      let model = try Self.modelOfAllMixers(backend)
+      let vocabulary = model.configuration.vocabularySize
+      let tokens = (0..<90).map { Int32($0 * 37 % vocabulary) }
+      let arena = Arena(model.store, backend: backend) { _ in true }
+      arena.beginBackward()
+      let batch = Batch(tokens: backend.tensor(tokens), segments: Segments(segments))
+      let (losses, tape) = backend.recording {
+        vocabularyLoss(
+          hidden: model(batch, checkpointing: checkpointing), weight: model.head, labels: backend.tensor(tokens),
+          crossEntropySeed: 1 / 90)
+      }
+      tape.backward()
+      arena.endBackward()
+      return [("losses", losses.crossEntropy.toArray())]
+        + arena.entries.map { ($0.parameter.name, arena.gradients.rows($0.range).toArray()) }
+    }
+    let (found, expected) = (try run(.cpu(threads: 2)), try run(.reference))
+    var worst = ("", 0.0)
+    for (x, y) in zip(found, expected) {
+      let error = relativeError(x.values, y.values)
+      if error > worst.1 { worst = (x.name, error) }
+      #expect(error < (x.name == "losses" ? 2e-5 : 1e-4), "\(x.name): \(error)")
+    }
+    print("every mixer, \(segments.count) documents: worst \(worst)")
   }
 
   /// Sequences of different lengths side by side, some of which end earlier, give what each gives alone.

@@ -15,57 +15,87 @@ package struct TestInput {
   }
 }
 
-/// Relative errors of an op against its naive twin: of its output, and of its gradients against central differences of
-/// the twin along random directions.
+/// Relative errors of an op: of its output and gradients against ``ReferenceBackend``'s, and of the latter's gradients
+/// against central differences along random directions.
 package struct GradientReport {
   package var output = 0.0
   package var gradients: [String: Double] = [:]
+  package var differences: [String: Double] = [:]
 }
 
-/// Runs `op` on a tape with a random cotangent and compares with `twin`, in double precision.
+/// ‖x − y‖ / ‖y‖; a y that vanishes is measured against `least`.
+private func relativeError(_ x: [Double], _ y: [Double], least: Double) -> Double {
+  let norm = y.reduce(0) { $0 + $1 * $1 }.squareRoot()
+  let error = zip(x, y).reduce(0) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }.squareRoot()
+  return error.isFinite ? error / max(norm, least, .leastNormalMagnitude) : .infinity
+}
+
+/// Runs `op` on a tape with a random cotangent, on CPUBackend over poisoned memory and on ``ReferenceBackend``, and
+/// compares.
 package func checkGradients(
-  _ inputs: [TestInput], threads: Int = 2, op: ([Tensor]) -> Tensor, twin: ([[Double]]) -> [Double]
+  _ inputs: [TestInput], threads: Int = 2, op: ([Tensor]) -> Tensor
 ) -> GradientReport {
-  let backend = CPUBackend(threads: threads)
-  backend.poisonsNewTensors = true
-  let tensors = inputs.map { input in
-    var tensor = backend.tensor(input.values, input.shape)
-    tensor.slot = GradientSlot(shape: input.shape, backend: backend)
-    return tensor
+  let fast = CPUBackend(threads: threads)
+  fast.poisonsNewTensors = true
+  let reference = ReferenceBackend()
+  var cotangent: [Float] = []
+  func run(
+    _ backend: any Backend, _ values: (Tensor) -> [Double]
+  ) -> (output: [Double], gradients: [[Double]]) {
+    let tensors = inputs.map { input in
+      var tensor = backend.tensor(input.values, input.shape)
+      tensor.slot = GradientSlot(shape: input.shape, backend: backend)
+      return tensor
+    }
+    let (output, tape) = backend.recording { op(tensors) }
+    cotangent = randomFloats(output.count, seed: 99)
+    output.slot?.accumulate(backend.tensor(cotangent, output.shape))
+    tape.backward()
+    return (values(output), tensors.map { $0.slot?.gradient.map(values) ?? [] })
   }
-  let (output, tape) = backend.recording { op(tensors) }
-  let values = inputs.map { $0.values.map(Double.init) }
-  let expected = twin(values)
+  let (found, expected) = (run(fast) { $0.toArray().map(Double.init) }, run(reference, reference.doubles))
   var report = GradientReport()
-  report.output = relativeError(output.toArray(), expected.map(Float.init))
-  let cotangent = randomFloats(output.count, seed: 99)
-  output.slot?.accumulate(backend.tensor(cotangent, output.shape))
-  tape.backward()
+  report.output = relativeError(found.output, expected.output, least: 0)
+  // A gradient that vanishes (attention to a single key) is measured against a hundredth of what flows in: it is a
+  // difference of terms that large.
   let inflow = cotangent.reduce(0.0) { $0 + Double($1) * Double($1) }.squareRoot()
   for (index, input) in inputs.enumerated() {
-    guard let gradient = tensors[index].slot?.gradient?.toArray() else {
-      report.gradients[input.name] = .infinity
-      continue
-    }
-    let norm = gradient.reduce(0.0) { $0 + Double($1) * Double($1) }.squareRoot()
+    let gradient = expected.gradients[index]
+    report.gradients[input.name] =
+      gradient.count == input.values.count && found.gradients[index].count == gradient.count
+      ? relativeError(found.gradients[index], gradient, least: 1e-2 * inflow) : .infinity
+    guard gradient.count == input.values.count else { continue }
+    let norm = gradient.reduce(0) { $0 + $1 * $1 }.squareRoot()
     var worst = norm.isFinite ? 0.0 : .infinity
-    for trial in 0..<3 {
+    for trial in 0..<2 {
       let direction = randomFloats(input.values.count, seed: UInt64(1000 + trial)).map(Double.init)
       let length = direction.reduce(0) { $0 + $1 * $1 }.squareRoot()
-      let step = 1e-5
+      let step = 2e-6
       func loss(_ sign: Double) -> Double {
-        var moved = values
-        for i in direction.indices { moved[index][i] += sign * step * direction[i] }
-        return zip(twin(moved), cotangent).reduce(0) { $0 + $1.0 * Double($1.1) }
+        let tensors = inputs.enumerated().map { place, input in
+          let moved = place == index ? direction.map { sign * step * $0 } : nil
+          let values = input.values.indices.map { Double(input.values[$0]) + (moved?[$0] ?? 0) }
+          return reference.tensor(doubles: values, input.shape)
+        }
+        return zip(reference.doubles(op(tensors)), cotangent).reduce(0) { $0 + $1.0 * Double($1.1) }
       }
       let numeric = (loss(1) - loss(-1)) / (2 * step)
-      let analytic = zip(gradient, direction).reduce(0) { $0 + Double($1.0) * $1.1 }
-      // A random direction sees a share of about |u| / √n of the gradient's norm. A gradient that vanishes (attention
-      // to a single key) is measured against a hundredth of what flows in: it is a difference of terms that large.
+      let analytic = zip(gradient, direction).reduce(0) { $0 + $1.0 * $1.1 }
+      // A random direction sees a share of about |u| / √n of the gradient's norm.
       let share = length / Double(direction.count).squareRoot()
       worst = max(worst, abs(numeric - analytic) / (max(norm, 1e-2 * inflow) * share))
     }
-    report.gradients[input.name] = worst
+    report.differences[input.name] = worst
   }
   return report
+}
+
+/// Relative errors of what `body` returns on CPUBackend, over poisoned memory, against the same on
+/// ``ReferenceBackend``.
+package func compareWithReference(threads: Int = 2, _ body: (any Backend) -> [Tensor]) -> [Double] {
+  let (fast, reference) = (CPUBackend(threads: threads), ReferenceBackend())
+  fast.poisonsNewTensors = true
+  let (found, expected) = (body(fast), body(reference))
+  precondition(found.count == expected.count, "\(found.count) results against \(expected.count)")
+  return zip(found, expected).map { relativeError($0.toArray().map(Double.init), reference.doubles($1), least: 0) }
 }

@@ -37,13 +37,17 @@ struct Attention: TokenMixer {
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
     let n = x.rows
     func rotated(_ x: Tensor, _ heads: Int) -> Tensor {
-      rotaryEmbedding(x.reshaped([n, heads, size]), positions: batch.positions, theta: theta)
+      rotaryEmbedding(x.reshaped([n, heads, size]), layout: batch.layout, theta: theta)
     }
     let queries = rotated(q(x), heads)
     var keys = rotated(k(x), groups)
     var values = v(x).reshaped([n, groups, size])
-    var spans = batch.spans(window: window)
-    if let cache = cache as? KeyValueCache { (keys, values, spans) = cache.append(keys, values, batch.segments) }
+    let spans: AttentionSpans
+    if let cache = cache as? KeyValueCache {
+      (keys, values, spans) = cache.append(keys, values, batch.layout)
+    } else {
+      spans = batch.spans(window: window)
+    }
     let mixed = attention(queries, keys, values, spans: spans)
     return o(mixed.reshaped([n, heads * size]))
   }
@@ -109,9 +113,9 @@ final class KeyValueCache: MixerCache {
   /// Adds the rows of every segment to its sequence, and returns all keys and values and which of them each segment's
   /// queries may see.
   func append(
-    _ newKeys: Tensor, _ newValues: Tensor, _ segments: Segments
-  ) -> (keys: Tensor, values: Tensor, spans: [AttentionSpan]) {
-    let ranges = segments.ranges
+    _ newKeys: Tensor, _ newValues: Tensor, _ layout: Layout
+  ) -> (keys: Tensor, values: Tensor, spans: AttentionSpans) {
+    let ranges = layout.segments.ranges
     precondition(ranges.count == counts.count, "\(ranges.count) segments for \(counts.count) sequences")
     if zip(counts, ranges).contains(where: { $0 + $1.count > capacity }) {
       let kept = counts.map { min($0, window.map { $0 - 1 } ?? $0) }
@@ -119,15 +123,28 @@ final class KeyValueCache: MixerCache {
       let room = needed <= capacity ? capacity : window.map { needed + $0 } ?? needed + needed / 2
       relocate(Array(counts.indices), capacity: room, kept: kept)
     }
-    var spans: [AttentionSpan] = []
     for (sequence, range) in ranges.enumerated() where !range.isEmpty {
       let start = sequence * capacity
       let filled = start + counts[sequence]
       backend.copy(newKeys.rows(range), into: keys.rows(filled..<filled + range.count))
       backend.copy(newValues.rows(range), into: values.rows(filled..<filled + range.count))
       counts[sequence] += range.count
-      spans.append(AttentionSpan(queries: range, keys: start..<start + counts[sequence], window: window))
     }
-    return (keys, values, spans)
+    let place = Place(counts: counts, capacity: capacity, window: window)
+    return (keys, values, layout.spans(place) { place.spans(ranges) })
+  }
+
+  /// Where the keys lie: layers whose caches agree in it share their spans.
+  private struct Place: Hashable {
+    let counts: [Int]
+    let capacity: Int
+    let window: Int?
+
+    func spans(_ queries: [Range<Int>]) -> [AttentionSpan] {
+      queries.enumerated().filter { !$0.element.isEmpty }.map { sequence, range in
+        let start = sequence * capacity
+        return AttentionSpan(queries: range, keys: start..<start + counts[sequence], window: window)
+      }
+    }
   }
 }

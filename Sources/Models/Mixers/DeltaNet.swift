@@ -51,8 +51,8 @@ struct DeltaNet: TokenMixer {
     let cache = cache as? RecurrentCache
     func convolved(_ projected: Tensor, _ index: Int, _ size: Int) -> Tensor {
       let y = shortConvolution(
-        projected, weight: convolutions[index].value, segments: batch.segments, history: cache?.histories[index])
-      cache?.remember(projected, in: index, batch.segments)
+        projected, weight: convolutions[index].value, layout: batch.layout, history: cache?.histories[index])
+      cache?.remember(projected, in: index, batch.layout.segments)
       return y.reshaped([n, shape.heads, size])
     }
     let queries = normalizeLength(convolved(q(x), 0, shape.keySize))
@@ -60,7 +60,7 @@ struct DeltaNet: TokenMixer {
     let values = convolved(v(x), 2, shape.valueSize)
     func mixed(_ g: Tensor, _ beta: Tensor) -> Tensor {
       gatedDeltaRule(
-        q: queries, k: keys, v: values, g: g, beta: beta, segments: batch.segments, initial: cache?.state,
+        q: queries, k: keys, v: values, g: g, beta: beta, layout: batch.layout, initial: cache?.state,
         final: cache?.state)
     }
     guard let gating else {

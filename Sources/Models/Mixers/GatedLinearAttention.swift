@@ -38,7 +38,7 @@ struct GatedLinearAttention: TokenMixer {
     let gates = apply(.logSigmoid(scale: 1 / Self.gateNormalizer), gate2(gate1(x)))
     let mixed = decayedAttention(
       q: heads(q(x), shape.keySize), k: heads(k(x), shape.keySize), v: heads(v(x), shape.valueSize),
-      g: heads(gates, shape.keySize), scale: 1 / Float(shape.keySize).squareRoot(), segments: batch.segments,
+      g: heads(gates, shape.keySize), scale: 1 / Float(shape.keySize).squareRoot(), layout: batch.layout,
       initial: cache?.state, final: cache?.state)
     return o(gatedRMSNorm(mixed, gate: g(x), weight: norm.weight.value, epsilon: norm.epsilon))
   }

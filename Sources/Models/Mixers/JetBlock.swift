@@ -50,12 +50,12 @@ struct JetBlock: TokenMixer {
     let projected = v(x)
     let kernels = kernel2(silu(kernel1(x))).reshaped([n, values, shape.convolutionSize])
     let convolved = dynamicConvolution(
-      projected, kernels: kernels, segments: batch.segments, history: cache?.histories[0])
+      projected, kernels: kernels, layout: batch.layout, history: cache?.histories[0])
     let gates = decayGate(a: a(x), b: b(x), aLog: aLog.value, dtBias: dtBias.value)
     let mixed = gatedDeltaRule(
       q: queries, k: keys, v: convolved.reshaped([n, heads, shape.valueSize]), g: gates.g,
-      beta: gates.beta, segments: batch.segments, initial: cache?.state, final: cache?.state)
-    cache?.remember(projected, batch.segments)
+      beta: gates.beta, layout: batch.layout, initial: cache?.state, final: cache?.state)
+    cache?.remember(projected, batch.layout.segments)
     return o(gatedRMSNorm(mixed, gate: g(x), weight: norm.weight.value, epsilon: norm.epsilon))
   }
 

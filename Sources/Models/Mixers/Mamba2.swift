@@ -44,9 +44,9 @@ struct Mamba2: TokenMixer {
     let step = apply(
       .softplus, addBias(columns(projected, 2 * inner + 2 * states..<projected.columns), dtBias.value))
     let convolved = shortConvolution(
-      mixedInput, weight: convolution.value, bias: convolutionBias.value, segments: batch.segments,
+      mixedInput, weight: convolution.value, bias: convolutionBias.value, layout: batch.layout,
       history: cache?.histories[0])
-    cache?.remember(mixedInput, batch.segments)
+    cache?.remember(mixedInput, batch.layout.segments)
     let values = columns(convolved, 0..<inner)
     func group(_ first: Int) -> Tensor {
       let part = columns(convolved, first..<first + states).reshaped([n, shape.groups, shape.keySize])
@@ -55,7 +55,7 @@ struct Mamba2: TokenMixer {
     let stepped = scaleRows(values.reshaped([n, heads, shape.valueSize]), by: step)
     let decay = scaleColumns(step, by: apply(.negativeExponential, aLog.value))
     let mixed = decayedAttention(
-      q: group(inner + states), k: group(inner), v: stepped, g: decay, scale: 1, segments: batch.segments,
+      q: group(inner + states), k: group(inner), v: stepped, g: decay, scale: 1, layout: batch.layout,
       initial: cache?.state, final: cache?.state)
     let y = add(mixed.reshaped([n, inner]), scaleColumns(values, by: skip.value))
     return output(normalized(swiGLU(gate: gate, up: y)))
@@ -65,7 +65,7 @@ struct Mamba2: TokenMixer {
   private func normalized(_ x: Tensor) -> Tensor {
     guard shape.groups > 1 else { return rmsNorm(x, weight: norm.weight.value, epsilon: norm.epsilon) }
     let size = inner / shape.groups
-    let ones = x.backend.tensor([Float](repeating: 1, count: size), [size])
+    let ones = x.backend.filled([size], with: 1)
     let rows = rmsNorm(x.reshaped([x.rows * shape.groups, size]), weight: ones, epsilon: norm.epsilon)
     return scaleColumns(rows.reshaped(x.shape), by: norm.weight.value)
   }

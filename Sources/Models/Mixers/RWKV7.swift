@@ -63,8 +63,8 @@ struct RWKV7: TokenMixer {
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
     let n = x.rows
     let cache = cache as? RecurrentCache
-    let change = tokenShift(x, segments: batch.segments, history: cache?.histories[0])
-    cache?.remember(x, batch.segments)
+    let change = tokenShift(x, layout: batch.layout, history: cache?.histories[0])
+    cache?.remember(x, batch.layout.segments)
     func mixed(_ index: Int) -> Tensor { add(x, scaleColumns(change, by: mixes[index].value)) }
     func heads(_ x: Tensor) -> Tensor { x.reshaped([n, shape.heads, shape.keySize]) }
     let (receptance, values) = (r(mixed(0)), v(mixed(3)))
@@ -77,7 +77,7 @@ struct RWKV7: TokenMixer {
     let y = diagonalPlusLowRank(
       q: heads(receptance), k: heads(written), v: heads(values), alpha: removed,
       beta: multiply(removed, heads(apply(.scaledSigmoid(scale: -1), rates))), g: heads(gates), scale: 1,
-      segments: batch.segments, initial: cache?.state, final: cache?.state)
+      layout: batch.layout, initial: cache?.state, final: cache?.state)
     let normed = standardize(y, epsilon: Float(shape.keySize) * shape.epsilon).reshaped([n, values.columns])
     let affine = addBias(scaleColumns(normed, by: normWeight.value), normBias.value)
     let agreement = rowProducts(heads(scaleColumns(receptance, by: bonus.value)), heads(written))

@@ -29,15 +29,22 @@ struct Retention: TokenMixer {
     let n = x.rows
     let cache = cache as? RecurrentCache
     func rotated(_ x: Tensor) -> Tensor {
-      rotaryEmbedding(x.reshaped([n, shape.heads, shape.keySize]), positions: batch.positions, theta: 10_000)
+      rotaryEmbedding(x.reshaped([n, shape.heads, shape.keySize]), layout: batch.layout, theta: 10_000)
     }
-    let decays = (0..<shape.heads).map { Float(log1p(-exp2(-5 - Double($0)))) }
-    let gates = x.backend.tensor((0..<n).flatMap { _ in decays }, [n, shape.heads])
+    let gates = batch.layout.table(Gates(heads: shape.heads)) {
+      let decays = (0..<shape.heads).map { Float(log1p(-exp2(-5 - Double($0)))) }
+      return x.backend.tensor((0..<n).flatMap { _ in decays }, [n, shape.heads])
+    }
     let mixed = decayedAttention(
       q: rotated(q(x)), k: rotated(k(x)), v: v(x).reshaped([n, shape.heads, shape.valueSize]), g: gates,
-      scale: 1 / Float(shape.keySize).squareRoot(), segments: batch.segments, initial: cache?.state, final: cache?.state
+      scale: 1 / Float(shape.keySize).squareRoot(), layout: batch.layout, initial: cache?.state, final: cache?.state
     )
     return o(gatedRMSNorm(mixed, gate: g(x), weight: norm.weight.value, epsilon: norm.epsilon))
+  }
+
+  /// The gates of a batch, which all layers of as many heads share.
+  private struct Gates: Hashable {
+    let heads: Int
   }
 
   func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {

@@ -1,4 +1,3 @@
-import CPUBackend
 import Checkpointing
 import Files
 import Foundation
@@ -33,7 +32,7 @@ package enum RunOutcome {
 package final class Trainer {
   private let job: Job
   private let world: Communicator
-  private let backend: CPUBackend
+  private let backend: any Backend
   private let models: ModelSetup
   private let plans: [DataPlan]
   private var run: RunFolder
@@ -55,7 +54,7 @@ package final class Trainer {
   ///
   /// - Parameter isQuiet: keep progress to itself
   package init(
-    _ job: Job, world: Communicator, backend: CPUBackend, resume: ResumePolicy, isQuiet: Bool = false
+    _ job: Job, world: Communicator, backend: any Backend, resume: ResumePolicy, isQuiet: Bool = false
   ) throws {
     self.job = job
     self.isQuiet = isQuiet
@@ -115,7 +114,7 @@ package final class Trainer {
 
   /// The same bits come only from the same matrix products: says when hosts have different ones.
   private func compareKernels() throws {
-    let all = try world.allGather(Array(CPUBackend.matrixKernels.utf8)).map { String(decoding: $0, as: UTF8.self) }
+    let all = try world.allGather(Array(backend.kernelIdentity.utf8)).map { String(decoding: $0, as: UTF8.self) }
     guard let other = all.indices.first(where: { all[$0] != all[0] }) else { return }
     say(
       "WARNING: OpenBLAS uses the kernels of \(all[0]) on rank 0 and of \(all[other]) on rank \(other); the result depends on "
@@ -166,10 +165,10 @@ package final class Trainer {
     say(
       "resuming \(run.path) from step \(position.step), saved by \(checkpoint.manifest.worldSize) ranks, on \(world.size)"
     )
-    if let kernels = checkpoint.manifest.job["matrix_kernels"], kernels != CPUBackend.matrixKernels {
+    if let kernels = checkpoint.manifest.job["matrix_kernels"], kernels != backend.kernelIdentity {
       say(
         "WARNING: the checkpoint was made with OpenBLAS's kernels of \(kernels), the run goes on with those of "
-          + "\(CPUBackend.matrixKernels): not to the same bits (OPENBLAS_CORETYPE)")
+          + "\(backend.kernelIdentity): not to the same bits (OPENBLAS_CORETYPE)")
     }
   }
 
@@ -233,7 +232,7 @@ package final class Trainer {
     let rate = Machine.matrixRate(backend)
     say(
       "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
-        + "\(world.size) ranks × \(backend.pool.threadCount) threads, \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)"
+        + "\(world.size) ranks × \(backend.deviceDescription), \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)"
     )
     var operations = estimatedOperations()
     // A run that was stopped while it validated does so first when it goes on, so that its log lacks nothing.
@@ -347,11 +346,16 @@ package final class Trainer {
   private func checkReplicas() throws {
     try runner.settle()
     if FailPoint.flips(.replicas) {
-      let values = runner.arena.values.floats
-      values[0] = Float(bitPattern: values[0].bitPattern ^ 1)
+      let first = runner.arena.values.elements(0..<1)
+      first.upload(first.toArray().map { Float(bitPattern: $0.bitPattern ^ 1) })
     }
     let parameters = models.student.store.parameters + (models.teacher?.store.parameters ?? [])
-    let mine = parameters.reduce(0 as UInt64) { $0 &* 31 &+ digest($1.value.hostBytes) }
+    var mine: UInt64 = 0
+    for parameter in parameters {
+      var digest = StateDigest()
+      parameter.value.backend.read(parameter.value) { digest.update($0) }
+      mine = mine &* 31 &+ digest.value
+    }
     let all = try world.allGather(withUnsafeBytes(of: mine) { Array($0) })
     let counts = Dictionary(all.map { ($0, 1) }, uniquingKeysWith: +)
     guard counts.count > 1 else { return }
@@ -510,7 +514,7 @@ package final class Trainer {
     var now = identity
     now.plans = Self.orders(of: plans, job, at: position)
     let (position, size, spikes) = (position, world.size, spikes.state)
-    let fields = try job.manifestFields(student: models.student.configuration, kernels: CPUBackend.matrixKernels)
+    let fields = try job.manifestFields(student: models.student.configuration, kernels: backend.kernelIdentity)
     try saver.begin(state.slices(isCoordinator: world.isCoordinator), step: position.step) { [now] shards in
       CheckpointManifest(
         step: position.step, tokens: position.tokens, phase: position.phase, phaseStep: position.phaseStep,

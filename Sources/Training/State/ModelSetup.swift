@@ -85,7 +85,7 @@ package struct ModelSetup {
     var hasher = SHA256()
     for parameter in model.store.parameters where isIncluded(parameter) {
       hasher.update(parameter.name)
-      hasher.update(parameter.value.hostBytes)
+      parameter.value.backend.read(parameter.value) { hasher.update($0) }
     }
     return hasher.finish()
   }

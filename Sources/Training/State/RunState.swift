@@ -64,7 +64,7 @@ struct RunState {
         let range = offset + elements.lowerBound..<offset + elements.upperBound
         for (part, local) in runner.optimizer.parts(of: range) {
           let source = part.lowerBound - range.lowerBound
-          moment.rows(local).set(UnsafeBufferPointer(rebasing: values[source..<source + part.count]))
+          moment.rows(local).upload(UnsafeBufferPointer(rebasing: values[source..<source + part.count]))
         }
       }
     }

@@ -34,13 +34,13 @@ package struct StepEstimate {
     let backend = ShapeBackend()
     let teacherModel = teacher.map { configuration in
       let model = HybridLM(configuration)
-      model.initialize(seed: 0, backend: backend)
+      model.allocate(on: backend)
       return model
     }
     let model = HybridLM(student)
     // A student shares what it inherits with its teacher; a shape that differs is reported elsewhere.
     if let teacherModel { try? model.inherit(from: teacherModel) }
-    model.initialize(seed: 0, backend: backend)
+    model.allocate(on: backend)
     var runner: StepRunner?
     var saveBytes = 0
     return phases.map { phase in

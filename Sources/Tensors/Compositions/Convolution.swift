@@ -1,0 +1,68 @@
+/// Convolutions composed of the core's, whose taps differ from token to token: fixed taps are the same for each.
+extension Backend {
+  package func dynamicConvolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {
+    convolve(x, kernels: kernels, layout: layout, history: history, into: y)
+    apply(.silu, y, into: y)
+  }
+
+  package func dynamicConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor
+  ) {
+    let du = empty(x.shape)
+    convolve(x, kernels: kernels, layout: layout, history: nil, into: du)
+    applyBackward(.silu, dy, x: du, y: activated(du), into: du)
+    convolveBackward(du, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
+  }
+
+  package func shortConvolve(
+    _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor
+  ) {
+    convolve(x, kernels: everywhere(weight, x.rows), layout: layout, history: history, into: y)
+    if let bias { addBias(bias, to: y) }
+    apply(.silu, y, into: y)
+  }
+
+  package func shortConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, dx: Tensor, dWeight: Tensor,
+    dBias: Tensor?
+  ) {
+    let kernels = everywhere(weight, x.rows)
+    let (du, dKernels) = (empty(x.shape), empty(kernels.shape))
+    convolve(x, kernels: kernels, layout: layout, history: nil, into: du)
+    if let bias { addBias(bias, to: du) }
+    applyBackward(.silu, dy, x: du, y: activated(du), into: du)
+    convolveBackward(du, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
+    sumRows(dKernels, into: dWeight, adds: false)
+    if let dBias { sumRows(du, into: dBias, adds: false) }
+  }
+
+  package func shiftTokens(_ x: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {
+    // The convolution knows four tokens before a segment, the shift one.
+    let padded = history.map { history in
+      let (sequences, channels) = (history.rows, history.columns)
+      let padded = empty([sequences, 4 * channels])
+      addColumns(history.reshaped([sequences, channels]), into: padded, 3 * channels..<4 * channels, adds: false)
+      return padded.reshaped([sequences, 4, channels])
+    }
+    convolve(x, kernels: shiftTaps(x), layout: layout, history: padded, into: y)
+  }
+
+  package func shiftTokensBackward(_ dy: Tensor, layout: Layout, into dx: Tensor) {
+    convolveBackward(dy, dy, kernels: shiftTaps(dy), layout: layout, dx: dx, dKernels: nil)
+  }
+
+  /// One tap of the token before, minus one of the token itself.
+  private func shiftTaps(_ x: Tensor) -> Tensor {
+    let taps = (0..<x.columns).flatMap { _ in [0, 0, 1, -1] as [Float] }
+    return everywhere(tensor(taps, [x.columns, 4]), x.rows)
+  }
+
+  /// The taps `[C, …, 4]` for each of `tokens` tokens.
+  private func everywhere(_ taps: Tensor, _ tokens: Int) -> Tensor {
+    let kernels = empty([tokens, taps.count])
+    multiply(
+      filled([tokens, 1], with: 1), transposed: false, taps.reshaped([1, taps.count]), transposed: false,
+      into: kernels, alpha: 1, adds: false)
+    return kernels.reshaped([tokens, taps.count / 4, 4])
+  }
+}

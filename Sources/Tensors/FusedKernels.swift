@@ -1,0 +1,82 @@
+/// What backends compute in one go where they can. Each has a composition of ``Kernels`` to begin with
+/// (Sources/Tensors/Compositions), so that a new backend runs everything and grows; conventions are those of the core.
+package protocol FusedKernels: AnyObject {
+  /// out = x + y
+  func sum(_ x: Tensor, _ y: Tensor, into out: Tensor)
+  /// y[n, o] += bias[o]
+  func addBias(_ bias: Tensor, to y: Tensor)
+  /// sums[d] = Σ_n x[n, d]
+  func sumRows(_ x: Tensor, into sums: Tensor, adds: Bool)
+  /// y = SiLU(gate) · up
+  func swiGLU(gate: Tensor, up: Tensor, into y: Tensor)
+  func swiGLUBackward(_ dy: Tensor, gate: Tensor, up: Tensor, dGate: Tensor, dUp: Tensor)
+  /// y[n, h] = x[n, h · G / H] for x [N, G, K] and y [N, H, K].
+  func repeatHeads(_ x: Tensor, into y: Tensor)
+  func repeatHeadsBackward(_ dy: Tensor, into dx: Tensor)
+  /// losses[n] = mean_d (x − target)²; dx = seed · 2 (x − target) / D, or added.
+  func squaredError(
+    _ x: Tensor, target: Tensor, seed: Float, losses: Tensor, into dx: Tensor?, adds: Bool)
+
+  /// y = x / rms(x) · weight over the last dimension; `inverse` [rows] keeps 1 / rms.
+  func normalize(_ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)
+  func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, into dx: Tensor?, adds: Bool,
+    dWeight: Tensor?, addsWeight: Bool)
+  /// y = normalize(x) · SiLU(gate), rows of one head each.
+  func gatedNormalize(
+    _ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)
+  func gatedNormalizeBackward(
+    _ dy: Tensor, _ x: Tensor, gate: Tensor, weight: Tensor, inverse: Tensor, dx: Tensor, dGate: Tensor,
+    dWeight: Tensor?, addsWeight: Bool)
+  /// y = x / √(Σ x² + epsilon) over the last dimension.
+  func normalizeLength(_ x: Tensor, epsilon: Float, into y: Tensor)
+  func normalizeLengthBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor)
+  /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over the last dimension.
+  func siluNormalize(_ x: Tensor, epsilon: Float, into y: Tensor)
+  func siluNormalizeBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor)
+  /// y = (x − mean) / √(variance + epsilon) over the last dimension; `inverse` [rows] keeps 1 / √….
+  func standardize(_ x: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)
+  func standardizeBackward(_ dy: Tensor, y: Tensor, inverse: Tensor, into dx: Tensor)
+
+  /// y[t, c] = SiLU(Σ_w kernels[t, c, w] · x[t − 3 + w, c]) within each segment; `history` as for `convolve`.
+  func dynamicConvolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into y: Tensor)
+  func dynamicConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor)
+  /// y[t, c] = SiLU(bias[c] + Σ_w weight[c, w] · x[t − 3 + w, c]) within each segment; `history` as for `convolve`.
+  func shortConvolve(
+    _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor)
+  func shortConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, dx: Tensor, dWeight: Tensor,
+    dBias: Tensor?)
+  /// y[t] = x[t − 1] − x[t] within each segment; before its first token is zero, or the last row of its `history`
+  /// [segments, 1, C].
+  func shiftTokens(_ x: Tensor, layout: Layout, history: Tensor?, into y: Tensor)
+  func shiftTokensBackward(_ dy: Tensor, layout: Layout, into dx: Tensor)
+
+  /// g = −exp(aLog) · softplus(a + dtBias), beta = sigmoid(b); a, b, g, beta [N, H].
+  func decayGate(a: Tensor, b: Tensor, aLog: Tensor, dtBias: Tensor, g: Tensor, beta: Tensor)
+  func decayGateBackward(
+    dG: Tensor, dBeta: Tensor, a: Tensor, beta: Tensor, aLog: Tensor, dtBias: Tensor, dA: Tensor,
+    dB: Tensor, dALog: Tensor, dDtBias: Tensor)
+
+  /// The gated delta rule (see `Ops/GatedDeltaRule.swift`). q, k [N, H, K], v, o [N, H, V], g, beta [N, H]; states and
+  /// the returned value as for `diagonalPlusLowRank`.
+  func gatedDeltaRule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float, layout: Layout, initial: Tensor?,
+    o: Tensor, final: Tensor?, saves: Bool
+  ) -> SavedState?
+  func gatedDeltaRuleBackward(
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: Float,
+    layout: Layout, saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dBeta: Tensor,
+    dInitial: Tensor?)
+
+  /// Linear attention whose state decays (see `Ops/DecayedAttention.swift`). q, k [N, H, K], v, o [N, H, V], g [N, H] or
+  /// [N, H, K]; states and the returned value as for `diagonalPlusLowRank`.
+  func decayedAttention(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout, initial: Tensor?, o: Tensor,
+    final: Tensor?, saves: Bool
+  ) -> SavedState?
+  func decayedAttentionBackward(
+    dO: Tensor, dFinal: Tensor?, q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout,
+    saved: SavedState, dQ: Tensor, dK: Tensor, dV: Tensor, dG: Tensor, dInitial: Tensor?)
+}

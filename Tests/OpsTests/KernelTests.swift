@@ -1,0 +1,131 @@
+import CPUBackend
+import Foundation
+import Ops
+import Tensors
+import TestSupport
+import Testing
+
+/// Kernels that no op reaches on its own, or that ops reach in one of several ways, against ``ReferenceBackend`` at odd
+/// sizes, outputs poisoned with NaN.
+@Suite struct KernelTests {
+  /// Cross-entropy without a teacher, and rows that do not count.
+  @Test(arguments: [1, 15, 101]) func vocabularyLossWithoutTeacherMatches(vocabulary: Int) {
+    let errors = compareWithReference { backend in
+      let logits = backend.tensor(randomFloats(7 * vocabulary, seed: 8).map { $0 * 5 }, [7, vocabulary])
+      let (crossEntropy, kl) = (backend.empty([7]), backend.empty([7]))
+      let labels = (0..<7).map { $0 == 2 ? Int32(-100) : Int32($0 % vocabulary) }
+      backend.vocabularyLoss(
+        logits: logits, teacherLogits: nil, labels: backend.tensor(labels), crossEntropyScale: 0.25, klScale: 0,
+        crossEntropy: crossEntropy, kl: kl)
+      return [logits, crossEntropy, kl]
+    }
+    #expect(errors.allSatisfy { $0 < 2e-6 }, "\(errors)")
+  }
+
+  /// The core's convolution has no op of its own: only compositions are made of it.
+  @Test(arguments: [1, 3, 64, 65], [1, 16, 33]) func convolutionMatches(tokens: Int, channels: Int) {
+    func random(_ backend: any Backend, _ shape: [Int], _ seed: UInt64) -> Tensor {
+      backend.tensor(randomFloats(shape.reduce(1, *), seed: seed), shape)
+    }
+    let errors = compareWithReference { backend in
+      let n = tokens + 2
+      let layout = Layout(Segments([0..<tokens, tokens..<n]), on: backend)
+      let (x, kernels) = (random(backend, [n, channels], 1), random(backend, [n, channels, 4], 2))
+      let (u, v) = (backend.empty([n, channels]), backend.empty([n, channels]))
+      backend.convolve(x, kernels: kernels, layout: layout, history: nil, into: u)
+      backend.convolve(x, kernels: kernels, layout: layout, history: random(backend, [2, 4, channels], 3), into: v)
+      let (dx, dKernels, dy) = (backend.empty(x.shape), backend.empty(kernels.shape), backend.empty(x.shape))
+      let du = random(backend, [n, channels], 4)
+      backend.convolveBackward(du, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
+      backend.convolveBackward(du, du, kernels: kernels, layout: layout, dx: dy, dKernels: nil)
+      return [u, v, dx, dKernels, dy]
+    }
+    #expect(errors.allSatisfy { $0 < 1e-6 }, "\(errors)")
+  }
+
+  /// What continues caches: convolutions and shifts that know the tokens before.
+  @Test(arguments: [1, 2, 5, 64], [1, 17]) func historiesMatch(tokens: Int, channels: Int) {
+    let errors = compareWithReference { backend in
+      func random(_ shape: [Int], _ seed: UInt64) -> Tensor {
+        backend.tensor(randomFloats(shape.reduce(1, *), seed: seed), shape)
+      }
+      let n = tokens + 3
+      let layout = Layout(Segments([0..<tokens, tokens..<tokens, tokens..<n]), on: backend)
+      let (x, past) = (random([n, channels], 1), random([3, 4, channels], 2))
+      return [
+        dynamicConvolution(x, kernels: random([n, channels, 4], 3), layout: layout, history: past),
+        shortConvolution(
+          x, weight: random([channels, 1, 4], 4), bias: random([channels], 5), layout: layout, history: past),
+        tokenShift(x, layout: layout, history: random([3, 1, channels], 6)),
+      ]
+    }
+    #expect(errors.allSatisfy { $0 < 2e-6 }, "\(errors)")
+  }
+
+  @Test(arguments: [1, 63, 65, 1009]) func optimizerMatches(count: Int) {
+    let errors = compareWithReference { backend in
+      func random(_ seed: UInt64) -> Tensor { backend.tensor(randomFloats(count, seed: seed), [count]) }
+      let (w, g, m) = (random(1), random(2), random(3))
+      let v = backend.tensor(randomFloats(count, seed: 4).map { $0 * $0 }, [count])
+      backend.adamW(
+        parameters: w, gradients: g, moment1: m, moment2: v,
+        step: AdamWStep(
+          learningRate: 0.01, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: 0.1, step: 3, gradientScale: 0.5))
+      let sums = backend.sumsOfSquares(g, blockSize: 64)
+      return [w, m, v, backend.tensor(sums.map(Float.init), [sums.count])]
+    }
+    #expect(errors.allSatisfy { $0 < 1e-6 }, "\(errors)")
+  }
+
+  /// One query a span, over keys that end to end are of different lengths: the kernel of decoding.
+  @Test(arguments: [1, 5, 512, 513, 1300], [nil, 1, 7, 600]) func decodingAttentionMatches(keys: Int, window: Int?) {
+    let (heads, groups, size, sequences) = (6, 2, 10, 3)
+    let lengths = (0..<sequences).map { max(1, keys - $0 * 3) }
+    let errors = compareWithReference { backend in
+      func random(_ shape: [Int], _ seed: UInt64) -> Tensor {
+        backend.tensor(randomFloats(shape.reduce(1, *), seed: seed), shape)
+      }
+      let (q, k) = (random([sequences, heads, size], 3), random([sequences * keys, groups, size], 1))
+      let (o, logSums) = (backend.empty(q.shape), backend.empty([sequences, heads]))
+      backend.attend(
+        q, k, random([sequences * keys, groups, size], 2),
+        spans: AttentionSpans(
+          (0..<sequences).map {
+            AttentionSpan(queries: $0..<$0 + 1, keys: $0 * keys..<$0 * keys + lengths[$0], window: window)
+          }), into: o, logSums: logSums)
+      return [o, logSums]
+    }
+    #expect(errors.allSatisfy { $0 < 2e-6 }, "\(errors)")
+  }
+
+  @Test(arguments: [1, 2, 3, 4, 7, 17, 70], [(1, 1), (31, 5), (32, 64), (100, 33), (1100, 600)])
+  func bfloat16ProductsMatch(rows: Int, shape: (Int, Int)) {
+    let (inner, columns) = shape
+    let backend = CPUBackend(threads: 2)
+    backend.poisonsNewTensors = true
+    // Values that bfloat16 holds exactly, so that float32 must give the same up to the order of sums.
+    let values = randomFloats(inner * columns, seed: 4).map { Float(bitPattern: $0.bitPattern & 0xFFFF_0000) }
+    let wide = backend.tensor(values, [columns, inner])
+    let narrow = backend.empty([columns, inner], .bfloat16)
+    values.map { UInt16($0.bitPattern >> 16) }.withUnsafeBytes { backend.upload($0, into: narrow).wait() }
+    #expect(narrow.toArray() == values)
+    let x = backend.tensor(randomFloats(rows * inner, seed: 5), [rows, inner])
+    let dy = backend.tensor(randomFloats(rows * columns, seed: 6), [rows, columns])
+    let start = randomFloats(rows * max(inner, columns), seed: 7)
+    for adds in [false, true] {
+      func product(_ a: Tensor, _ w: Tensor, transposed: Bool, _ size: Int) -> [Float] {
+        let out = backend.empty([rows, size])
+        if adds { out.upload(Array(start[..<out.count])) }
+        backend.multiply(a, transposed: false, w, transposed: transposed, into: out, alpha: 0.5, adds: adds)
+        return out.toArray()
+      }
+      for (a, transposed, size) in [(x, true, columns), (dy, false, inner)] {
+        let error = relativeError(
+          product(a, narrow, transposed: transposed, size), product(a, wide, transposed: transposed, size))
+        #expect(error < 2e-6, "\(transposed) \(adds): \(error)")
+      }
+    }
+    let ids = backend.tensor([Int32(columns - 1), 0])
+    #expect(embedding(narrow, ids).toArray() == embedding(wide, ids).toArray())
+  }
+}
