@@ -34,6 +34,7 @@ let package = Package(
     .target(name: "Tensors"),
     .target(
       name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
+    .target(name: "Fabric", dependencies: ["CPUBackend", "MPI", "Tensors"]),
     .target(name: "Ops", dependencies: ["Tensors"]),
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
@@ -53,7 +54,7 @@ let package = Package(
       name: "Training",
       dependencies: [
         "CStack",
-        "Checkpointing", "Conversion", "CPUBackend", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
+        "Checkpointing", "Conversion", "Fabric", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
         "Reporting", "Tensors", "Tokenizers", "TokenStreams", yams,
       ]),
     .target(

@@ -11,6 +11,8 @@ package protocol Backend: Memory, Kernels, FusedKernels {
   var kernelIdentity: String { get }
   /// Float multiply-adds times two that this backend was asked for since it began.
   var operations: Double { get }
+  /// Another backend on the same device, for what a second thread asks of it: a backend serves one thread.
+  func companion() -> any Backend
 }
 
 extension Backend {

@@ -53,13 +53,6 @@ struct PlanCommand: ParsableCommand {
         if phase == job.phases.first {
           print("student \(Format.count(Double(estimate.parameters))) parameters (\(estimate.parameters))")
         }
-        for batch in [phase.globalBatch] + phase.changes.compactMap(\.globalBatch) {
-          let perRank = batch / phase.microBatch / ranks
-          guard perRank & (perRank - 1) != 0 else { continue }
-          print(
-            "note: phase \(phase.name) has \(perRank) micro-batches a rank, not a power of two: the run is reproducible at "
-              + "this number of ranks only")
-        }
       }
       print(Format.table(rows))
       print(

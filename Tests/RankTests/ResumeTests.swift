@@ -28,6 +28,25 @@ extension RankTests {
     }
   }
 
+  /// Gradients add up in lanes that the job fixes: the same bits with 1 to 32 micro-batches a rank, whether or not that is
+  /// a power of two.
+  @Test(arguments: [8, 24, 40, 32]) func sameBitsWithAnyNumberOfMicroBatches(batch: Int) throws {
+    let job = [
+      "distill", "--job", "distill.yaml", "--set", "train.global_batch=\(batch)", "--set", "train.micro_batch=1",
+      "--set",
+      "phases.0.tokens=\(64 * batch * 3)", "--set", "phases.1.tokens=\(64 * batch * 3)", "--set", "validation.every=0",
+    ]
+    for ranks in [1, 2, 4, 8] {
+      try jettrain(ranks: ranks, job + ["--run-dir", "lanes-\(ranks)"])
+      #expect(try jettrain("checkpoint", "diff", "lanes-1", "lanes-\(ranks)").contains("identical"))
+      #expect(try losses("lanes-1") == losses("lanes-\(ranks)"))
+    }
+    let other = try jettrain(ranks: 1, job + ["--run-dir", "lanes-1", "--set", "train.lanes=16"], expecting: 65)
+    #expect(other.contains("phases.1.lanes was 8, is 16"), "\(other)")
+    let few = try jettrain(ranks: 4, job + ["--run-dir", "few", "--set", "train.lanes=2"], expecting: 64)
+    #expect(few.contains("2 lanes, in which gradients add up, cannot be shared by 4 ranks"), "\(few)")
+  }
+
   /// A run is what its job said when it began: overrides are kept, edits that make it another run are refused by name, what
   /// a person may turn is told.
   @Test func editedJobsAreRefusedOrTold() throws {

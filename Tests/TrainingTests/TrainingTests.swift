@@ -232,8 +232,10 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     #expect(phase.sequences(before: 12) == 80 + 32 && phase.batch(at: 9) == 8 && phase.batch(at: 10) == 16)
   }
 
-  /// The sum over micro-batches is one binary tree, however many ranks share it: here one rank against the tree itself.
-  @Test(arguments: [1, 2, 4, 8, 5]) func gradientsAddUpInATree(count: Int) throws {
+  /// Micro-batches of a lane add up one by one, lanes in one binary tree, however many ranks share them: here one rank
+  /// against the tree itself.
+  @Test(arguments: [(1, 8), (2, 8), (3, 8), (4, 8), (8, 8), (5, 4), (13, 8), (32, 8), (32, 1), (7, 2)])
+  func gradientsAddUpInLanes(count: Int, lanes: Int) throws {
     let backend = CPUBackend(threads: 1)
     let store = ParameterStore()
     let parameter = ParameterScope(store).parameter("w", [100], .zeros)
@@ -241,18 +243,39 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     let arena = Arena(store, backend: backend) { _ in true }
     let exchange = GradientExchange(arena, world: .alone)
     let gradients = (0..<count).map { randomFloats(100, seed: UInt64($0 + 1)).map { $0 * 1e3 + 1e-3 } }
-    for (index, gradient) in gradients.enumerated() {
-      arena.beginBackward()
-      parameter.value.slot!.accumulate(backend.tensor(gradient, [100]))
-      if index < count - 1 { exchange.add() }
+    let before = backend.liveBytes
+    var most = 0
+    for lane in 0..<lanes {
+      let places = count * lane / lanes..<count * (lane + 1) / lanes
+      if !places.isEmpty { exchange.beginLane() }
+      for index in places {
+        parameter.value.slot!.accumulate { destination, adds in
+          let gradient = backend.tensor(gradients[index], [100])
+          if adds {
+            backend.add(gradient, scale: 1, into: destination)
+          } else {
+            backend.copy(gradient, into: destination)
+          }
+        }
+      }
+      if lane < lanes - 1 { exchange.endLane(isEmpty: places.isEmpty) }
+      most = max(most, (backend.liveBytes - before) / (4 * Arena.blockSize))
     }
     try exchange.reduce()
-    func tree(_ parts: [[Float]]) -> [Float] {
-      guard parts.count > 1 else { return parts[0] }
-      var half = 1
-      while half * 2 < parts.count { half *= 2 }
-      return zip(tree(Array(parts[..<half])), tree(Array(parts[half...]))).map(+)
+    func tree(_ lanes: Range<Int>, of all: Int) -> [Float]? {
+      guard lanes.count > 1 else {
+        let places = count * lanes.lowerBound / all..<count * lanes.upperBound / all
+        return places.dropFirst().reduce(places.first.map { gradients[$0] }) { sum, index in
+          zip(sum!, gradients[index]).map(+)
+        }
+      }
+      let middle = lanes.lowerBound + lanes.count / 2
+      guard let left = tree(lanes.lowerBound..<middle, of: all) else { return tree(middle..<lanes.upperBound, of: all) }
+      guard let right = tree(middle..<lanes.upperBound, of: all) else { return left }
+      return zip(left, right).map(+)
     }
-    #expect(Array(arena.gradients.toArray()[..<100]) == tree(gradients))
+    #expect(Array(arena.gradients.toArray()[..<100]) == tree(0..<lanes, of: lanes))
+    // However many micro-batches there are, no more sums wait than the tree of the lanes has levels.
+    #expect(most <= lanes.trailingZeroBitCount, "\(most) sums wait")
   }
 }

@@ -72,6 +72,9 @@ package struct Phase: Sendable, Equatable {
   package var changes: [PhaseChange] = []
   /// Sequences of one forward and backward pass.
   package var microBatch: Int
+  /// Parts of the global batch in which gradients add up in place, and which then join in a tree: a power of two, of which
+  /// every rank has as many. The bits depend on it, and not on the number of ranks.
+  package var lanes: Int
   package var losses: LossWeights
   package var frozen: [ParameterGroup]
   package var schedule: Schedule
@@ -407,7 +410,16 @@ extension Phase {
       weightDecay: Float(reader.number("weight_decay") ?? 0))
     clip = reader.number("clip") ?? 1
     checkpointsActivations = reader.boolean("checkpoint_activations") ?? false
+    lanes = reader.integer("lanes", from: 1) ?? 8
     Self.check(globalBatch, microBatch, ranks: ranks, reader)
+    if lanes & (lanes - 1) != 0 {
+      reader.fault("lanes", "\(lanes) is not a power of two")
+    } else if lanes % ranks != 0 {
+      reader.fault(
+        "lanes",
+        "\(lanes) lanes, in which gradients add up, cannot be shared by \(ranks) ranks alike: run a power of two of ranks, and "
+          + "set lanes to that or more")
+    }
     change(reader, ranks: ranks)
   }
 

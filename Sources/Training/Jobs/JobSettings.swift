@@ -86,7 +86,7 @@ extension Phase {
   fileprivate var settings: [String: String] {
     [
       "name": name, "tokens": "\(tokens)", "context": "\(context)", "global_batch": "\(globalBatch)",
-      "micro_batch": "\(microBatch)", "losses.mixer_output": "\(losses.mixerOutput)",
+      "micro_batch": "\(microBatch)", "lanes": "\(lanes)", "losses.mixer_output": "\(losses.mixerOutput)",
       "losses.hidden": "\(losses.hidden)",
       "losses.logits": "\(losses.logits)", "losses.cross_entropy": "\(losses.crossEntropy)",
       "freeze": "[\(frozen.map(\.rawValue).sorted().joined(separator: ", "))]", "lr": "\(schedule.peak)",

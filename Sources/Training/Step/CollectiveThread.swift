@@ -1,5 +1,6 @@
+import Fabric
 import Foundation
-import MPI
+import Tensors
 
 /// A thread that runs collectives in the order in which they are given: on all ranks the same. The next one begins before
 /// the last one has ended, so that the network is never idle between them.
@@ -9,12 +10,12 @@ final class CollectiveThread: @unchecked Sendable {
   /// How many collectives must have run.
   typealias Ticket = Int
 
-  /// One collective: what begins it, and what to do with what it brought.
+  /// One collective: what begins it, and what to do with what it brought, which may be asked of a device.
   struct Collective {
     /// For messages.
     let name: String
-    let begin: () throws -> PendingExchange
-    let finish: () -> Void
+    let begin: () throws -> any Transfer
+    let finish: () -> any Event
   }
 
   /// How many are under way at once.
@@ -26,13 +27,15 @@ final class CollectiveThread: @unchecked Sendable {
   private var names: [String] = []
   private var given = 0
   private var done = 0
+  /// Passes when the last one that ended is done on the device, too; those before it are, then.
+  private var event: any Event = PassedEvent()
   private var failure: (any Error)?
   private var isStopping = false
 
   /// Starts the thread, which goes on until ``stop()``.
   init() {
     let thread = Thread { [self] in
-      var underWay: [(collective: Collective, exchange: PendingExchange)] = []
+      var underWay: [(collective: Collective, transfer: any Transfer)] = []
       while step(&underWay) {}
     }
     thread.name = "collectives"
@@ -61,7 +64,7 @@ final class CollectiveThread: @unchecked Sendable {
   }
 
   /// Begins or ends one collective, or sleeps; false when there will be no more.
-  private func step(_ underWay: inout [(collective: Collective, exchange: PendingExchange)]) -> Bool {
+  private func step(_ underWay: inout [(collective: Collective, transfer: any Transfer)]) -> Bool {
     let next = condition.withLock { () -> Collective? in
       while waiting.isEmpty && underWay.isEmpty && !isStopping { condition.wait() }
       return underWay.count < Self.depth && !waiting.isEmpty ? waiting.removeFirst() : nil
@@ -75,12 +78,12 @@ final class CollectiveThread: @unchecked Sendable {
           count()
         }
       } else if !underWay.isEmpty {
-        if try underWay[0].exchange.isDone() {
-          underWay[0].collective.finish()
+        if try underWay[0].transfer.isDone() {
+          let event = underWay[0].collective.finish()
           // Nothing of it is held here any more when its owner learns of its end.
           underWay.removeFirst()
           condition.withLock { _ = names.removeFirst() }
-          count()
+          count(event)
         } else {
           usleep(Self.pause)
         }
@@ -96,9 +99,10 @@ final class CollectiveThread: @unchecked Sendable {
     return true
   }
 
-  private func count() {
+  private func count(_ event: (any Event)? = nil) {
     condition.withLock {
       done += 1
+      if let event { self.event = event }
       condition.broadcast()
     }
   }
@@ -109,27 +113,21 @@ final class CollectiveThread: @unchecked Sendable {
   /// What is under way, the oldest first; nil when nothing is.
   var place: String? { condition.withLock { names.first } }
 
-  /// - Returns: Seconds that it took until everything up to `ticket` had run, or failed
-  func wait(for ticket: Ticket) -> Double {
+  /// Waits until everything up to `ticket` has run.
+  ///
+  /// - Returns: seconds that it took, and what passes when it is done on the device
+  /// - Throws: what any of the collectives threw
+  func wait(for ticket: Ticket) throws -> (seconds: Double, event: any Event) {
     var clock = PhaseClock()
-    condition.withLock { while done < ticket { condition.wait() } }
+    let passed = try condition.withLock {
+      while done < ticket { condition.wait() }
+      if let failure { throw failure }
+      return event
+    }
     clock.mark("wait")
-    return clock.total
+    return (clock.total, passed)
   }
 
-  /// - Returns: Seconds that it took until everything that was given had run, or failed
-  func waitUntilIdle() -> Double { wait(for: given) }
-
-  /// - Returns: Seconds that it took
-  /// - Throws: What any of the collectives threw
-  func waitForAll() throws -> Double {
-    let seconds = waitUntilIdle()
-    try check()
-    return seconds
-  }
-
-  /// Throws what any of the collectives threw.
-  func check() throws {
-    if let failure = condition.withLock({ failure }) { throw failure }
-  }
+  /// Waits until everything that was given has run.
+  func waitForAll() throws -> (seconds: Double, event: any Event) { try wait(for: condition.withLock { given }) }
 }

@@ -1,23 +1,28 @@
-import CPUBackend
+import Fabric
 import Foundation
 import MPI
 import NN
 import Tensors
 
-/// Sums gradients over micro-batches and ranks in one fixed binary tree over the global micro-batch index, so that
-/// the bits are the same at any number of ranks (docs/design.md, section 5), and shares the arena out (ZeRO stage 1).
+/// Sums gradients over micro-batches and ranks in an order that does not depend on the number of ranks, so that the bits do
+/// not either (docs/design.md, section 5), and shares the arena out (ZeRO stage 1).
+///
+/// The micro-batches of a step are cut into lanes, contiguous and fixed by the job. A lane adds up in the gradient arena,
+/// micro-batch by micro-batch; lanes, of which every rank has as many, join in one binary tree.
 ///
 /// The arena is cut into buckets, of each of which every rank owns a part. A thread of its own reduces a bucket as soon as
 /// backward is done with it, and brings the updated parameters back while the next step has begun.
 package final class GradientExchange {
   private let world: Communicator
+  private let fabric: any Fabric
   private let arena: Arena
   /// Blocks of every bucket.
   private let buckets: [Range<Int>]
   /// Indices of the buckets in the order in which backward completes them: that of all ranks.
   private let order: [Int]
-  /// Sums of 2^level micro-batches that wait for their neighbour.
+  /// Of this rank's lanes that are done: sums of 2^level of them that wait for their neighbour.
   private var levels: [Tensor?] = []
+  private var lanesDone = 0
 
   /// Elements of each bucket that backward is not done with, and how many buckets were handed over.
   private var missing: [Int] = []
@@ -43,22 +48,18 @@ package final class GradientExchange {
   package init(_ arena: Arena, world: Communicator, ascends: Bool = false) {
     self.world = world
     self.arena = arena
+    fabric = MPIFabric(world)
     let width = Self.bucketBlocks(arena, ranks: world.size)
     buckets = stride(from: 0, to: arena.blockCount, by: width).map { $0..<min($0 + width, arena.blockCount) }
     order = ascends ? Array(buckets.indices) : buckets.indices.reversed()
     thread = CollectiveThread()
-    let summing = CPUBackend(threads: 1)
+    let summing = arena.gradients.backend.companion()
     received = (0..<(world.size > 1 ? CollectiveThread.depth : 0)).map { _ in summing.empty([width * Arena.blockSize]) }
     begin()
   }
 
   // The memory of the exchange goes on the main thread, after the last collective that reads it.
   deinit { thread.stop() }
-
-  /// Bytes of the buffers in which sums arrive.
-  package static func bufferBytes(_ arena: Arena, ranks: Int) -> Int {
-    ranks > 1 ? CollectiveThread.depth * 4 * Arena.blockSize * bucketBlocks(arena, ranks: ranks) : 0
-  }
 
   /// Blocks of a bucket.
   private static func bucketBlocks(_ arena: Arena, ranks: Int) -> Int {
@@ -91,21 +92,44 @@ package final class GradientExchange {
     missing = buckets.map { elements($0).clamped(to: 0..<arena.count).count }
     handedOver = 0
     isComplete = []
+    levels = []
+    lanesDone = 0
   }
 
-  /// Takes the gradients of a micro-batch of this rank that is not its last.
-  package func add() {
-    arena.endBackward()
-    let level = levels.firstIndex { $0 == nil } ?? levels.count
-    for lower in levels[..<level] { backend.add(lower!, scale: 1, into: arena.gradients) }
-    let kept = backend.empty(arena.gradients.shape)
-    backend.copy(arena.gradients, into: kept)
-    for index in 0..<level { levels[index] = nil }
-    if level == levels.count { levels.append(kept) } else { levels[level] = kept }
+  /// A lane of this rank begins: its micro-batches add up in the arena from here on.
+  package func beginLane() { arena.beginBackward() }
+
+  /// A lane of this rank that is not its last is done; `isEmpty` when it had no micro-batch.
+  package func endLane(isEmpty: Bool) {
+    if !isEmpty { arena.endBackward() }
+    // A binary counter: the sum of this lane and of those that wait for it moves up to the first free level.
+    var level = 0
+    var waiting: Tensor?
+    while lanesDone >> level & 1 == 1 {
+      if let lower = levels[level] {
+        if !isEmpty {
+          backend.add(lower, scale: 1, into: arena.gradients)
+        } else if let sum = waiting {
+          backend.add(sum, scale: 1, into: lower)
+          waiting = lower
+        } else {
+          waiting = lower
+        }
+      }
+      levels[level] = nil
+      level += 1
+    }
+    lanesDone += 1
+    if !isEmpty {
+      let kept = backend.empty(arena.gradients.shape)
+      backend.copy(arena.gradients, into: kept)
+      waiting = kept
+    }
+    if level == levels.count { levels.append(waiting) } else { levels[level] = waiting }
   }
 
   /// Backward of this rank's last micro-batch is done with the elements `range`: whole entries of the arena. What the
-  /// other ranks have to give to the buckets that are complete now is added up meanwhile.
+  /// other lanes have to give to the buckets that are complete now is added up meanwhile.
   package func complete(_ range: Range<Int>) {
     guard !range.isEmpty else { return }
     arena.endBackward(range)
@@ -116,7 +140,8 @@ package final class GradientExchange {
     for (bucket, blocks) in buckets.enumerated() { missing[bucket] -= elements(blocks).clamped(to: range).count }
     guard world.size > 1 else { return }
     while handedOver < order.count, missing[order[handedOver]] == 0 {
-      thread.run(reduction(of: order[handedOver], into: received[handedOver % received.count]))
+      thread.run(
+        reduction(of: order[handedOver], into: received[handedOver % received.count], after: backend.mark()))
       handedOver += 1
     }
   }
@@ -130,73 +155,31 @@ package final class GradientExchange {
       start = range.upperBound
     }
     complete(start..<arena.count)
-    for index in levels.indices { levels[index] = nil }
     begin()
-    waited.gradients += try thread.waitForAll()
+    let (seconds, event) = try thread.waitForAll()
+    waited.gradients += seconds
+    backend.hold(until: event)
   }
 
   /// Forgets the micro-batches that were taken: the step is left before its last one.
-  package func abandon() {
-    levels = []
-    begin()
-  }
+  package func abandon() { begin() }
 
-  // MARK: - Votes
-
-  /// What one rank says of leaving the step, to become what any rank says.
-  package final class Vote {
-    fileprivate let word: UnsafeMutablePointer<Int64>
-    fileprivate var ticket: CollectiveThread.Ticket?
-
-    fileprivate init(_ isFor: Bool) {
-      word = .allocate(capacity: 1)
-      word.initialize(to: isFor ? 1 : 0)
-    }
-
-    deinit { word.deallocate() }
-  }
-
-  /// Begins a vote, which travels while the rank computes; on all ranks at the same place.
-  package func cast(_ isFor: Bool) -> Vote {
-    let vote = Vote(isFor)
-    guard world.size > 1 else { return vote }
-    vote.ticket = thread.run(
-      CollectiveThread.Collective(
-        name: "vote on stopping", begin: { [world] in try world.background.maximum(vote.word) }, finish: {}))
-    return vote
-  }
-
-  /// Waits for the votes of all ranks: whether any was for it.
-  package func isCarried(_ vote: Vote) throws -> Bool {
-    if let ticket = vote.ticket {
-      waited.parameters += thread.wait(for: ticket)
-      try thread.check()
-    }
-    return vote.word.pointee > 0
-  }
-
-  private func reduction(of bucket: Int, into received: Tensor) -> CollectiveThread.Collective {
-    let ranks = world.size
-    let shares = (0..<ranks).map { share(bucket, of: $0) }
-    let start = buckets[bucket].lowerBound
-    let own = elements(shares[world.rank])
+  private func reduction(
+    of bucket: Int, into received: Tensor, after ready: any Event
+  ) -> CollectiveThread.Collective {
+    let shares = (0..<world.size).map { elements(share(bucket, of: $0)) }
+    let own = shares[world.rank]
     let mine = own.count
     let gradients = arena.gradients
     return CollectiveThread.Collective(
       name: "gradients of bucket \(bucket + 1) of \(buckets.count)",
-      begin: { [world] in
-        try world.background.allToAll(
-          send: gradients.floats + start * Arena.blockSize, sendCounts: shares.map { $0.count * Arena.blockSize },
-          sendDisplacements: shares.map { ($0.lowerBound - start) * Arena.blockSize },
-          receive: received.floats, receiveCounts: [Int](repeating: mine, count: ranks),
-          receiveDisplacements: (0..<ranks).map { $0 * mine })
-      },
+      begin: { [fabric] in try fabric.allToAll(gradients, shares, into: received, after: ready) },
       finish: {
-        guard mine > 0 else { return }
+        guard mine > 0 else { return PassedEvent() }
         let backend = received.backend
         var distance = 1
-        while distance < ranks {
-          for left in stride(from: 0, to: ranks - distance, by: 2 * distance) {
+        while distance < shares.count {
+          for left in stride(from: 0, to: shares.count - distance, by: 2 * distance) {
             backend.add(
               received.rows((left + distance) * mine..<(left + distance + 1) * mine), scale: 1,
               into: received.rows(left * mine..<(left + 1) * mine))
@@ -204,6 +187,7 @@ package final class GradientExchange {
           distance *= 2
         }
         backend.copy(received.rows(0..<mine), into: gradients.rows(own))
+        return backend.mark()
       })
   }
 
@@ -226,36 +210,59 @@ package final class GradientExchange {
     return total.squareRoot()
   }
 
+  // MARK: - Votes
+
+  /// What one rank says of leaving the step, to become what any rank says.
+  package struct Vote {
+    fileprivate let flag: Flag
+    fileprivate let ticket: CollectiveThread.Ticket?
+  }
+
+  /// Begins a vote, which travels while the rank computes; on all ranks at the same place.
+  package func cast(_ isFor: Bool) -> Vote {
+    let flag = Flag(isFor)
+    guard world.size > 1 else { return Vote(flag: flag, ticket: nil) }
+    let ticket = thread.run(
+      CollectiveThread.Collective(
+        name: "vote on stopping", begin: { [fabric] in try fabric.any(flag) }, finish: { PassedEvent() }))
+    return Vote(flag: flag, ticket: ticket)
+  }
+
+  /// Waits for the votes of all ranks: whether any was for it.
+  package func isCarried(_ vote: Vote) throws -> Bool {
+    if let ticket = vote.ticket { waited.parameters += try thread.wait(for: ticket).seconds }
+    return vote.flag.isRaised
+  }
+
   // MARK: - Parameters
 
   /// Begins to give every rank the parameters that the others updated, of the next bucket: in ascending order.
   package func shareParameters(_ bucket: Int) {
     guard world.size > 1 else { return }
     if bucket == 0 { arrivals = [] }
-    let start = buckets[bucket].lowerBound
-    let shares = (0..<world.size).map { rank in
-      let blocks = share(bucket, of: rank)
-      return (blocks.lowerBound - start) * Arena.blockSize..<(blocks.upperBound - start) * Arena.blockSize
-    }
+    let shares = (0..<world.size).map { elements(share(bucket, of: $0)) }
+    let (values, ready) = (arena.values, backend.mark())
     arrivals.append(
       thread.run(
         CollectiveThread.Collective(
           name: "parameters of bucket \(bucket + 1) of \(buckets.count)",
-          begin: { [world, values = arena.values] in
-            try world.background.allGather(
-              values.floats + start * Arena.blockSize, ranges: shares, rank: world.rank)
-          }, finish: {})))
+          begin: { [fabric] in try fabric.allGather(values, shares, after: ready) }, finish: { PassedEvent() })))
   }
 
-  /// Waits until the parameters of the elements `range` are there. A failure shows in the next ``reduce()`` or
-  /// ``settle()``.
+  /// Waits until the parameters of the elements `range` are there. A failure shows in the next ``reduce()``.
   package func waitForParameters(_ range: Range<Int>) {
     guard arrivals.count == buckets.count, !range.isEmpty else { return }
     // They arrive in ascending order.
     let last = (range.upperBound - 1) / (Arena.blockSize * buckets[0].count)
-    waited.parameters += thread.wait(for: arrivals[last])
+    guard let (seconds, event) = try? thread.wait(for: arrivals[last]) else { return }
+    waited.parameters += seconds
+    backend.hold(until: event)
   }
 
   /// Waits until all parameters are there.
-  package func settle() throws { waited.parameters += try thread.waitForAll() }
+  package func settle() throws {
+    let (seconds, event) = try thread.waitForAll()
+    waited.parameters += seconds
+    backend.hold(until: event)
+  }
 }

@@ -58,16 +58,14 @@ package struct StepEstimate {
       let microBatches = max(1, phase.microBatches / ranks)
       let batch = SequenceBatch(counting: phase.microBatch, of: phase.context)
       let before = backend.operations
-      // Two passes show the peak with a partial sum alive; deeper levels of the tree are added below.
-      let passes = min(2, microBatches)
+      // A micro-batch in every lane shows the peak: more of them add up in place.
+      let passes = min(microBatches, phase.lanes / ranks)
       _ = try? runner.accumulate(
         [SequenceBatch](repeating: batch, count: passes),
         over: TokenCounts(labels: batch.tokens.count, tokens: batch.tokens.count))
-      let levels = microBatches > 2 ? Int.bitWidth - 1 - (microBatches - 1).leadingZeroBitCount : 0
-      let waiting = levels * runner.arena.gradients.count * 4 + GradientExchange.bufferBytes(runner.arena, ranks: ranks)
       return StepEstimate(
         operationsPerMicroBatch: (backend.operations - before) / Double(passes), stateBytes: stateBytes,
-        tensorBytes: backend.peakBytes + waiting, saveBytes: saveBytes, parameters: model.store.count,
+        tensorBytes: backend.peakBytes, saveBytes: saveBytes, parameters: model.store.count,
         trained: runner.arena.count)
     }
   }

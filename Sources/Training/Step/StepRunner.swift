@@ -116,7 +116,7 @@ package final class StepRunner {
     return count * world.rank / world.size..<count * (world.rank + 1) / world.size
   }
 
-  /// Runs forward and backward on this rank's micro-batches and sums their gradients on this rank.
+  /// Runs forward and backward on this rank's micro-batches, lane by lane, and sums their gradients on this rank.
   ///
   /// - Parameter wantsStop: asked between micro-batches, if at all. The answer of any rank travels during the next micro-batch, after
   ///   which all ranks leave the step; the last micro-batch, whose gradients travel already, is never left.
@@ -126,21 +126,26 @@ package final class StepRunner {
   ) throws -> [LossSums]? {
     var vote: GradientExchange.Vote?
     var sums: [LossSums] = []
-    for (index, batch) in batches.enumerated() {
-      let isLast = index == batches.count - 1
-      if let vote, try exchange.isCarried(vote) {
-        exchange.abandon()
-        return nil
+    let lanes = phase.lanes / world.size
+    for lane in 0..<lanes {
+      let places = batches.count * lane / lanes..<batches.count * (lane + 1) / lanes
+      if !places.isEmpty { exchange.beginLane() }
+      for index in places {
+        let isLast = index == batches.count - 1
+        if let vote, try exchange.isCarried(vote) {
+          exchange.abandon()
+          return nil
+        }
+        vote = isLast || !asksForStop ? nil : exchange.cast(wantsStop())
+        FailPoint.lag()
+        sums.append(
+          losses(
+            batches[index], gradientsOver: counts,
+            willUse: { [self] in exchange.waitForParameters(self.places[$0] ?? 0..<0) },
+            hasGradients: { [self] in if isLast && overlaps { exchange.complete(self.places[$0] ?? 0..<0) } }))
       }
-      vote = isLast || !asksForStop ? nil : exchange.cast(wantsStop())
-      FailPoint.lag()
-      arena.beginBackward()
-      sums.append(
-        losses(
-          batch, gradientsOver: counts,
-          willUse: { [self] in exchange.waitForParameters(places[$0] ?? 0..<0) },
-          hasGradients: { [self] in if isLast && overlaps { exchange.complete(places[$0] ?? 0..<0) } }))
-      if !isLast { exchange.add() }
+      // The last lane, which is never empty, completes part by part.
+      if lane < lanes - 1 { exchange.endLane(isEmpty: places.isEmpty) }
     }
     return sums
   }

@@ -13,6 +13,7 @@ package final class ReferenceBackend: Backend {
   package private(set) var operations = 0.0
   package var deviceDescription: String { "reference" }
   package var kernelIdentity: String { "reference" }
+  package func companion() -> any Backend { ReferenceBackend(roundsToSingle: roundsToSingle) }
 
   /// Whether every element is rounded to float32 when it is written: what the compositions are worth on a device.
   private let roundsToSingle: Bool
