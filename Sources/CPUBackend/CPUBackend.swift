@@ -32,8 +32,11 @@ package final class CPUBackend: Backend {
     pool = ThreadPool(threads: threads)
   }
 
-  deinit {
+  deinit { trim() }
+
+  package func trim() {
     for block in spare.values.joined() { free(block) }
+    spare = [:]
   }
 
   package var deviceDescription: String { "\(pool.threadCount) thread\(pool.threadCount == 1 ? "" : "s")" }

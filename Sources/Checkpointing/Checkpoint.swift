@@ -1,10 +1,6 @@
 import Files
 import Foundation
 import MPI
-import NN
-import Parallel
-import Safetensors
-import Tensors
 
 /// Saving and restoring a run over all its ranks.
 package struct Checkpoint {
@@ -22,44 +18,33 @@ package struct Checkpoint {
     for shard in manifest.shards { try CheckpointShard.verify(shard, folder: path) }
   }
 
-  /// Calls `body` with every array of the checkpoint: its role, its parameter's name, the elements it holds of it,
-  /// and a reader of them.
-  package func forEachPiece(
-    _ body: (
-      _ role: String, _ name: String, _ start: Int, _ count: Int, _ read: (UnsafeMutablePointer<Float>) throws -> Void
-    )
-      throws -> Void
+  /// The arrays of the checkpoint and the elements that each holds. Only headers are read.
+  package func keys() throws -> [(key: ShardKey, count: Int)] {
+    try manifest.shards.flatMap { try CheckpointShard.keys($0, folder: path) }
+  }
+
+  /// Reads the whole checkpoint, in stretches of bounded memory, and compares it with the manifest on the way.
+  ///
+  /// - Parameter body: given a stretch of an array: which elements of the parameter's flat order, and their values
+  /// - Throws: Also after `body` was given everything, when a file turns out to be another than was written: what it was
+  ///   given counts only once this returns
+  package func read(
+    _ body: (_ key: ShardKey, _ elements: Range<Int>, _ values: UnsafeBufferPointer<Float>) throws -> Void
   ) throws {
-    for shard in manifest.shards {
-      let file = try CheckpointShard.read(shard, folder: path)
-      for (key, entry) in file.entries.sorted(by: { $0.value.bytes.lowerBound < $1.value.bytes.lowerBound }) {
-        let parts = key.split(separator: "/", maxSplits: 1)
-        guard parts.count == 2 else { throw CheckpointError(file.path, "holds an array of unknown kind: \(key)") }
-        var name = String(parts[1])
-        var start = 0
-        if name.hasSuffix("]"), let open = name.lastIndex(of: "[") {
-          let bounds = name[name.index(after: open)...].dropLast().split(separator: ":")
-          guard bounds.count == 2, let first = Int(bounds[0]), let end = Int(bounds[1]), first >= 0,
-            end - first == entry.count
-          else { throw CheckpointError(file.path, "\(key) does not have the elements it names") }
-          start = first
-          name = String(name[..<open])
-        }
-        try body(String(parts[0]), name, start, entry.count) { try file.read(key, into: $0) }
-      }
-    }
+    for shard in manifest.shards { try CheckpointShard.read(shard, folder: path, body) }
   }
 
   /// All arrays put together, by role and name.
   package func assemble() throws -> [String: [Float]] {
     var arrays: [String: [Float]] = [:]
-    try forEachPiece { role, name, start, count, read in
-      var array = arrays.removeValue(forKey: "\(role)/\(name)") ?? []
-      if array.count < start + count {
-        array += [Float](repeating: .nan, count: start + count - array.count)
+    try read { key, elements, values in
+      let name = ShardKey(key.role, key.name).description
+      var array = arrays.removeValue(forKey: name) ?? []
+      if array.count < elements.upperBound {
+        array += [Float](repeating: .nan, count: elements.upperBound - array.count)
       }
-      try array.withUnsafeMutableBufferPointer { try read($0.baseAddress! + start) }
-      arrays["\(role)/\(name)"] = array
+      array.replaceSubrange(elements, with: values)
+      arrays[name] = array
     }
     return arrays
   }

@@ -1,54 +1,70 @@
 import Files
 import Foundation
-import NN
 import Parallel
 import Safetensors
-import Tensors
 
-/// A piece of a named array: elements `range` of its flat order.
-package struct Piece {
-  /// `parameter`, `moment1` or `moment2`.
-  package let role: String
-  package let name: String
-  package let shape: [Int]
-  package let range: Range<Int>
-  package let values: UnsafeMutablePointer<Float>
-
-  package init(
-    role: String, name: String, shape: [Int], range: Range<Int>, values: UnsafeMutablePointer<Float>
-  ) {
-    self.role = role
-    self.name = name
-    self.shape = shape
-    self.range = range
-    self.values = values
+/// Names an array of a shard, or a part of one: `ROLE/NAME` for a whole array, `ROLE/NAME[a:b]` for elements a to b of its
+/// flat order.
+package struct ShardKey: Sendable, Equatable, CustomStringConvertible {
+  /// What the elements are to the parameter.
+  package enum Role: String, Sendable {
+    case parameter, moment1, moment2
   }
 
-  /// `parameter/NAME` for a whole array, `parameter/NAME[a:b]` for a part of one.
-  fileprivate var key: String {
-    let whole = range == 0..<shape.reduce(1, *)
-    return "\(role)/\(name)" + (whole ? "" : "[\(range.lowerBound):\(range.upperBound)]")
+  package let role: Role
+  /// Of the parameter.
+  package let name: String
+  /// The elements; nil for all.
+  package let range: Range<Int>?
+
+  package init(_ role: Role, _ name: String, _ range: Range<Int>? = nil) {
+    (self.role, self.name, self.range) = (role, name, range)
+  }
+
+  package var description: String {
+    "\(role.rawValue)/\(name)" + (range.map { "[\($0.lowerBound):\($0.upperBound)]" } ?? "")
+  }
+
+  /// Reads what ``description`` wrote for an array of `count` elements; nil when it is something else.
+  init?(_ text: String, count: Int) {
+    let parts = text.split(separator: "/", maxSplits: 1)
+    guard parts.count == 2, let role = Role(rawValue: String(parts[0])) else { return nil }
+    self.role = role
+    var name = parts[1]
+    var range: Range<Int>?
+    if name.hasSuffix("]"), let open = name.lastIndex(of: "[") {
+      let bounds = name[name.index(after: open)...].dropLast().split(separator: ":")
+      guard bounds.count == 2, let first = Int(bounds[0]), let end = Int(bounds[1]), first >= 0,
+        end.subtractingReportingOverflow(first) == (count, false)
+      else { return nil }
+      range = first..<end
+      name = name[..<open]
+    }
+    self.name = String(name)
+    self.range = range
   }
 }
 
 /// One rank's part of a checkpoint: a safetensors file, compressed as zstd frames that end to end are one stream.
 enum CheckpointShard {
   /// Bytes of one frame before compression: a unit for the threads.
-  private static let frameBytes = 4 << 20
+  static let frameBytes = 4 << 20
 
-  /// Writes the pieces to `path` and returns the manifest's entry.
+  /// Elements that are read at a time.
+  private static let stretch = 1 << 20
+
+  /// Writes the slices to `path` and returns the manifest's entry.
   ///
-  /// - Parameter digest: of the pieces when they were copied, for the manifest
+  /// - Parameter digest: of the slices when they were copied, for the manifest
   static func write(
-    _ pieces: [Piece], to path: String, level: Int32, pool: ThreadPool, digest: UInt64
+    _ slices: [SnapshotBuffer.Slice], to path: String, level: Int32, pool: ThreadPool, digest: UInt64
   ) throws -> CheckpointManifest.Shard {
     let header = try SafetensorsHeader(
-      pieces.map { piece in
-        .init(name: piece.key, shape: piece.range == 0..<piece.shape.reduce(1, *) ? piece.shape : [piece.range.count])
-      }, metadata: ["format": "jettrain-checkpoint"])
+      slices.map { .init(name: $0.key.description, shape: $0.key.range.map { [$0.count] } ?? $0.shape) },
+      metadata: ["format": "jettrain-checkpoint"])
     var spans: [UnsafeRawBufferPointer] = []
-    for piece in pieces {
-      let bytes = UnsafeRawBufferPointer(start: piece.values, count: piece.range.count * 4)
+    for slice in slices {
+      let bytes = UnsafeRawBufferPointer(slice.values)
       for first in stride(from: 0, to: bytes.count, by: frameBytes) {
         spans.append(UnsafeRawBufferPointer(rebasing: bytes[first..<min(first + frameBytes, bytes.count)]))
       }
@@ -73,19 +89,72 @@ enum CheckpointShard {
       state: String(digest, radix: 16))
   }
 
-  /// Decompresses a shard, after checking that it is what the manifest says.
-  static func read(_ shard: CheckpointManifest.Shard, folder: String) throws -> SafetensorsFile {
+  /// The arrays of a shard and the elements that each holds, in the order of the file. Only the header is read.
+  static func keys(_ shard: CheckpointManifest.Shard, folder: String) throws -> [(key: ShardKey, count: Int)] {
     let path = folder + "/" + shard.file
-    try verify(shard, folder: folder)
-    var content: [UInt8] = []
-    let reader = try ZstdReader(path)
-    var buffer = [UInt8](repeating: 0, count: 4 << 20)
-    while true {
-      let count = try buffer.withUnsafeMutableBytes { try reader.read(into: $0) }
-      if count == 0 { break }
-      content.append(contentsOf: buffer[..<count])
+    return try entries(ZstdReader(path), path)
+  }
+
+  /// Reads a shard once from end to end, in stretches of bounded memory, and compares it with the manifest on the way:
+  /// what `body` was given counts only once this returns.
+  static func read(
+    _ shard: CheckpointManifest.Shard, folder: String,
+    _ body: (_ key: ShardKey, _ elements: Range<Int>, _ values: UnsafeBufferPointer<Float>) throws -> Void
+  ) throws {
+    let path = folder + "/" + shard.file
+    let reader = try ZstdReader(path, hashes: true)
+    var buffer: [Float] = []
+    for (key, count) in try entries(reader, path) {
+      let start = key.range?.lowerBound ?? 0
+      for first in stride(from: 0, to: count, by: stretch) {
+        let length = min(stretch, count - first)
+        if buffer.count < length { buffer = [Float](repeating: 0, count: length) }
+        try buffer.withUnsafeMutableBytes { bytes in
+          let part = UnsafeMutableRawBufferPointer(rebasing: bytes[..<(length * 4)])
+          guard try reader.read(into: part) == part.count else {
+            throw CheckpointError(path, "ends before \(key), which its header names")
+          }
+        }
+        try buffer.withUnsafeBufferPointer {
+          try body(key, start + first..<start + first + length, UnsafeBufferPointer(rebasing: $0[..<length]))
+        }
+      }
     }
-    return try SafetensorsFile(content: content, path: path)
+    let hash = try reader.finish()
+    guard reader.byteCount == shard.bytes else {
+      throw CheckpointError(path, "has \(reader.byteCount) bytes, the manifest says \(shard.bytes)")
+    }
+    guard hash == shard.sha256 else {
+      throw CheckpointError(path, "its SHA-256 differs from the manifest: bytes were changed")
+    }
+  }
+
+  /// Reads the header of a shard; `reader` then stands at its first array.
+  private static func entries(_ reader: ZstdReader, _ path: String) throws -> [(key: ShardKey, count: Int)] {
+    func read(_ count: Int) throws -> [UInt8] {
+      try [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+        filled = try reader.read(into: UnsafeMutableRawBufferPointer(buffer))
+        guard filled == count else { throw CheckpointError(path, "ends within its header") }
+      }
+    }
+    let length = try read(8).reversed().reduce(0 as UInt64) { $0 << 8 | UInt64($1) }
+    guard length <= UInt64(SafetensorsHeader.mostBytes) else {
+      throw CheckpointError(path, "its header claims \(length) bytes")
+    }
+    let entries = try read(Int(length)).withUnsafeBytes {
+      try SafetensorsFile.entries(header: $0, fileSize: .max, path: path).entries
+    }
+    var end = 8 + Int(length)
+    return try entries.sorted { $0.value.bytes.lowerBound < $1.value.bytes.lowerBound }.map { name, entry in
+      guard let key = ShardKey(name, count: entry.count) else {
+        throw CheckpointError(path, "holds an array of unknown kind: \(name)")
+      }
+      guard entry.type == .float32, entry.bytes.lowerBound == end else {
+        throw CheckpointError(path, "\(name) is not float32, or not where the array before it ends")
+      }
+      end = entry.bytes.upperBound
+      return (key, entry.count)
+    }
   }
 
   /// Compares size and SHA-256 with the manifest.

@@ -11,6 +11,9 @@ package final class DurableFile {
   private let writer: Writer
   package private(set) var byteCount = 0
 
+  /// How many pieces may wait, each to be hashed and to be written: what bounds the memory.
+  package static let waitingPieces = 8
+
   /// Creates the temporary file.
   package init(_ path: String) throws {
     self.path = path
@@ -45,8 +48,7 @@ package final class DurableFile {
     private let hashQueue = DispatchQueue(label: "jettrain.durable-file.hash")
     /// Touched on the hash queue alone.
     private var hasher = SHA256()
-    /// How many pieces may wait, each to be hashed and to be written: what bounds the memory.
-    private let room = DispatchSemaphore(value: 16)
+    private let room = DispatchSemaphore(value: 2 * DurableFile.waitingPieces)
     /// Touched on the writing queue alone, both.
     private var fault: FileError?
     private var unflushed = 0

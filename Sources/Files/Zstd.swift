@@ -1,5 +1,6 @@
 import CZstd
 import Foundation
+import Hashing
 
 /// Zstandard frames (RFC 8878).
 package enum Zstd {
@@ -57,10 +58,16 @@ package final class ZstdReader {
   private var filled = 0
   /// What the library still expects; not zero at the end of the file means truncation.
   private var expected = 0
+  private var hash: SHA256?
+  /// Bytes of the file that were read.
+  package private(set) var byteCount = 0
 
   /// Opens the file at `path`.
-  package init(_ path: String) throws {
+  ///
+  /// - Parameter hashes: whether to hash the file on the way, for ``finish()``
+  package init(_ path: String, hashes: Bool = false) throws {
     self.path = path
+    hash = hashes ? SHA256() : nil
     descriptor = open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
   }
@@ -82,6 +89,8 @@ package final class ZstdReader {
           break
         }
         (position, filled) = (0, count)
+        byteCount += count
+        input.withUnsafeBytes { hash?.update(UnsafeRawBufferPointer(rebasing: $0[..<count])) }
       }
       let status = input.withUnsafeBytes { bytes in
         var source = ZSTD_inBuffer(src: bytes.baseAddress, size: filled, pos: position)
@@ -95,5 +104,17 @@ package final class ZstdReader {
       expected = status
     }
     return target.pos
+  }
+
+  /// Ends the reading of the whole file.
+  ///
+  /// - Returns: The SHA-256 of the file as it lies on disk, where it was hashed
+  /// - Throws: When there is more in it
+  package func finish() throws -> String? {
+    var rest: UInt8 = 0
+    guard try withUnsafeMutableBytes(of: &rest, { try read(into: $0) }) == 0 else {
+      throw FileError(path, "holds more than its header says")
+    }
+    return hash?.finish()
   }
 }

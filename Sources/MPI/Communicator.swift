@@ -39,13 +39,16 @@ package final class Communicator {
     background = try BackgroundCommunicator(duplicating: handle)
   }
 
-  private init() {
-    (rank, size, localSize, handle) = (0, 1, 1, nil)
+  private init(size: Int) {
+    (rank, self.size, localSize, handle) = (0, size, size, nil)
     background = BackgroundCommunicator()
   }
 
   /// A world of this process alone.
-  package static var alone: Communicator { Communicator() }
+  package static var alone: Communicator { Communicator(size: 1) }
+
+  /// The coordinator of a world that exists on paper, to count what it would hold. It cannot speak to the others.
+  package static func counted(size: Int) -> Communicator { Communicator(size: size) }
 
   package var isCoordinator: Bool { rank == 0 }
 
@@ -199,6 +202,13 @@ package final class BackgroundCommunicator: @unchecked Sendable {
     try PendingExchange("MPI_Ialltoallv", [sendCounts, sendDisplacements, receiveCounts, receiveDisplacements]) {
       MPI_Ialltoallv(
         send, $0[0], $0[1], jettrain_float(), receive, $0[2], $0[3], jettrain_float(), handle, &$1)
+    }
+  }
+
+  /// Begins to find the largest of the ranks' `word`s, which takes its place.
+  package func maximum(_ word: UnsafeMutablePointer<Int64>) throws -> PendingExchange {
+    try PendingExchange("MPI_Iallreduce", []) {
+      MPI_Iallreduce(jettrain_in_place(), word, 1, jettrain_int64(), jettrain_max(), handle, &$1)
     }
   }
 

@@ -23,7 +23,10 @@ package final class Arena {
   package let blockCount: Int
 
   /// Moves the parameters that `isTrained` names into a new arena, copying the values they have, and attaches
-  /// their slots; the others keep a copy of their own, without slots.
+  /// their slots; those that leave another arena get values of their own.
+  ///
+  /// An arena of before goes as its last parameter leaves it, and only then are the gradients allocated. Its own
+  /// gradients must have been let go of by ``retire()``.
   package init(_ store: ParameterStore, backend: any Backend, isTrained: (Parameter) -> Bool) {
     var entries: [Entry] = []
     var offset = 0
@@ -34,21 +37,24 @@ package final class Arena {
     self.entries = entries
     count = offset
     blockCount = (offset + Self.blockSize - 1) / Self.blockSize
-    values = backend.zeros([blockCount * Self.blockSize])
-    gradients = backend.zeros([blockCount * Self.blockSize])
-    for parameter in store.parameters where !isTrained(parameter) && parameter.isTrained {
+    for parameter in store.parameters where !isTrained(parameter) && parameter.home == .arena {
       parameter.own(on: backend)
     }
+    values = backend.zeros([blockCount * Self.blockSize])
+    for entry in entries { entry.parameter.move(to: Self.view(entry, of: values)) }
+    gradients = backend.zeros([blockCount * Self.blockSize])
     for entry in entries {
-      let home = view(entry, of: values)
-      if entry.parameter.hasValue { backend.copy(entry.parameter.value, into: home) }
-      entry.parameter.value = home
-      entry.parameter.value.slot = GradientSlot(
-        shape: entry.parameter.shape, backend: backend, home: view(entry, of: gradients))
+      entry.parameter.attach(
+        GradientSlot(shape: entry.parameter.shape, backend: backend, home: Self.view(entry, of: gradients)))
     }
   }
 
-  private func view(_ entry: Entry, of flat: Tensor) -> Tensor {
+  /// Lets go of the gradients: the values stay until the parameters move on.
+  package func retire() {
+    for entry in entries { entry.parameter.rest() }
+  }
+
+  private static func view(_ entry: Entry, of flat: Tensor) -> Tensor {
     flat.rows(entry.range).reshaped(entry.parameter.shape)
   }
 
@@ -61,18 +67,28 @@ package final class Arena {
   package func endBackward(_ range: Range<Int>? = nil) {
     let range = range ?? 0..<gradients.count
     for entry in entries where range.contains(entry.offset) && entry.parameter.value.slot?.gradient == nil {
-      gradients.backend.fill(view(entry, of: gradients), with: 0)
+      gradients.backend.fill(Self.view(entry, of: gradients), with: 0)
     }
   }
 
-  /// The arena in runs that weight decay applies to or not.
-  package var decayRuns: [(range: Range<Int>, decays: Bool)] {
-    var runs: [(range: Range<Int>, decays: Bool)] = []
+  /// Neighbouring parameters that one update treats alike.
+  package struct Run {
+    package fileprivate(set) var range: Range<Int>
+    /// Whether weight decay applies to them.
+    package let decays: Bool
+    /// What `group` says of them.
+    package let group: Int
+  }
+
+  /// The arena in runs of parameters of one group that weight decay applies to or not.
+  package func runs(group: (Parameter) -> Int) -> [Run] {
+    var runs: [Run] = []
     for entry in entries {
-      if let last = runs.last, last.decays == entry.parameter.isMatrix {
+      let (decays, group) = (entry.parameter.isMatrix, group(entry.parameter))
+      if let last = runs.last, last.decays == decays, last.group == group {
         runs[runs.count - 1].range = last.range.lowerBound..<entry.range.upperBound
       } else {
-        runs.append((entry.range, entry.parameter.isMatrix))
+        runs.append(Run(range: entry.range, decays: decays, group: group))
       }
     }
     return runs

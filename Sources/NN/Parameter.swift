@@ -33,9 +33,21 @@ package final class Parameter {
     set {
       precondition(newValue.count == count, "\(name) \(shape) cannot take a value of shape \(newValue.shape)")
       stored = newValue
+      home = .elsewhere
     }
   }
   private var stored: Tensor?
+
+  /// Where the values lie.
+  package enum Home: Sendable {
+    /// In a mapped file, or where another model has them too: they must not be written to.
+    case elsewhere
+    /// In float32 memory of this parameter alone.
+    case own
+    /// In an arena, with the other parameters that train.
+    case arena
+  }
+  package private(set) var home = Home.elsewhere
 
   fileprivate init(name: String, shape: [Int], initialization: Initialization, isMatrix: Bool) {
     self.name = name
@@ -49,11 +61,33 @@ package final class Parameter {
   package var isTrained: Bool { stored?.slot != nil }
 
   /// Gives the parameter float32 values of its own, a copy of those it has: what it shares with a file or another
-  /// model must not change with it.
+  /// model must not change with it, and what left its arena must not keep that alive.
   package func own(on backend: any Backend) {
+    guard home != .own else { return }
     let copy = backend.empty(shape)
     backend.copy(value, into: copy)
     value = copy
+    home = .own
+  }
+
+  /// Moves the values to `place`, a part of an arena.
+  func move(to place: Tensor) {
+    if hasValue { place.backend.copy(value, into: place) }
+    value = place
+    home = .arena
+  }
+
+  /// Gives the parameter a place for its gradient: it trains from now on.
+  func attach(_ slot: GradientSlot) { stored?.slot = slot }
+
+  /// Lets go of the gradient: the parameter does not train any more.
+  func rest() { stored?.slot = nil }
+
+  /// Replaces some of the values, which must be the parameter's own.
+  package func set(_ elements: Range<Int>, to values: UnsafeBufferPointer<Float>) {
+    precondition(home != .elsewhere, "\(name) would be written to where others read it")
+    precondition(elements.upperBound <= count, "elements \(elements) of \(name) \(shape)")
+    value.detached.elements(elements).upload(values)
   }
 
   /// The initial values, a pure function of the seed and the name: no matter in which order, or on which rank.

@@ -24,11 +24,13 @@ package final class AdamW {
   package let moment1: Tensor
   package let moment2: Tensor
   private let settings: Settings
-  /// Of each slice: runs of elements that weight decay applies to or not, and where they lie in the moments.
-  private let runs: [[(range: Range<Int>, local: Range<Int>, decays: Bool)]]
+  /// Of each slice: runs of elements that are updated alike, and where they lie in the moments.
+  private let runs: [[(run: Arena.Run, range: Range<Int>, local: Range<Int>)]]
 
   /// Moments of zero for the elements `slices` of `arena`.
-  package init(_ arena: Arena, slices: [Range<Int>], settings: Settings) {
+  ///
+  /// - Parameter group: parameters that every step updates or leaves alone together, numbered from 0
+  package init(_ arena: Arena, slices: [Range<Int>], settings: Settings, group: (Parameter) -> Int = { _ in 0 }) {
     self.arena = arena
     self.slices = slices
     self.settings = settings
@@ -36,12 +38,12 @@ package final class AdamW {
     let count = slices.reduce(0) { $0 + $1.count }
     moment1 = backend.zeros([count])
     moment2 = backend.zeros([count])
-    let all = arena.decayRuns
+    let all = arena.runs(group: group)
     runs = slices.indices.map { index in
       let base = slices[..<index].reduce(0) { $0 + $1.count } - slices[index].lowerBound
       return all.compactMap { run in
         let part = run.range.clamped(to: slices[index])
-        return part.isEmpty ? nil : (part, part.lowerBound + base..<part.upperBound + base, run.decays)
+        return part.isEmpty ? nil : (run, part, part.lowerBound + base..<part.upperBound + base)
       }
     }
   }
@@ -61,15 +63,18 @@ package final class AdamW {
     return parts
   }
 
-  /// Updates one of the slices from its gradients, each multiplied by `gradientScale`; `step` counts from 1.
-  package func update(slice: Int, step: Int, learningRate: Double, gradientScale: Double) {
-    for (range, local, decays) in runs[slice] {
+  /// Updates one of the slices from its gradients, each multiplied by `gradientScale`.
+  ///
+  /// - Parameter updates: how many updates each group has seen, this one included; 0 for a group that this step leaves as
+  ///   it is, moments and weight decay included
+  package func update(slice: Int, updates: [Int], learningRate: Double, gradientScale: Double) {
+    for (run, range, local) in runs[slice] where updates[run.group] > 0 {
       arena.values.backend.adamW(
         parameters: arena.values.rows(range), gradients: arena.gradients.rows(range),
         moment1: moment1.rows(local), moment2: moment2.rows(local),
         step: AdamWStep(
           learningRate: Float(learningRate), beta1: settings.beta1, beta2: settings.beta2,
-          epsilon: settings.epsilon, weightDecay: decays ? settings.weightDecay : 0, step: step,
+          epsilon: settings.epsilon, weightDecay: run.decays ? settings.weightDecay : 0, step: updates[run.group],
           gradientScale: Float(gradientScale)))
     }
   }

@@ -69,11 +69,24 @@ package final class SafetensorsFile {
     func fail(_ reason: String) -> SafetensorsError { SafetensorsError(path: path, reason: reason) }
     guard bytes.count >= 8 else { throw fail("\(bytes.count) bytes are too few for a safetensors header") }
     let length = UInt64(littleEndian: bytes.loadUnaligned(as: UInt64.self))
-    guard length <= 100_000_000, Int(length) <= bytes.count - 8 else {
+    guard length <= UInt64(SafetensorsHeader.mostBytes), Int(length) <= bytes.count - 8 else {
       throw fail("the header claims \(length) bytes, the file has \(bytes.count)")
     }
     let body = 8 + Int(length)
-    var parser = HeaderParser(UnsafeRawBufferPointer(rebasing: bytes[8..<body]))
+    (entries, metadata) = try Self.entries(
+      header: UnsafeRawBufferPointer(rebasing: bytes[8..<body]), fileSize: bytes.count, path: path)
+  }
+
+  /// What a header says, checked: element types, shapes and places that fit each other and a file of `fileSize` bytes,
+  /// no two of which overlap.
+  ///
+  /// - Parameter header: the JSON between the eight bytes of its length and the first array
+  package static func entries(
+    header json: UnsafeRawBufferPointer, fileSize: Int, path: String
+  ) throws -> (entries: [String: Entry], metadata: [String: String]) {
+    func fail(_ reason: String) -> SafetensorsError { SafetensorsError(path: path, reason: reason) }
+    let body = 8 + json.count
+    var parser = HeaderParser(json)
     let header: (fields: [String: HeaderParser.Field], metadata: [String: String])
     do { header = try parser.parse() } catch let fault as HeaderParser.Fault { throw fail(fault.reason) }
     var entries: [String: Entry] = [:]
@@ -89,7 +102,7 @@ package final class SafetensorsFile {
         guard !overflow else { throw fail("\(name): impossible shape \(shape)") }
         size = product
       }
-      guard offsets[0] <= offsets[1], offsets[1] <= bytes.count - body, offsets[1] - offsets[0] == size
+      guard offsets[0] <= offsets[1], offsets[1] <= fileSize - body, offsets[1] - offsets[0] == size
       else { throw fail("\(name): offsets \(offsets) do not fit shape \(shape) of \(typeName) and the file") }
       entries[name] = Entry(type: type, shape: shape, bytes: body + offsets[0]..<body + offsets[1])
     }
@@ -103,8 +116,7 @@ package final class SafetensorsFile {
       guard entry.bytes.lowerBound >= end else { throw fail("\(name) overlaps another array") }
       end = entry.bytes.upperBound
     }
-    self.entries = entries
-    metadata = header.metadata
+    return (entries, header.metadata)
   }
 
   /// The array as it lies in the file, borrowed by `backend`: for float32 and bfloat16 at a whole multiple of their

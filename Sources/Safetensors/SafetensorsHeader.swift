@@ -22,6 +22,9 @@ package struct SafetensorsHeader {
   /// Bytes of the whole file.
   package let fileSize: Int
 
+  /// The longest header that is believed.
+  package static let mostBytes = 100_000_000
+
   package init(_ fields: [Field], metadata: [String: String]) throws {
     var object: [String: Any] = ["__metadata__": metadata]
     var offset = 0

@@ -17,9 +17,12 @@ extension Backend {
 
 extension Tensor {
   /// Replaces the elements of a float32 tensor.
-  package func upload(_ values: [Float]) {
+  package func upload(_ values: [Float]) { values.withUnsafeBufferPointer { upload($0) } }
+
+  /// Replaces the elements of a float32 tensor.
+  package func upload(_ values: UnsafeBufferPointer<Float>) {
     precondition(dtype == .float32 && values.count == count, "\(values.count) values for \(dtype) of shape \(shape)")
-    values.withUnsafeBytes { backend.upload($0, into: self).wait() }
+    backend.upload(UnsafeRawBufferPointer(values), into: self).wait()
   }
 
   /// The elements `range` in memory order, as a view of one dimension.

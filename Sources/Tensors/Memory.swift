@@ -11,6 +11,9 @@ package protocol Memory: AnyObject {
   /// Memory of undefined content.
   func allocate(byteCount: Int) -> any Storage
 
+  /// Gives back to the system what was released and kept for later.
+  func trim()
+
   /// The elements of a source that lie in host memory for as long as `owner` lives, such as a mapped file: read where
   /// they are by a backend on the host, copied by others. Nobody writes to them.
   func borrow(_ bytes: UnsafeRawBufferPointer, shape: [Int], dtype: DType, owner: AnyObject) -> Tensor
@@ -71,6 +74,8 @@ extension Memory {
       try body(UnsafeRawBufferPointer(bytes))
     }
   }
+
+  package func trim() {}
 
   package func mark() -> any Event { PassedEvent() }
 

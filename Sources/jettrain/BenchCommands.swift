@@ -44,17 +44,18 @@ struct Bench: ParsableCommand {
           let batches = runner.microBatches(of: phase.globalBatch).map { index in
             randomBatch(phase, vocabulary: studentShape.vocabularySize, seed: index)
           }
-          _ = try runner.run(batches, step: 1, learningRate: 1e-5)
+          let updates = PathUpdates.all(of: student)
+          _ = try runner.run(batches, updates: updates, learningRate: 1e-5)
           backend.profile = profile ? [:] : nil
           var rate = Machine.matrixRate(backend)
           // Without overlap first, in the same process, so that what overlap hides can be told.
-          let blocking = world.size > 1 ? try measure(runner, batches, overlaps: false, world) : nil
+          let blocking = world.size > 1 ? try measure(runner, batches, updates, overlaps: false, world) : nil
           backend.profile = profile ? [:] : nil
-          let (seconds, exposed) = try measure(runner, batches, overlaps: true, world)
+          let (seconds, exposed) = try measure(runner, batches, updates, overlaps: true, world)
           rate = max(rate, Machine.matrixRate(backend)) * Double(world.size)
-          let estimate = StepEstimate(
-            student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, phase: phase,
-            ranks: world.size)
+          let estimate = StepEstimate.phases(
+            [phase], student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, ranks: world.size)[
+              0]
           let operations = estimate.operationsPerMicroBatch * Double(phase.microBatches)
           guard world.isCoordinator else { continue }
           var fields: [String: Any] = [
@@ -62,7 +63,7 @@ struct Bench: ParsableCommand {
             "threads": backend.pool.threadCount, "tokens_per_s": Double(phase.tokensPerStep) / seconds,
             "gflops": operations / seconds / 1e9, "sgemm_gflops": rate / 1e9,
             "sgemm_share": operations / seconds / rate, "peak_memory": Machine.peakMemory,
-            "planned_memory": estimate.peakBytes + Machine.baseMemory(threads: backend.pool.threadCount),
+            "planned_memory": estimate.tensorBytes + Machine.baseMemory(threads: backend.pool.threadCount),
           ]
           if let blocking {
             fields["step_s"] = seconds
@@ -88,7 +89,7 @@ struct Bench: ParsableCommand {
 
     /// Medians over steps that follow each other: of a step, and of the communication in it that no computation hides.
     private func measure(
-      _ runner: StepRunner, _ batches: [SequenceBatch], overlaps: Bool, _ world: Communicator
+      _ runner: StepRunner, _ batches: [SequenceBatch], _ updates: [Int], overlaps: Bool, _ world: Communicator
     ) throws -> (seconds: Double, exposed: Double) {
       runner.overlaps = overlaps
       try runner.settle()
@@ -97,7 +98,7 @@ struct Bench: ParsableCommand {
       // What the first step's update sends, the second waits for.
       for step in 0...steps {
         var clock = PhaseClock()
-        let result = try runner.run(batches, step: step + 2, learningRate: 1e-5)
+        guard let result = try runner.run(batches, updates: updates, learningRate: 1e-5) else { continue }
         // The rank that comes last waits for the exchange alone, the others for it too.
         let waited = try world.allGather([result.seconds["reduce"]! + result.seconds["share"]!]).min()!
         clock.mark("step")
@@ -211,7 +212,7 @@ struct Bench: ParsableCommand {
         var clock = PhaseClock()
         let run = RunFolder(path)
         let save = try CheckpointSave(
-          [Piece(role: "parameter", name: "bench", shape: [count], range: 0..<count, values: tensor.floats)], step: 1,
+          [StateSlice(ShardKey(.parameter, "bench"), shape: [count], values: tensor, isTrained: true)], step: 1,
           in: run, world: .alone, level: Int32(level), buffer: SnapshotBuffer()
         ) { shards in
           CheckpointManifest(

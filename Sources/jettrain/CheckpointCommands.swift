@@ -49,8 +49,8 @@ struct CheckpointCommand: ParsableCommand {
           "kind \(m.identity.kind)  model \(m.identity.model.prefix(16))  plan \(m.identity.plans.map { $0.prefix(16) }.joined(separator: " "))"
         )
         for shard in m.shards { print("  \(shard.file)  \(shard.bytes) bytes  \(shard.sha256.prefix(16))") }
-        try checkpoint.forEachPiece { role, name, start, count, _ in
-          print("  \(role) \(name)  \(count) elements from \(start)")
+        for (key, count) in try checkpoint.keys() {
+          print("  \(key.role) \(key.name)  \(count) elements from \(key.range?.lowerBound ?? 0)")
         }
       }
     }

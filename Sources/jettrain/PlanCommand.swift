@@ -38,8 +38,8 @@ struct PlanCommand: ParsableCommand {
         ]
       ]
       var total = 0.0
-      for phase in job.phases {
-        let estimate = StepEstimate(student: student, teacher: teacher, phase: phase, ranks: ranks)
+      let estimates = StepEstimate.phases(job.phases, student: student, teacher: teacher, ranks: ranks)
+      for (phase, estimate) in zip(job.phases, estimates) {
         let perToken = estimate.operationsPerMicroBatch / Double(phase.microBatch * phase.context)
         let speed = rate ?? matrixRate * 0.5 / perToken
         let seconds = Double(phase.tokens) / speed

@@ -21,7 +21,8 @@ struct CandidateOptions: ParsableArguments {
   ) {
     let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
     let run = try SearchRun(
-      folder: output, teacher: objectives.teacher ?? job.teacher, stop: stopping.request(runFolder: output),
+      folder: output, teacher: objectives.teacher ?? job.teacher,
+      stop: stopping.request(runFolder: output, isCoordinator: world.isCoordinator),
       world: world,
       backend: makeBackend(world))
     return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings(seed: job.seed))

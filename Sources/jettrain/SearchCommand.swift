@@ -24,7 +24,7 @@ struct Search: ParsableCommand {
         let job = try SearchJob(path: job, output: output)
         let progress = ProgressLine()
         try job.run(
-          stop: stopping.request(runFolder: job.folder), world: world,
+          stop: stopping.request(runFolder: job.folder, isCoordinator: world.isCoordinator), world: world,
           backend: makeBackend(world)
         ) { text in
           if world.isCoordinator { progress.print("\n== \(text)") }
@@ -60,7 +60,8 @@ struct Search: ParsableCommand {
     func run() {
       withWorld { world in
         let run = try SearchRun(
-          folder: output, teacher: objectives.teacher, stop: stopping.request(runFolder: output), world: world,
+          folder: output, teacher: objectives.teacher,
+          stop: stopping.request(runFolder: output, isCoordinator: world.isCoordinator), world: world,
           backend: makeBackend(world))
         _ = try run.placement(
           supernet: supernet, full: full, sliding: sliding, strategies: strategy,

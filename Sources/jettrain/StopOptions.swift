@@ -1,4 +1,5 @@
 import ArgumentParser
+import Foundation
 import Training
 
 /// When a run is to stop by itself.
@@ -8,8 +9,32 @@ struct StopOptions: ParsableArguments {
       "Stop at a checkpoint and exit with 75 after this time, such as 90s, 30m, 23h or 1d12h.", valueName: "time"))
   var maxTime: String?
 
-  func request(runFolder: String) throws -> StopRequest {
-    StopRequest(runFolder: runFolder, maxSeconds: try maxTime.map(Self.seconds))
+  @Option(
+    help: ArgumentHelp(
+      "Stop at a checkpoint and exit with 75 in time before this moment, by what saves have taken: auto asks Slurm for the "
+        + "job's end; or a date such as 2026-11-30T08:00:00Z.",
+      valueName: "auto|date"))
+  var deadline: String?
+
+  /// - Parameter isCoordinator: whether this rank's deadline counts
+  func request(runFolder: String, isCoordinator: Bool) throws -> StopRequest {
+    StopRequest(
+      runFolder: runFolder, maxSeconds: try maxTime.map(Self.seconds),
+      deadline: isCoordinator ? try deadline.map(Self.moment) : nil)
+  }
+
+  private static func moment(_ text: String) throws -> Deadline {
+    guard text == "auto" else {
+      guard let date = ISO8601DateFormatter().date(from: text) else {
+        throw JobError(.usage, "--deadline \(text): expected auto, or a date such as 2026-11-30T08:00:00Z")
+      }
+      return Deadline(at: date)
+    }
+    guard let job = ProcessInfo.processInfo.environment["SLURM_JOB_ID"] else {
+      throw JobError(
+        .usage, "--deadline auto: SLURM_JOB_ID is not set, this is no Slurm job; give --max-time or a date")
+    }
+    return try Deadline(slurmJob: job)
   }
 
   private static func seconds(_ text: String) throws -> Double {

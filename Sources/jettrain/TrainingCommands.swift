@@ -38,7 +38,7 @@ struct TrainingOptions: ParsableArguments {
   func run(_ kind: JobKind, overrides extra: [String] = []) {
     withWorld { world in
       let job = try job(kind, overrides: extra, ranks: world.size)
-      let stop = try stopping.request(runFolder: job.runFolder)
+      let stop = try stopping.request(runFolder: job.runFolder, isCoordinator: world.isCoordinator)
       let backend = makeBackend(world)
       let trainer = try Trainer(job, world: world, backend: backend, resume: resume)
       if case .stopped = try trainer.train(stopStep: stopAtStep, stop: stop) {

@@ -2,6 +2,7 @@
 //   jettrain-faults points [SEED]      every fail point on every rank, then a resume at another world size
 //   jettrain-faults kills COUNT [SEED] random kills of random ranks of one supervised run
 //   jettrain-faults signals COUNT [SEED] SIGUSR1 at random moments
+//   jettrain-faults stops COUNT [SEED] a STOP file at random moments of steps that take seconds
 //   jettrain-faults flips [STRIDE]     every byte, or every so many, of a small checkpoint and token shard
 //   jettrain-faults hang               a stopped rank
 //   jettrain-faults spikes             losses that are not finite
@@ -53,7 +54,9 @@ struct Reference {
 func points(seed: UInt64) throws -> Tally {
   var tally = Tally()
   let run = try SmallRun()
-  let reference = try Reference(run, "reference")
+  // Also with a teacher as one downloads it.
+  let teachers = ["teacher/model", "teacher-bfloat16"].map { ["--set", "model.teacher=\($0)"] }
+  let references = try teachers.enumerated().map { try Reference(run, "reference-\($0)", job: $1) }
   var random = RandomStream(seed: seed, name: "faults")
   var cases: [(ranks: Int, point: FailPoint, rank: Int, step: Int, action: FailPoint.Action)] = []
   let writing: Set<FailPoint> = [.beforeShard, .midShard, .beforeManifest, .beforeRename, .beforeLatest, .afterLatest]
@@ -83,7 +86,8 @@ func points(seed: UInt64) throws -> Tally {
     // The save that is damaged on disk shall be the one that the next start finds.
     let step = damages ? 15 : item.step
     let fault = "\(item.point.rawValue):\(item.rank):\(step):\(item.action.rawValue)"
-    let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name]
+    let reference = references[index % 2]
+    let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name] + teachers[index % 2]
     let end = damages ? ["--stop-at-step", "15"] : []
     let first = try run.run(ranks: item.ranks, arguments + end, environment: ["JETTRAIN_FAILPOINT": fault])
     // A full or broken disk and a slow one do not end a run; data that cannot be read do.
@@ -204,6 +208,45 @@ func signals(count: Int, seed: UInt64) throws -> Tally {
     try? FileManager.default.removeItem(atPath: run.folder + "/" + name)
   }
   print("signals: \(count)")
+  return tally
+}
+
+/// Stops at random moments of steps that take a second or more, most of them inside one, which is left and done again.
+func stops(count: Int, seed: UInt64) throws -> Tally {
+  var tally = Tally()
+  let run = try SmallRun()
+  let job = [
+    "--set", "train.global_batch=256", "--set", "train.micro_batch=1", "--set", "phases.0.tokens=\(64 * 256 * 2)",
+    "--set",
+    "phases.1.tokens=\(64 * 256 * 2)", "--set", "validation.every=0",
+  ]
+  let reference = try Reference(run, "reference", job: job)
+  var random = RandomStream(seed: seed, name: "stops")
+  var left = 0
+  for index in 0..<count {
+    let name = "stop-\(index)"
+    let ranks = [1, 2, 4][index % 3]
+    let arguments = ["distill", "--job", "distill.yaml", "--run-dir", name] + job
+    let (process, errors) = try run.start(
+      ranks: ranks, arguments, environment: ["JETTRAIN_FAILPOINT": "step:0:1:lag"])
+    while process.isRunning, !FileManager.default.fileExists(atPath: run.folder + "/\(name)/metrics.jsonl") {
+      usleep(2000)
+    }
+    // A step takes 256 / ranks times 30 ms, and there are four.
+    Thread.sleep(forTimeInterval: Double(random.uniform()) * 0.03 * 256 / Double(ranks) * 3.5)
+    try run.write("\(name)/STOP", "")
+    let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    if output.contains("leaving step") { left += 1 }
+    tally.check(
+      process.terminationStatus == 75, "stop \(index) ended with \(process.terminationStatus)\n\(output.suffix(600))")
+    let second = try run.run(ranks: [1, 2, 4][(index / 3) % 3], arguments)
+    tally.check(
+      try second.status == 0 && reference.equals(name), "the run of stop \(index) differs\n\(second.output.suffix(600))"
+    )
+    try? FileManager.default.removeItem(atPath: run.folder + "/" + name)
+  }
+  print("stops: \(count), of them \(left) inside a step")
   return tally
 }
 
@@ -438,13 +481,14 @@ do {
   case "points": tally = try points(seed: UInt64(numbers.first ?? 1))
   case "kills": tally = try kills(count: numbers.first ?? 200, seed: UInt64(numbers.dropFirst().first ?? 1))
   case "signals": tally = try signals(count: numbers.first ?? 50, seed: UInt64(numbers.dropFirst().first ?? 1))
+  case "stops": tally = try stops(count: numbers.first ?? 20, seed: UInt64(numbers.dropFirst().first ?? 1))
   case "flips": tally = try flips(every: max(1, numbers.first ?? 1))
   case "hang": tally = try hang()
   case "spikes": tally = try spikes()
   case "hosts": tally = try hosts()
   default:
     print(
-      "usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | flips [STRIDE] | hang | spikes | hosts"
+      "usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | stops COUNT [SEED] | flips [STRIDE] | hang | spikes | hosts"
     )
     exit(64)
   }

@@ -27,8 +27,8 @@ private let pythonHasSafetensors =
 /// The built program under the real mpirun: the same bits at any number of ranks, after a kill, and at a resume with
 /// another number; and what bad input does.
 @Suite(.serialized) final class RankTests {
-  private let small: SmallRun
-  private let folder: String
+  let small: SmallRun
+  let folder: String
 
   init() throws {
     small = try SmallRun()
@@ -37,26 +37,26 @@ private let pythonHasSafetensors =
 
   // MARK: - Helpers
 
-  private func start(ranks: Int, _ arguments: [String]) throws -> (process: Process, errors: Pipe) {
+  func start(ranks: Int, _ arguments: [String]) throws -> (process: Process, errors: Pipe) {
     try small.start(ranks: ranks, arguments)
   }
 
   /// Runs to the end; 0 ranks is without mpirun.
   @discardableResult
-  private func jettrain(ranks: Int = 0, _ arguments: String..., expecting status: Int32 = 0) throws -> String {
+  func jettrain(ranks: Int = 0, _ arguments: String..., expecting status: Int32 = 0) throws -> String {
     try jettrain(ranks: ranks, arguments, expecting: status)
   }
 
   @discardableResult
-  private func jettrain(ranks: Int, _ arguments: [String], expecting status: Int32 = 0) throws -> String {
+  func jettrain(ranks: Int, _ arguments: [String], expecting status: Int32 = 0) throws -> String {
     let (ended, output) = try small.run(ranks: ranks, arguments)
     #expect(ended == status, "\(arguments.joined(separator: " "))\n\(output)")
     return output
   }
 
-  private func write(_ name: String, _ text: String) throws { try small.write(name, text) }
+  func write(_ name: String, _ text: String) throws { try small.write(name, text) }
 
-  private func losses(_ run: String) throws -> [String] { try small.losses(run) }
+  func losses(_ run: String) throws -> [String] { try small.losses(run) }
 
   // MARK: - Determinism and resuming
 

@@ -105,6 +105,8 @@ package final class SmallRun: Sendable {
       \(rest)
       """)
     try expect("pretrain", "--job", "teacher.yaml")
+    // What a downloaded model is.
+    try expect("checkpoint", "export", "teacher", "--output", "teacher-bfloat16")
   }
 
   /// How far a run has come: lines of its metrics, 0 before there are any.

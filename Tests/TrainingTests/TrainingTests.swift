@@ -146,12 +146,73 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
           expected[index][i] -= 0.01 * update + (index == 0 ? 0.01 * 0.1 * expected[index][i] : 0)
         }
       }
-      optimizer.update(slice: 0, step: step, learningRate: 0.01, gradientScale: 0.5)
+      optimizer.update(slice: 0, updates: [step], learningRate: 0.01, gradientScale: 0.5)
     }
     for (index, parameter) in [matrix, vector].enumerated() {
       let error = relativeError(parameter.value.toArray(), expected[index].map(Float.init))
       print("adamW \(parameter.name): \(error)")
       #expect(error < 1e-6)
+    }
+  }
+
+  /// A step leaves the paths of a supernet that it does not draw as if they were absent: values, moments and the count of
+  /// updates that corrects their bias.
+  @Test func pathsThatAreNotDrawnRest() throws {
+    let backend = CPUBackend(threads: 1)
+    func parameters() -> (arena: Arena, values: [Parameter]) {
+      let store = ParameterStore()
+      let values = ["left", "right"].map { ParameterScope(store).scope($0).parameter("weight", [3, 5], .normal(1)) }
+      for parameter in values {
+        parameter.value = backend.tensor(parameter.initialValues(seed: 1), parameter.shape)
+      }
+      return (Arena(store, backend: backend) { _ in true }, values)
+    }
+    let settings = AdamW.Settings(beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1)
+    func gradient(_ step: Int) -> Tensor { backend.tensor(randomFloats(15, seed: UInt64(step)), [3, 5]) }
+    // Both paths take turns; each must end as if the steps of the other had not been.
+    let turns = parameters()
+    let optimizer = AdamW(turns.arena, slices: [0..<Arena.blockSize], settings: settings) {
+      $0.name.hasPrefix("left") ? 0 : 1
+    }
+    var counts = [0, 0]
+    for step in 1...6 {
+      let drawn = step % 3 == 0 ? 1 : 0
+      turns.arena.beginBackward()
+      turns.values[drawn].value.slot!.accumulate(gradient(step))
+      turns.arena.endBackward()
+      counts[drawn] += 1
+      optimizer.update(
+        slice: 0, updates: counts.indices.map { $0 == drawn ? counts[$0] : 0 }, learningRate: 0.01, gradientScale: 1)
+    }
+    for (path, steps) in [[1, 2, 4, 5], [3, 6]].enumerated() {
+      let alone = parameters()
+      let optimizer = AdamW(alone.arena, slices: [0..<Arena.blockSize], settings: settings)
+      for (index, step) in steps.enumerated() {
+        alone.arena.beginBackward()
+        alone.values[path].value.slot!.accumulate(gradient(step))
+        alone.arena.endBackward()
+        optimizer.update(slice: 0, updates: [index + 1], learningRate: 0.01, gradientScale: 1)
+      }
+      #expect(turns.values[path].value.toArray() == alone.values[path].value.toArray())
+    }
+
+    // Of a real supernet: each path counts the steps that drew it, also after a resume.
+    let model = HybridLM(try ModelConfiguration(path: repository + "/Jobs/models/demo-supernet.json"))
+    let sampling = PathSampling(fullLayers: 1, budgetShare: 0.5)
+    var updates = PathUpdates(of: model, sampling, seed: 7)
+    for step in 0..<40 {
+      let now = updates.count(step)
+      let path = sampling.path(step: step, layers: model.layers.count, seed: 7)
+      for parameter in model.store.parameters {
+        let parts = parameter.name.split(separator: ".")
+        let isDrawn =
+          parts.count < 4 || !["self_attn", "linear_attn"].contains(parts[3])
+          || (path.role(of: Int(parts[2])!) == .linear) == (parts[3] == "linear_attn")
+        #expect((now[PathUpdates.group(of: parameter, in: model)] > 0) == isDrawn, "\(parameter.name) at step \(step)")
+      }
+      var resumed = PathUpdates(of: model, sampling, seed: 7)
+      resumed.replay(0..<step)
+      #expect(resumed.count(step) == now && now[0] == step + 1)
     }
   }
 

@@ -53,14 +53,14 @@ package final class Watchdog: @unchecked Sendable {
     thread.start()
   }
 
-  /// The main thread begins `phase`.
-  package func enter(_ phase: Phase, step: Int) {
+  /// The main thread begins `phase`, of the same step as the phase before where none is given.
+  package func enter(_ phase: Phase, step: Int? = nil) {
     guard floor > 0 else { return }
     state.withLock { state in
       let now = ContinuousClock.now
       let spent = Self.seconds(now - state.since)
       state.longest[state.phase] = max(spent, 0.95 * (state.longest[state.phase] ?? 0))
-      (state.phase, state.step, state.since) = (phase, step, now)
+      (state.phase, state.step, state.since) = (phase, step ?? state.step, now)
     }
   }
 

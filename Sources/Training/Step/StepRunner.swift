@@ -19,6 +19,8 @@ package struct StepResult {
   package var seconds: [String: Double]
   /// Whether any rank wants the run to stop.
   package var isStopAsked: Bool
+  /// Whether a save is due by the clock.
+  package var isSaveDue: Bool
   /// Whether all ranks have written their parts of the save under way.
   package var isSaveWritten: Bool
   /// Whether the update was left out.
@@ -33,6 +35,8 @@ package struct RankFlags: OptionSet, Sendable {
   package init(rawValue: Int) { self.rawValue = rawValue }
   package static let wantsStop = RankFlags(rawValue: 1)
   package static let hasWritten = RankFlags(rawValue: 2)
+  /// Of the coordinator alone, whose clock counts.
+  package static let wantsSave = RankFlags(rawValue: 4)
 }
 
 /// One optimizer step over all ranks: every rank's micro-batches forward and backward, the reduction, the update.
@@ -49,6 +53,11 @@ package final class StepRunner {
   package var watchdog: Watchdog? { didSet { watchdog?.watch(exchange.place) } }
   /// Whether gradients and parameters travel while the ranks compute.
   package var overlaps = true
+  /// Whether the last step took so long, on some rank, that one had better be left than finished when the run is to stop.
+  private var isSlow = true
+
+  /// Seconds of a rank's micro-batches from which on a step is slow.
+  private static let slowSeconds = 1.0
 
   /// Moves the parameters that `phase` trains into an arena and gives this rank its part of the optimizer state.
   package init(
@@ -61,8 +70,30 @@ package final class StepRunner {
       student: student, teacher: phase.losses.needsTeacher ? teacher : nil, weights: phase.losses,
       checkpointing: phase.checkpointsActivations, backend: backend)
     exchange = GradientExchange(arena, world: world, ascends: !losses.crossesLayers)
-    optimizer = AdamW(arena, slices: exchange.slices, settings: phase.adam)
+    optimizer = AdamW(arena, slices: exchange.slices, settings: phase.adam) {
+      PathUpdates.group(of: $0, in: student)
+    }
     places = Self.places(of: arena)
+  }
+
+  /// Puts the runner of `phase` in the place of that of the phase before, which goes first: gradients and moments at once,
+  /// values as the parameters move. What other phases of the run train is float32 of the student's own from the beginning,
+  /// so that a run holds the same memory, and computes the same bits, whether it was resumed or not.
+  ///
+  /// - Parameter phases: all of the run
+  package static func replace(
+    _ runner: inout StepRunner?, for phase: Phase, of phases: [Phase], student: HybridLM, teacher: HybridLM?,
+    world: Communicator, backend: any Backend
+  ) {
+    runner?.arena.retire()
+    runner = nil
+    backend.trim()
+    for parameter in student.store.parameters
+    where !phase.trains(parameter, of: student) && phases.contains(where: { $0.trains(parameter, of: student) }) {
+      parameter.own(on: backend)
+    }
+    runner = StepRunner(student: student, teacher: teacher, phase: phase, world: world, backend: backend)
+    backend.trim()
   }
 
   /// The elements of each part, which lie in the order in which the parts run.
@@ -86,17 +117,32 @@ package final class StepRunner {
   }
 
   /// Runs forward and backward on this rank's micro-batches and sums their gradients on this rank.
-  package func accumulate(_ batches: [SequenceBatch], over counts: TokenCounts) -> [LossSums] {
-    batches.enumerated().map { index, batch in
+  ///
+  /// - Parameter wantsStop: asked between micro-batches, if at all. The answer of any rank travels during the next micro-batch, after
+  ///   which all ranks leave the step; the last micro-batch, whose gradients travel already, is never left.
+  /// - Returns: nil when the step was left: nothing has changed
+  package func accumulate(
+    _ batches: [SequenceBatch], over counts: TokenCounts, asksForStop: Bool = false, wantsStop: () -> Bool = { false }
+  ) throws -> [LossSums]? {
+    var vote: GradientExchange.Vote?
+    var sums: [LossSums] = []
+    for (index, batch) in batches.enumerated() {
       let isLast = index == batches.count - 1
+      if let vote, try exchange.isCarried(vote) {
+        exchange.abandon()
+        return nil
+      }
+      vote = isLast || !asksForStop ? nil : exchange.cast(wantsStop())
+      FailPoint.lag()
       arena.beginBackward()
-      let sums = losses(
-        batch, gradientsOver: counts,
-        willUse: { [self] in exchange.waitForParameters(places[$0] ?? 0..<0) },
-        hasGradients: { [self] in if isLast && overlaps { exchange.complete(places[$0] ?? 0..<0) } })
+      sums.append(
+        losses(
+          batch, gradientsOver: counts,
+          willUse: { [self] in exchange.waitForParameters(places[$0] ?? 0..<0) },
+          hasGradients: { [self] in if isLast && overlaps { exchange.complete(places[$0] ?? 0..<0) } }))
       if !isLast { exchange.add() }
-      return sums
     }
+    return sums
   }
 
   /// Waits until this rank has all parameters. Whoever reads them between steps calls it first.
@@ -106,27 +152,28 @@ package final class StepRunner {
   ///
   /// - Parameters:
   ///   - batches: this rank's micro-batches
-  ///   - step: counted from 1 within the phase, for the bias correction
+  ///   - updates: how many updates each group of parameters has seen in this phase, this one included (``PathUpdates``)
   ///   - accepts: decides, on all ranks alike, whether a loss and gradient norm lead to an update
   ///   - dataSeconds: that this rank took to read its data
-  ///   - flags: of this rank, asked for late in the step
+  ///   - flags: of this rank, asked for between micro-batches and late in the step
+  /// - Returns: nil when the ranks left the step because one of them wants to stop: nothing has changed
   package func run(
-    _ batches: [SequenceBatch], step: Int, learningRate: Double, dataSeconds: Double = 0,
+    _ batches: [SequenceBatch], updates: [Int], learningRate: Double, dataSeconds: Double = 0,
     accepts: (_ loss: Double, _ norm: Double) throws -> Bool = { _, _ in true }, flags: () -> RankFlags = { [] }
-  ) throws -> StepResult {
+  ) throws -> StepResult? {
     var clock = PhaseClock()
     var totals = [
       Int64(batches.reduce(0) { $0 + $1.countedLabels }), Int64(batches.reduce(0) { $0 + $1.tokens.count }),
     ]
     try world.sum(&totals)
     let counts = TokenCounts(labels: Int(totals[0]), tokens: Int(totals[1]))
-    watchdog?.enter(.compute, step: step)
+    watchdog?.enter(.compute)
     let before = exchange.waited.parameters
-    let sums = accumulate(batches, over: counts)
-    FailPoint.lag()
+    let sums = try accumulate(batches, over: counts, asksForStop: isSlow) { flags().contains(.wantsStop) }
+    guard let sums else { return nil }
     clock.mark("compute")
     clock.move(exchange.waited.parameters - before, from: "compute", to: "share")
-    watchdog?.enter(.reduce, step: step)
+    watchdog?.enter(.reduce)
     try FailPoint.reach(.step)
     try exchange.reduce()
     // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its flags and how
@@ -146,6 +193,7 @@ package final class StepRunner {
         total[index % width % total.count] += value
       }
     }
+    isSlow = rankSeconds.compute.max()! >= Self.slowSeconds
     try FailPoint.reach(.collective)
     let norm = try exchange.norm()
     clock.mark("reduce")
@@ -155,7 +203,7 @@ package final class StepRunner {
     if isAccepted {
       let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
       for bucket in optimizer.slices.indices {
-        optimizer.update(slice: bucket, step: step, learningRate: learningRate, gradientScale: scale)
+        optimizer.update(slice: bucket, updates: updates, learningRate: learningRate, gradientScale: scale)
         exchange.shareParameters(bucket)
       }
       clock.mark("update")
@@ -165,6 +213,7 @@ package final class StepRunner {
     return StepResult(
       losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds,
       isStopAsked: everyFlag.contains { $0.contains(.wantsStop) },
+      isSaveDue: everyFlag.contains { $0.contains(.wantsSave) },
       isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, isSkipped: !isAccepted,
       rankSeconds: rankSeconds)
   }

@@ -123,6 +123,8 @@ package enum SaveFailurePolicy: String, Sendable, CaseIterable {
 package struct Job: Sendable {
   package let kind: JobKind
   package let path: String
+  /// The file with its overrides, as YAML.
+  package let text: String
   package var name: String
   package var runFolder: String
   /// Folder of the teacher; needed by losses that compare with it.
@@ -145,6 +147,8 @@ package struct Job: Sendable {
   package var validationEvery: Int
   package var validationSequences: Int
   package var checkpointEvery: Int
+  /// Minutes after which a save is due, whatever the step; 0 for none.
+  package var checkpointMinutes: Double
   package var keepLast: Int
   package var keepEvery: Int
   package var logEvery: Int
@@ -199,6 +203,7 @@ extension Job {
     let root = YAMLReader(object, path: "", faults: faults)
     self.kind = kind
     self.path = path
+    text = (try? Yams.dump(object: object, sortKeys: true)) ?? ""
     name = root.string("name") ?? ((path as NSString).lastPathComponent as NSString).deletingPathExtension
     runFolder = root.string("run_dir") ?? "Checkpoints/" + name
     if let declared = root.string("kind"), declared != kind.rawValue {
@@ -257,6 +262,7 @@ extension Job {
     validation.rejectUnknownKeys()
     let checkpoints = root.section("checkpoints")
     checkpointEvery = checkpoints.integer("every") ?? 0
+    checkpointMinutes = checkpoints.number("minutes") ?? 30
     keepLast = checkpoints.integer("keep_last", from: 1) ?? 3
     keepEvery = checkpoints.integer("keep_every") ?? 0
     compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)

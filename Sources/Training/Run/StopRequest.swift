@@ -1,11 +1,13 @@
 import Foundation
 
-/// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2), a time limit, or a file `STOP` in
-/// the run folder. The answer of one rank rides on the next reduction, so that all ranks stop at the same place.
+/// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2), a time limit, the end of the batch
+/// job, or a file `STOP` in the run folder. The answer of one rank rides on the next reduction, so that all ranks stop at
+/// the same place.
 ///
 /// SIGTERM is left alone: under Open MPI it can mean that another rank died, and then no collective would ever end.
 package final class StopRequest {
   private let end: ContinuousClock.Instant?
+  private let deadline: Deadline?
   private let file: String
 
   /// Installs the handlers.
@@ -13,9 +15,11 @@ package final class StopRequest {
   /// - Parameters:
   ///   - runFolder: where the file `STOP` is looked for
   ///   - maxSeconds: after which the run is to stop; nil for no limit
-  package init(runFolder: String, maxSeconds: Double?) {
+  ///   - deadline: by which the run is to have stopped; nil for none
+  package init(runFolder: String, maxSeconds: Double?, deadline: Deadline? = nil) {
     file = runFolder + "/STOP"
     end = maxSeconds.map { .now + .seconds($0) }
+    self.deadline = deadline
     Self.installHandlers()
   }
 
@@ -30,8 +34,12 @@ package final class StopRequest {
   package var reason: String? {
     if signalled != 0 { return signalled == SIGUSR1 ? "SIGUSR1" : "SIGUSR2" }
     if let end, ContinuousClock.now >= end { return "--max-time" }
+    if let deadline, deadline.isNear { return "--deadline" }
     return access(file, F_OK) == 0 ? file : nil
   }
+
+  /// Says what it takes from the wish to stop to a checkpoint on disk, in seconds, as far as is known.
+  package func needs(_ seconds: Double) { deadline?.needs(seconds) }
 
   /// Removes the file, once it was heeded, so that the next start does not stop at once.
   package func consume() { unlink(file) }

@@ -35,18 +35,14 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
       seed: UInt64(job["seed"] ?? "") ?? 0, backend: backend)
   }
   var restored: Set<String> = []
-  try checkpoint.forEachPiece { role, name, start, count, read in
-    guard role == "parameter" else { return }
-    guard let parameter = model.store[name], start + count <= parameter.count else {
-      throw CheckpointError(checkpoint.path, "holds \(name), which the model does not have")
+  try checkpoint.read { key, elements, values in
+    guard key.role == .parameter else { return }
+    guard let parameter = model.store[key.name], elements.upperBound <= parameter.count else {
+      throw CheckpointError(checkpoint.path, "holds \(key.name), which the model does not have")
     }
     // It may lie in a mapped file, or be shared with the teacher.
-    if restored.insert(name).inserted { parameter.own(on: backend) }
-    var values = [Float](repeating: 0, count: count)
-    try values.withUnsafeMutableBufferPointer { buffer in
-      if let base = buffer.baseAddress { try read(base) }
-    }
-    parameter.value.elements(start..<start + count).upload(values)
+    if restored.insert(key.name).inserted { parameter.own(on: backend) }
+    parameter.set(elements, to: values)
   }
   guard ModelSetup.hash(model, where: { !restored.contains($0.name) }) == manifest.identity.frozen else {
     throw CheckpointError(

@@ -124,7 +124,12 @@ final class CollectiveThread: @unchecked Sendable {
   /// - Throws: What any of the collectives threw
   func waitForAll() throws -> Double {
     let seconds = waitUntilIdle()
-    if let failure = condition.withLock({ failure }) { throw failure }
+    try check()
     return seconds
+  }
+
+  /// Throws what any of the collectives threw.
+  func check() throws {
+    if let failure = condition.withLock({ failure }) { throw failure }
   }
 }

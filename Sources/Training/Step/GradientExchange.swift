@@ -135,6 +135,46 @@ package final class GradientExchange {
     waited.gradients += try thread.waitForAll()
   }
 
+  /// Forgets the micro-batches that were taken: the step is left before its last one.
+  package func abandon() {
+    levels = []
+    begin()
+  }
+
+  // MARK: - Votes
+
+  /// What one rank says of leaving the step, to become what any rank says.
+  package final class Vote {
+    fileprivate let word: UnsafeMutablePointer<Int64>
+    fileprivate var ticket: CollectiveThread.Ticket?
+
+    fileprivate init(_ isFor: Bool) {
+      word = .allocate(capacity: 1)
+      word.initialize(to: isFor ? 1 : 0)
+    }
+
+    deinit { word.deallocate() }
+  }
+
+  /// Begins a vote, which travels while the rank computes; on all ranks at the same place.
+  package func cast(_ isFor: Bool) -> Vote {
+    let vote = Vote(isFor)
+    guard world.size > 1 else { return vote }
+    vote.ticket = thread.run(
+      CollectiveThread.Collective(
+        name: "vote on stopping", begin: { [world] in try world.background.maximum(vote.word) }, finish: {}))
+    return vote
+  }
+
+  /// Waits for the votes of all ranks: whether any was for it.
+  package func isCarried(_ vote: Vote) throws -> Bool {
+    if let ticket = vote.ticket {
+      waited.parameters += thread.wait(for: ticket)
+      try thread.check()
+    }
+    return vote.word.pointee > 0
+  }
+
   private func reduction(of bucket: Int, into received: Tensor) -> CollectiveThread.Collective {
     let ranks = world.size
     let shares = (0..<ranks).map { share(bucket, of: $0) }

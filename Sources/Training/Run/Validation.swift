@@ -1,0 +1,49 @@
+import MPI
+import Models
+import Tensors
+import TokenStreams
+
+/// Measures the student on held-out sequences, over all ranks together.
+struct Validation {
+  /// Means per token, and the labels they are over.
+  let losses: LossSums
+  let labels: Int
+
+  /// - Parameters:
+  ///   - plan: gives the sequences, always the same
+  ///   - wantsStop: asked after every round; a wish of any rank ends it early
+  /// - Returns: nil when it was ended early
+  init?(
+    of student: HybridLM, teacher: HybridLM?, weights: LossWeights, plan: DataPlan, sequences: Int,
+    world: Communicator, backend: any Backend, wantsStop: () -> Bool
+  ) throws {
+    let losses = MicroBatchLosses(
+      student: student, teacher: teacher, weights: weights, checkpointing: false, backend: backend)
+    let places = plan.validation(count: sequences)
+    var sums = LossSums()
+    var counts = TokenCounts(labels: 0, tokens: 0)
+    // In rounds, after each of which the ranks look whether to go on. Each rank takes every size-th sequence; the sums are
+    // added in the order of the sequences.
+    let width = LossSums.names.count + 2
+    let round = 4 * world.size
+    for first in stride(from: 0, to: places.count, by: round) {
+      var mine: [Double] = []
+      for index in first..<min(first + round, places.count) where index % world.size == world.rank {
+        var batch = SequenceBatch()
+        try plan.sources[places[index].source].holdout.read(places[index].sequence, into: &batch)
+        mine += losses(batch, gradientsOver: nil).values + [Double(batch.countedLabels), Double(batch.tokens.count)]
+      }
+      mine += [Double](repeating: 0, count: 4 * width - mine.count)
+      let all = try world.allGather(mine + [wantsStop() ? 1 : 0])
+      for index in 0..<min(round, places.count - first) {
+        let row = index % world.size * (4 * width + 1) + index / world.size * width
+        sums = LossSums(values: zip(sums.values, all[row..<row + width - 2]).map(+))
+        counts.labels += Int(all[row + width - 2])
+        counts.tokens += Int(all[row + width - 1])
+      }
+      if (0..<world.size).contains(where: { all[($0 + 1) * (4 * width + 1) - 1] > 0 }) { return nil }
+    }
+    self.losses = sums.means(counts)
+    labels = counts.labels
+  }
+}

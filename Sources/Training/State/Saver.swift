@@ -1,0 +1,136 @@
+import Checkpointing
+import Files
+import Foundation
+import MPI
+
+/// Saves a run while it goes on: one save at a time, retried or given up as the job says, and none lost at its end.
+///
+/// All ranks call it at the same places, and it fails on all alike.
+final class Saver {
+  private let job: Job
+  private let run: RunFolder
+  private let world: Communicator
+  private let sharing: FolderSharing
+  private let watchdog: Watchdog
+  private let say: (String) -> Void
+
+  /// The newest step that is on disk, or on its way there.
+  private(set) var lastSaved: Int?
+  private var lastGood: Int?
+  /// The checkpoint that this start of the run went on from.
+  private var resumedFrom: Int?
+  /// The save on its way to disk, and the memory that it reads.
+  private var pending: CheckpointSave?
+  private let snapshot = SnapshotBuffer()
+  /// What the last save held.
+  private var savedDigest: UInt64?
+  /// Whether there was an update since the last save.
+  var hasUpdated = false
+  private var failures = 0
+  /// Whether the next step tries again to save.
+  private(set) var isRetryDue = false
+  /// When the last save began, or this start of the run.
+  private var lastBegun = ContinuousClock.now
+  /// Seconds that training waited for copies since this was last taken.
+  private var stall = 0.0
+  /// The most seconds that a save has taken, from the copy to the disk.
+  private(set) var longest = 0.0
+
+  private static let attempts = 3
+
+  init(
+    _ job: Job, run: RunFolder, world: Communicator, sharing: FolderSharing, watchdog: Watchdog,
+    say: @escaping (String) -> Void
+  ) {
+    (self.job, self.run, self.world, self.sharing) = (job, run, world, sharing)
+    (self.watchdog, self.say) = (watchdog, say)
+  }
+
+  /// The run goes on from the checkpoint of `step`.
+  func resume(from step: Int) { (lastSaved, lastGood, resumedFrom) = (step, step, step) }
+
+  /// Whether this rank has written its part of the save under way.
+  var hasWritten: Bool { pending?.isWritten ?? false }
+
+  /// Whether this rank's clock says that a save is due.
+  var isDueByClock: Bool {
+    job.checkpointMinutes > 0 && ContinuousClock.now - lastBegun >= .seconds(60 * job.checkpointMinutes)
+  }
+
+  /// Seconds that training waited for copies since the last call.
+  func takeStall() -> Double {
+    defer { stall = 0 }
+    return stall
+  }
+
+  /// Begins to save what `slices` read now. A save under way must have been finished.
+  func begin(
+    _ slices: [StateSlice], step: Int, manifest: @escaping ([CheckpointManifest.Shard]) -> CheckpointManifest
+  ) throws {
+    precondition(pending == nil, "a save of step \(step) begins while one is under way")
+    isRetryDue = false
+    lastSaved = step
+    lastBegun = .now
+    do {
+      let save = try CheckpointSave(
+        slices, step: step, in: run, world: world, sharing: sharing, level: job.compressionLevel,
+        staleDigest: hasUpdated ? savedDigest : nil, buffer: snapshot, makeManifest: manifest)
+      stall += save.stall
+      pending = save
+      (savedDigest, hasUpdated) = (save.trainedDigest, false)
+    } catch { try handle(error, step: step) }
+  }
+
+  /// Ends the save that is under way, if there is one: waits for the disk, and gives it its name.
+  func finish() throws {
+    guard let save = pending else { return }
+    pending = nil
+    // A phase of its own, since a copy takes a moment, and a disk or the way to it what it takes.
+    watchdog.enter(.write)
+    do {
+      try save.complete()
+      watchdog.learn(.write, seconds: save.writeSeconds)
+      longest = max(longest, save.stall + save.writeSeconds)
+      failures = 0
+      lastGood = save.step
+      if world.isCoordinator {
+        run.retain(keepLast: job.keepLast, keepEvery: job.keepEvery, source: resumedFrom)
+      }
+    } catch { try handle(error, step: save.step) }
+  }
+
+  /// At the end of a run the state of `step` must be on disk, or the run fails.
+  ///
+  /// - Parameter save: begins a save of that state
+  func finishLast(step: Int, _ save: () throws -> Void) throws {
+    try finish()
+    var attempts = 0
+    while lastGood != step {
+      guard attempts < Self.attempts else {
+        throw FileError(
+          run.path,
+          "the state of step \(step) could not be saved; "
+            + (lastGood.map { "step \($0) is the last good checkpoint" } ?? "there is no checkpoint"), kind: .system)
+      }
+      sleep(UInt32(1 << attempts))
+      attempts += 1
+      try save()
+      try finish()
+    }
+  }
+
+  /// A save failed, on all ranks alike: what the job says happens.
+  private func handle(_ error: any Error, step: Int) throws {
+    failures += 1
+    lastSaved = lastGood
+    let good = lastGood.map { "the last good checkpoint is that of step \($0)" } ?? "there is no checkpoint yet"
+    let mayRetry = job.onSaveFailure == .retry && failures < Self.attempts
+    say(
+      "SAVE FAILED at step \(step): \(error); \(good); "
+        + (job.onSaveFailure == .fail ? "the run ends" : mayRetry ? "trying again" : "the run goes on without it"))
+    guard job.onSaveFailure != .fail else { throw error }
+    isRetryDue = mayRetry
+    // The next save that is due has as many attempts again.
+    if !mayRetry { failures = 0 }
+  }
+}

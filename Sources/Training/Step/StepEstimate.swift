@@ -1,0 +1,85 @@
+import Checkpointing
+import MPI
+import Models
+import NN
+import Tensors
+import TokenStreams
+
+/// Memory and operations of one phase of a job on one rank, found by running its steps on a backend that computes shapes
+/// only.
+package struct StepEstimate {
+  /// Matrix operations of the forward and backward pass of one micro-batch.
+  package let operationsPerMicroBatch: Double
+  /// Bytes of weights, gradients and optimizer state.
+  package let stateBytes: Int
+  /// The most bytes that tensors take at once: in a step, or while the phase takes the place of the one before. A resume and
+  /// a return to a checkpoint take no more, since what is read goes where it belongs piece by piece.
+  package let tensorBytes: Int
+  /// Bytes of the copy that a save makes, kept from the first one on, and of what waits for the disk.
+  package let saveBytes: Int
+  /// Parameters of the student, and those that train.
+  package let parameters: Int
+  package let trained: Int
+
+  /// The most bytes that one rank takes at once, besides what the process holds anyway.
+  package var peakBytes: Int { tensorBytes + saveBytes }
+
+  /// Estimates the phases of a job as they follow each other.
+  ///
+  /// - Parameter ranks: that share the optimizer state and the micro-batches; the estimate is of the coordinator, which
+  ///   holds the most
+  package static func phases(
+    _ phases: [Phase], student: ModelConfiguration, teacher: ModelConfiguration?, ranks: Int
+  ) -> [StepEstimate] {
+    let backend = ShapeBackend()
+    let teacherModel = teacher.map { configuration in
+      let model = HybridLM(configuration)
+      model.allocate(on: backend)
+      return model
+    }
+    let model = HybridLM(student)
+    // A student shares what it inherits with its teacher; a shape that differs is reported elsewhere.
+    if let teacherModel { try? model.inherit(from: teacherModel) }
+    model.allocate(on: backend)
+    var runner: StepRunner?
+    var saveBytes = 0
+    return phases.map { phase in
+      backend.resetPeak()
+      StepRunner.replace(
+        &runner, for: phase, of: phases, student: model, teacher: teacherModel, world: .counted(size: ranks),
+        backend: backend)
+      guard let runner else { preconditionFailure("phase \(phase.name) has no runner") }
+      let stateBytes = backend.liveBytes
+      let slices = RunState(student: model, runner: runner, phases: phases).slices(isCoordinator: true)
+      let copied = slices.reduce(0) { $0 + $1.values.count * 4 }
+      saveBytes = max(saveBytes, copied + min(copied, CheckpointSave.waitingBytes))
+      // Nothing leaves this rank.
+      runner.overlaps = false
+      let microBatches = max(1, phase.microBatches / ranks)
+      let batch = SequenceBatch(counting: phase.microBatch, of: phase.context)
+      let before = backend.operations
+      // Two passes show the peak with a partial sum alive; deeper levels of the tree are added below.
+      let passes = min(2, microBatches)
+      _ = try? runner.accumulate(
+        [SequenceBatch](repeating: batch, count: passes),
+        over: TokenCounts(labels: batch.tokens.count, tokens: batch.tokens.count))
+      let levels = microBatches > 2 ? Int.bitWidth - 1 - (microBatches - 1).leadingZeroBitCount : 0
+      let waiting = levels * runner.arena.gradients.count * 4 + GradientExchange.bufferBytes(runner.arena, ranks: ranks)
+      return StepEstimate(
+        operationsPerMicroBatch: (backend.operations - before) / Double(passes), stateBytes: stateBytes,
+        tensorBytes: backend.peakBytes + waiting, saveBytes: saveBytes, parameters: model.store.count,
+        trained: runner.arena.count)
+    }
+  }
+}
+
+extension SequenceBatch {
+  /// A batch for counting: `sequences` of `context` tokens, all the same.
+  fileprivate init(counting sequences: Int, of context: Int) {
+    self.init()
+    tokens = [Int32](repeating: 0, count: sequences * context)
+    labels = tokens
+    segments = (0..<sequences).map { $0 * context..<($0 + 1) * context }
+    sequenceCount = sequences
+  }
+}
