@@ -178,16 +178,19 @@ struct Bench: ParsableCommand {
 
     func run() {
       withoutWorld {
-        let backend = CPUBackend(threads: Machine.cores)
+        let backend = makeBackend()
         let count = megabytes << 18
         let tensor = backend.empty([count])
         var state: UInt64 = 88_172_645_463_325_252
-        for index in 0..<count {
-          state ^= state << 13
-          state ^= state >> 7
-          state ^= state << 17
-          // Magnitudes as weights have them: random mantissas, a few exponents.
-          tensor.floats[index] = (Float(state >> 40) * 0x1p-24 - 0.5) * 0.04
+        for first in stride(from: 0, to: count, by: 1 << 18) {
+          let values = (0..<1 << 18).map { _ in
+            state ^= state << 13
+            state ^= state >> 7
+            state ^= state << 17
+            // Magnitudes as weights have them: random mantissas, a few exponents.
+            return (Float(state >> 40) * 0x1p-24 - 0.5) * 0.04
+          }
+          tensor.elements(first..<first + values.count).upload(values)
         }
         let path = folder + "/bench-\(getpid())"
         try createFolder(path)
@@ -196,11 +199,13 @@ struct Bench: ParsableCommand {
           var clock = PhaseClock()
           let descriptor = open(path + "/plain", O_WRONLY | O_CREAT | O_TRUNC, 0o600)
           guard descriptor >= 0 else { throw FileError.system(path, "cannot be written") }
-          var offset = 0
-          while offset < count * 4 {
-            let written = write(descriptor, UnsafeRawPointer(tensor.floats) + offset, min(4 << 20, count * 4 - offset))
-            guard written > 0 else { throw FileError.system(path, "cannot be written") }
-            offset += written
+          try backend.read(tensor) { bytes in
+            var rest = bytes
+            while let address = rest.baseAddress, !rest.isEmpty {
+              let written = write(descriptor, address, rest.count)
+              guard written > 0 else { throw FileError.system(path, "cannot be written") }
+              rest = UnsafeRawBufferPointer(rebasing: rest[written...])
+            }
           }
           guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
           close(descriptor)

@@ -8,7 +8,6 @@ import Testing
 
 /// Parity with the reference implementations' own outputs (Tests/Fixtures/golden/README.md), on every backend.
 @Suite struct GoldenTests {
-  static let backends: [TestBackend] = [.cpu(threads: 1), .cpu(threads: 2), .reference, .singleReference]
   static let outputBound = 2e-5
   static let gradientBound = 1e-4
 
@@ -82,7 +81,7 @@ import Testing
     }
   }
 
-  @Test(arguments: backends) func gatedDeltaRuleMatchesReference(kind: TestBackend) throws {
+  @Test(arguments: TestBackend.all) func gatedDeltaRuleMatchesReference(kind: TestBackend) throws {
     let backend = kind.make()
     let golden = try SafetensorsFile(path: goldenFolder + "/ops/gated_delta_rule.safetensors")
     let shape = try #require(golden.entries["v"]).shape
@@ -122,7 +121,7 @@ import Testing
   }
 
   /// The other recurrences: outputs, final states, and every gradient, also through the final state.
-  @Test(arguments: ["gla", "retention", "scalar_gate", "delta_rule", "rwkv7_dplr"], backends)
+  @Test(arguments: ["gla", "retention", "scalar_gate", "delta_rule", "rwkv7_dplr"], TestBackend.all)
   func recurrenceMatchesReference(_ name: String, kind: TestBackend) throws {
     let backend = kind.make()
     let golden = try SafetensorsFile(path: goldenFolder + "/ops/\(name).safetensors")

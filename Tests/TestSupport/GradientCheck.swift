@@ -1,4 +1,3 @@
-import CPUBackend
 import Foundation
 import Tensors
 
@@ -15,8 +14,8 @@ package struct TestInput {
   }
 }
 
-/// Relative errors of an op: of its output and gradients against ``ReferenceBackend``'s, and of the latter's gradients
-/// against central differences along random directions.
+/// Relative errors of an op: the largest of its output and gradients on ``TestBackend/fast`` against
+/// ``ReferenceBackend``'s, and of the latter's gradients against central differences along random directions.
 package struct GradientReport {
   package var output = 0.0
   package var gradients: [String: Double] = [:]
@@ -30,13 +29,8 @@ private func relativeError(_ x: [Double], _ y: [Double], least: Double) -> Doubl
   return error.isFinite ? error / max(norm, least, .leastNormalMagnitude) : .infinity
 }
 
-/// Runs `op` on a tape with a random cotangent, on CPUBackend over poisoned memory and on ``ReferenceBackend``, and
-/// compares.
-package func checkGradients(
-  _ inputs: [TestInput], threads: Int = 2, op: ([Tensor]) -> Tensor
-) -> GradientReport {
-  let fast = CPUBackend(threads: threads)
-  fast.poisonsNewTensors = true
+/// Runs `op` on a tape with a random cotangent, on ``TestBackend/fast`` and on ``ReferenceBackend``, and compares.
+package func checkGradients(_ inputs: [TestInput], op: ([Tensor]) -> Tensor) -> GradientReport {
   let reference = ReferenceBackend()
   var cotangent: [Float] = []
   func run(
@@ -53,17 +47,22 @@ package func checkGradients(
     tape.backward()
     return (values(output), tensors.map { $0.slot?.gradient.map(values) ?? [] })
   }
-  let (found, expected) = (run(fast) { $0.toArray().map(Double.init) }, run(reference, reference.doubles))
+  let expected = run(reference, reference.doubles)
   var report = GradientReport()
-  report.output = relativeError(found.output, expected.output, least: 0)
   // A gradient that vanishes (attention to a single key) is measured against a hundredth of what flows in: it is a
   // difference of terms that large.
   let inflow = cotangent.reduce(0.0) { $0 + Double($1) * Double($1) }.squareRoot()
+  for kind in TestBackend.fast {
+    let found = run(kind.make()) { $0.toArray().map(Double.init) }
+    report.output = max(report.output, relativeError(found.output, expected.output, least: 0))
+    for (index, input) in inputs.enumerated() {
+      let (x, y) = (found.gradients[index], expected.gradients[index])
+      let error = x.count == y.count && !y.isEmpty ? relativeError(x, y, least: 1e-2 * inflow) : .infinity
+      report.gradients[input.name] = max(report.gradients[input.name] ?? 0, error)
+    }
+  }
   for (index, input) in inputs.enumerated() {
     let gradient = expected.gradients[index]
-    report.gradients[input.name] =
-      gradient.count == input.values.count && found.gradients[index].count == gradient.count
-      ? relativeError(found.gradients[index], gradient, least: 1e-2 * inflow) : .infinity
     guard gradient.count == input.values.count else { continue }
     let norm = gradient.reduce(0) { $0 + $1 * $1 }.squareRoot()
     var worst = norm.isFinite ? 0.0 : .infinity
@@ -90,12 +89,15 @@ package func checkGradients(
   return report
 }
 
-/// Relative errors of what `body` returns on CPUBackend, over poisoned memory, against the same on
-/// ``ReferenceBackend``.
-package func compareWithReference(threads: Int = 2, _ body: (any Backend) -> [Tensor]) -> [Double] {
-  let (fast, reference) = (CPUBackend(threads: threads), ReferenceBackend())
-  fast.poisonsNewTensors = true
-  let (found, expected) = (body(fast), body(reference))
-  precondition(found.count == expected.count, "\(found.count) results against \(expected.count)")
-  return zip(found, expected).map { relativeError($0.toArray().map(Double.init), reference.doubles($1), least: 0) }
+/// Relative errors of what `body` returns against the same on ``ReferenceBackend``: the largest of ``TestBackend/fast``.
+package func compareWithReference(_ body: (any Backend) -> [Tensor]) -> [Double] {
+  let reference = ReferenceBackend()
+  let expected = body(reference).map(reference.doubles)
+  return TestBackend.fast.reduce([Double](repeating: 0, count: expected.count)) { worst, kind in
+    let found = body(kind.make())
+    precondition(found.count == expected.count, "\(found.count) results against \(expected.count)")
+    return zip(worst, zip(found, expected)).map { error, pair in
+      max(error, relativeError(pair.0.toArray().map(Double.init), pair.1, least: 0))
+    }
+  }
 }

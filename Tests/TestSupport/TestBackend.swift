@@ -8,6 +8,11 @@ package enum TestBackend: Sendable, CustomStringConvertible {
   /// The reference with float32's precision between kernels.
   case singleReference
 
+  /// Those that are held against references: a new device is a line here.
+  package static let all: [TestBackend] = [.cpu(threads: 1), .cpu(threads: 2), .reference, .singleReference]
+  /// Those whose kernels are held against ``reference``: the fast ones, and the compositions in float32.
+  package static let fast: [TestBackend] = [.cpu(threads: 2), .singleReference]
+
   package func make() -> any Backend {
     switch self {
     case .cpu(let threads):

@@ -132,15 +132,22 @@ extension ReferenceBackend {
         && columns == (bTransposed ? b.rows : b.columns), "multiply of \(a.shape) and \(b.shape) into \(c.shape)")
     count(2 * c.count * inner)
     let (a, b, c) = (view(a), view(b), view(c))
-    for i in 0..<c.count {
-      let (row, column) = (i / columns, i % columns)
-      var sum = 0.0
-      for k in 0..<inner {
-        sum +=
-          a[aTransposed ? k * aColumns + row : row * aColumns + k]
-          * b[bTransposed ? column * bColumns + k : k * bColumns + column]
+    // Rows of op(a) and columns of op(b), each end to end: the tests' longest loop.
+    let rows = (0..<c.count / columns * inner).map { i in
+      a[aTransposed ? i % inner * aColumns + i / inner : i]
+    }
+    let others = (0..<columns * inner).map { i in
+      b[bTransposed ? i : i % inner * bColumns + i / inner]
+    }
+    rows.withUnsafeBufferPointer { rows in
+      others.withUnsafeBufferPointer { others in
+        for i in 0..<c.count {
+          let (row, column) = (i / columns * inner, i % columns * inner)
+          var sum = 0.0
+          for k in 0..<inner { sum += rows[row + k] * others[column + k] }
+          c[i] = Double(alpha) * sum + (adds ? c[i] : 0)
+        }
       }
-      c[i] = Double(alpha) * sum + (adds ? c[i] : 0)
     }
   }
 
