@@ -27,9 +27,7 @@ import Testing
     let ids = try golden.integers("input_ids")
     let labels = try golden.integers("labels")
     let shape = try #require(golden.entries["input_ids"]).shape
-    let batch = Batch(
-      tokens: backend.tensor(ids), segments: Segments(count: shape[0], length: shape[1]),
-      slidingMask: .referenceEager)
+    let batch = Batch(tokens: backend.tensor(ids), segments: Segments(count: shape[0], length: shape[1]))
 
     // The labels are already shifted: label t is what token t predicts; a negative one does not count.
     let targets = labels
