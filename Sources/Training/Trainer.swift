@@ -87,8 +87,9 @@ package final class Trainer {
     models = try ModelSetup(job, backend: backend)
     let models = models
     let tokenizer = try makeTokenizer(job.tokenizer)
+    let openShards = ShardCache()
     plans = try job.phases.enumerated().map { index, phase in
-      let plan = try job.dataPlan(ofPhase: index)
+      let plan = try job.dataPlan(ofPhase: index, cache: openShards)
       try plan.checkSupply(sequences: phase.sequences(before: phase.steps))
       try models.check(plan.manifest, tokenizer: tokenizer)
       return plan

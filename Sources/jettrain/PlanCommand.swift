@@ -39,6 +39,9 @@ struct PlanCommand: ParsableCommand {
         ]
       ]
       var total = 0.0
+      let openShards =
+        (try? Mix(job.mixName, folder: job.mixFolder)).map { DataPlan.readerBytes(mix: $0, root: job.dataRoot) }
+        ?? ShardCache.defaultLimit
       for phase in job.phases {
         let estimate = StepEstimate(student: student, teacher: teacher, phase: phase, ranks: ranks)
         let perToken = estimate.operationsPerMicroBatch / Double(phase.microBatch * phase.context)
@@ -48,7 +51,8 @@ struct PlanCommand: ParsableCommand {
         rows.append([
           phase.name, "\(phase.steps)", "\(phase.globalBatch)", "\(phase.context)",
           Format.count(Double(estimate.trained)), Format.count(perToken), Format.bytes(Double(estimate.stateBytes)),
-          Format.bytes(Double(estimate.peakBytes + Machine.baseMemory(threads: backend.pool.threadCount))),
+          Format.bytes(
+            Double(estimate.peakBytes + openShards + Machine.baseMemory(threads: backend.pool.threadCount))),
           Format.bytes(Double(estimate.trained) * 12), Format.count(speed), Format.duration(seconds),
         ])
         if phase == job.phases.first {

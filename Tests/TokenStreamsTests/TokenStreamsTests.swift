@@ -3,9 +3,8 @@ import Foundation
 import Parallel
 import TestSupport
 import Testing
+import TokenStreams
 import Tokenizers
-
-@testable import TokenStreams
 
 /// A folder of its own for a test, removed with it.
 final class TemporaryFolder {
@@ -111,6 +110,46 @@ final class TemporaryFolder {
     #expect(throws: FileError.self) { _ = try Dataset(broken) }
     try FileManager.default.removeItem(atPath: broken + "/set-00002.jtk.zst.partial")
     #expect(try build(recipe(inputs), broken).fingerprint == one.fingerprint)
+  }
+
+  /// No question of the demo's held-out part is among those it trains on, nor twice in either.
+  @Test func questionsOfSplitsDoNotOverlap() {
+    func questions(_ seed: UInt64, _ split: QuestionMaker.Split?, _ count: Int) -> [String] {
+      var maker = QuestionMaker(seed: seed, split: split)
+      return (0..<count).map { _ in maker.next().question }
+    }
+    let (training, heldOut) = (questions(7, .training, 20_000), questions(8, .heldOut, 200))
+    #expect(Set(training).count == 20_000 && Set(heldOut).count == 200)
+    #expect(Set(training).isDisjoint(with: heldOut))
+    // Without splits they do overlap, and a source has questions twice.
+    let (all, others) = (questions(7, nil, 20_000), questions(8, nil, 200))
+    #expect(Set(all).count < 20_000 && !Set(all).isDisjoint(with: others))
+    #expect((2000..<3000).contains(Set(all).count { QuestionMaker.Split(of: $0) == .heldOut }))
+  }
+
+  /// Read across many shards in any order, few stay open; the tokens are those of readers that all stay.
+  @Test func openShardsStayBounded() throws {
+    let folder = try TemporaryFolder()
+    let manifest = try build(recipe([try writeText(folder)], shardTokens: 1500), folder.path + "/set")
+    let shards = manifest.shards.count
+    #expect(shards > 40)
+    let (all, few) = (ShardCache(), ShardCache(limit: 40_000))
+    let streams = try [all, few].map { cache in
+      TokenStream(try Dataset(folder.path + "/set", cache: cache), shards: 0..<shards, context: 200)
+    }
+    let order = Permutation(count: streams[0].sequenceCount, key: 9)
+    for index in 0..<streams[0].sequenceCount {
+      var batches = [SequenceBatch(), SequenceBatch()]
+      for (s, stream) in streams.enumerated() { try stream.read(order[index], into: &batches[s]) }
+      #expect(batches[0].tokens == batches[1].tokens && batches[0].labels == batches[1].labels)
+      #expect(batches[0].segments == batches[1].segments)
+      #expect(few.bytes <= few.limit && few.count <= few.limit / (4 * 1500))
+    }
+    #expect(all.opened == shards && all.count == shards && all.bytes > 4 * few.limit)
+    #expect(few.opened > shards)
+    let mix = Mix(of: "set")
+    let counted = DataPlan.readerBytes(mix: mix, root: folder.path)
+    #expect(counted >= all.bytes && counted < all.bytes * 5 / 4, "\(counted) for \(all.bytes)")
   }
 
   @Test func jsonLinesAndCompressedInputs() throws {
