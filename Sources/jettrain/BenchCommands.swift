@@ -181,12 +181,13 @@ struct Bench: ParsableCommand {
         let count = megabytes << 18
         let tensor = backend.empty([count])
         var state: UInt64 = 88_172_645_463_325_252
+        let floats = tensor.floats
         for index in 0..<count {
           state ^= state << 13
           state ^= state >> 7
           state ^= state << 17
           // Magnitudes as weights have them: random mantissas, a few exponents.
-          tensor.floats[index] = (Float(state >> 40) * 0x1p-24 - 0.5) * 0.04
+          floats[index] = (Float(state >> 40) * 0x1p-24 - 0.5) * 0.04
         }
         let path = folder + "/bench-\(getpid())"
         try createFolder(path)
@@ -260,7 +261,7 @@ struct Bench: ParsableCommand {
           clock.mark("encode")
         } while clock.total < seconds
         var long = PhaseClock()
-        let unbroken = (0..<1 << 20).map { UInt8(97 + $0 &* $0 % 23) }
+        let unbroken: [UInt8] = (0..<1 << 20).map { (i: Int) -> UInt8 in UInt8(97 + i * i % 23) }
         let pieces = tokenizer.encode(unbroken).count
         long.mark("encode")
         try Bench.emit([

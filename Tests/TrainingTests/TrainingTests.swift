@@ -11,9 +11,6 @@ import Testing
 import TokenStreams
 import Training
 
-private let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-  .deletingLastPathComponent().path
-
 @Suite struct TrainingTests {
   /// The shapes of the paper's models give its parameter counts, exactly (RECIPE section 2).
   @Test(arguments: [
