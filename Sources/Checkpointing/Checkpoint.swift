@@ -40,7 +40,7 @@ package struct Checkpoint {
         if name.hasSuffix("]"), let open = name.lastIndex(of: "[") {
           let bounds = name[name.index(after: open)...].dropLast().split(separator: ":")
           guard bounds.count == 2, let first = Int(bounds[0]), let end = Int(bounds[1]), first >= 0,
-            end - first == entry.count
+            end >= first, end - first == entry.count
           else { throw CheckpointError(file.path, "\(key) does not have the elements it names") }
           start = first
           name = String(name[..<open])
@@ -52,16 +52,25 @@ package struct Checkpoint {
 
   /// All arrays put together, by role and name.
   package func assemble() throws -> [String: [Float]] {
-    var arrays: [String: [Float]] = [:]
+    var pieces: [String: [(start: Int, values: [Float])]] = [:]
     try forEachPiece { role, name, start, count, read in
-      var array = arrays.removeValue(forKey: "\(role)/\(name)") ?? []
-      if array.count < start + count {
-        array += [Float](repeating: .nan, count: start + count - array.count)
+      let values = try [Float](unsafeUninitializedCapacity: count) { buffer, filled in
+        if let address = buffer.baseAddress { try read(address) }
+        filled = count
       }
-      try array.withUnsafeMutableBufferPointer { try read($0.baseAddress! + start) }
-      arrays["\(role)/\(name)"] = array
+      pieces["\(role)/\(name)", default: []].append((start, values))
     }
-    return arrays
+    // A place that a file names is believed only where it continues the array.
+    return try Dictionary(
+      uniqueKeysWithValues: pieces.map { key, pieces in
+        let values = try pieces.sorted { $0.start < $1.start }.reduce(into: [Float]()) { all, piece in
+          guard piece.start == all.count else {
+            throw CheckpointError(path, "the pieces of \(key) do not fit together")
+          }
+          all += piece.values
+        }
+        return (key, values)
+      })
   }
 
   /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading. Newer ones,
