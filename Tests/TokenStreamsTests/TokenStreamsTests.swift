@@ -112,6 +112,25 @@ final class TemporaryFolder {
     #expect(try build(recipe(inputs), broken).fingerprint == one.fingerprint)
   }
 
+  @Test func yamlIsReadAsPlainValues() throws {
+    let text = "a: [1, -0x10, 1.5, .inf, true, no, ~, '7', 2026-11-24, 1:30, 1e3, x]\nb: &n {c: 2}\nd: *n\n"
+    let object = try #require(try parseYAML(text) as? [String: Any])
+    let list = try #require(object["a"] as? [Any])
+    #expect(list[0] as? Int == 1 && list[1] as? Int == -16 && list[2] as? Double == 1.5)
+    #expect(list[3] as? Double == .infinity && list[4] as? Bool == true && list[5] as? Bool == false)
+    #expect(list[6] is NSNull && list[7..<10].map { $0 as? String } == ["7", "2026-11-24", "1:30"])
+    #expect((object["d"] as? [String: Any])?["c"] as? Int == 2)
+    #expect(try parseYAML("") == nil)
+    // Nine lines that stand for ten to the eighth.
+    let bomb = (1...8).map { n in
+      "k\(n): &k\(n) [" + (0..<10).map { _ in n == 1 ? "x" : "*k\(n - 1)" }.joined(separator: ", ") + "]"
+    }
+    for bad in ["[a]: 1", "a: [", "a: 1\na: 2", "a: *b", bomb.joined(separator: "\n")] {
+      let error = #expect(throws: YAMLError.self) { try parseYAML(bad) }
+      #expect(error?.description.contains("\n") == false, "\(error?.description ?? "")")
+    }
+  }
+
   /// No question of the demo's held-out part is among those it trains on, nor twice in either.
   @Test func questionsOfSplitsDoNotOverlap() {
     func questions(_ seed: UInt64, _ split: QuestionMaker.Split?, _ count: Int) -> [String] {
