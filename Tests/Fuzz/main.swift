@@ -33,7 +33,10 @@ for signal in [SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGALRM] where
   }
 }
 
-let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-fuzz-\(getpid())").path
+// In memory where there is such a place: every case of most kinds writes a file.
+let memory = "/dev/shm"
+let isWritable = FileManager.default.isWritableFile(atPath: memory)
+let folder = (isWritable ? memory : FileManager.default.temporaryDirectory.path) + "/jettrain-fuzz-\(getpid())"
 try createFolder(folder)
 defer { try? FileManager.default.removeItem(atPath: folder) }
 
