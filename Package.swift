@@ -5,11 +5,12 @@ import PackageDescription
 /// The instruction set that the kernels are compiled for; a binary for other machines wants e.g. `x86-64-v3`.
 let cpu = ProcessInfo.processInfo.environment["JETTRAIN_CPU"] ?? "native"
 
-/// Without these flags `squareRoot()` and `addingProduct` become library calls and reductions stay scalar;
-/// `-O` also in debug builds, so that the tests run at speed.
-let kernelFlags: [SwiftSetting] = [
-  .unsafeFlags(["-O", "-Xcc", "-march=\(cpu)", "-Xcc", "-fno-math-errno"])
-]
+/// Without these flags `squareRoot()` and `addingProduct` become library calls and reductions stay scalar.
+let kernelFlags: [SwiftSetting] = [.unsafeFlags(["-Xcc", "-march=\(cpu)", "-Xcc", "-fno-math-errno"])]
+
+/// For what only calls the rooms: the optimizer would take most of its build time and make nothing faster. Program and
+/// tests have one configuration, release.
+let unoptimized: [SwiftSetting] = [.unsafeFlags(["-Onone"])]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 let yams = Target.Dependency.product(name: "Yams", package: "Yams")
@@ -42,7 +43,7 @@ let package = Package(
     .target(name: "Models", dependencies: ["Files", "NN", "Ops", "Safetensors", "Tensors"]),
     .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
-    .target(name: "Tokenizers", dependencies: ["Hashing"], swiftSettings: [.unsafeFlags(["-O"])]),
+    .target(name: "Tokenizers", dependencies: ["Hashing"]),
     .target(
       name: "TokenStreams", dependencies: ["Files", "Hashing", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
@@ -55,7 +56,7 @@ let package = Package(
       dependencies: [
         "CStack",
         "Checkpointing", "Conversion", "Fabric", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
-        "Reporting", "Tensors", "Tokenizers", "TokenStreams", yams,
+        "Reporting", "Tensors", "Tokenizers", "TokenStreams",
       ]),
     .target(
       name: "Evaluation",
@@ -73,40 +74,44 @@ let package = Package(
         "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel",
         "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
-      ]),
-    .target(
-      name: "TestSupport", dependencies: ["CPUBackend", "Tensors"], path: "Tests/TestSupport",
-      swiftSettings: [.unsafeFlags(["-O"])]),
-    .testTarget(name: "OpsTests", dependencies: ["CPUBackend", "Ops", "Tensors", "TestSupport"]),
+      ], swiftSettings: unoptimized),
+    .target(name: "TestSupport", dependencies: ["CPUBackend", "Tensors"], path: "Tests/TestSupport"),
+    .testTarget(
+      name: "OpsTests", dependencies: ["CPUBackend", "Ops", "Tensors", "TestSupport"], swiftSettings: unoptimized),
     .testTarget(
       name: "ModelsTests",
       dependencies: [
         "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "NN", "Ops", "Safetensors", "Tensors",
         "TestSupport", "Tokenizers",
-      ]),
-    .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"]),
+      ], swiftSettings: unoptimized),
+    .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"], swiftSettings: unoptimized),
     .testTarget(
-      name: "TokenStreamsTests", dependencies: ["Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"]),
+      name: "TokenStreamsTests", dependencies: ["Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"],
+      swiftSettings: unoptimized),
     .testTarget(
       name: "TrainingTests",
       dependencies: [
         "Checkpointing", "CPUBackend", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams",
         "Training",
-      ]),
-    .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"]),
-    .testTarget(name: "RankTests", dependencies: ["jettrain", "TestSupport"]),
+      ], swiftSettings: unoptimized),
+    .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"], swiftSettings: unoptimized),
+    .testTarget(name: "RankTests", dependencies: ["jettrain", "TestSupport"], swiftSettings: unoptimized),
     .executableTarget(
       name: "jettrain-faults",
       dependencies: ["Checkpointing", "Files", "NN", "TestSupport", "TokenStreams", "Training"],
-      path: "Tests/Faults", swiftSettings: [.unsafeFlags(["-O"])]),
-    .testTarget(name: "FaultTests", dependencies: ["jettrain", "jettrain-faults", "TestSupport"]),
+      path: "Tests/Faults", swiftSettings: unoptimized),
+    .testTarget(
+      name: "FaultTests", dependencies: ["jettrain", "jettrain-faults", "TestSupport"], swiftSettings: unoptimized),
     .executableTarget(
       name: "jettrain-fuzz",
-      dependencies: ["Files", "Models", "Parallel", "Safetensors", "Tokenizers", "TokenStreams"], path: "Tests/Fuzz",
-      swiftSettings: [.unsafeFlags(["-O"])]),
+      dependencies: [
+        "Checkpointing", "Files", "Hashing", "Models", "Parallel", "Safetensors", "Search", "TestSupport", "Tokenizers",
+        "TokenStreams", "Training",
+      ], path: "Tests/Fuzz"),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
-      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "parity.py", "tokenizer_parity.py"]),
+      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "parity.py", "tokenizer_parity.py"],
+      swiftSettings: unoptimized),
   ],
   swiftLanguageModes: [.v6]
 )

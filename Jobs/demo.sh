@@ -34,8 +34,8 @@ else
   run "$jettrain" tokens build --output "$data/nemotron-cc" --stands-in-for nemotron-cc --separator % \
     --shard-tokens 500000 "$text/debian-reference.txt" "$text/fortunes.txt"
 fi
-run "$jettrain" tokens make-questions --count 20000 --seed 7 --output "$data/questions.jsonl"
-run "$jettrain" tokens make-questions --count 200 --seed 8 --output "$data/held-out-questions.jsonl"
+run "$jettrain" tokens make-questions --count 20000 --seed 7 --split training --output "$data/questions.jsonl"
+run "$jettrain" tokens make-questions --count 200 --seed 8 --split held-out --output "$data/held-out-questions.jsonl"
 run "$jettrain" tokens build --output "$data/redstone-qa" --stands-in-for redstone-qa \
   --template 'Question: {question}\nAnswer: {answer}\n' --shard-tokens 500000 "$data/questions.jsonl"
 run "$jettrain" tokens verify "$data/nemotron-cc" "$data/redstone-qa"

@@ -36,17 +36,21 @@ package struct Checkpoint {
 
   /// All arrays put together, by role and name.
   package func assemble() throws -> [String: [Float]] {
-    var arrays: [String: [Float]] = [:]
+    var pieces: [String: [(start: Int, values: [Float])]] = [:]
     try read { key, elements, values in
-      let name = ShardKey(key.role, key.name).description
-      var array = arrays.removeValue(forKey: name) ?? []
-      if array.count < elements.upperBound {
-        array += [Float](repeating: .nan, count: elements.upperBound - array.count)
-      }
-      array.replaceSubrange(elements, with: values)
-      arrays[name] = array
+      pieces[ShardKey(key.role, key.name).description, default: []].append((elements.lowerBound, Array(values)))
     }
-    return arrays
+    // A place that a file names is believed only where it continues the array.
+    return try Dictionary(
+      uniqueKeysWithValues: pieces.map { key, pieces in
+        let values = try pieces.sorted { $0.start < $1.start }.reduce(into: [Float]()) { all, piece in
+          guard piece.start == all.count else {
+            throw CheckpointError(path, "the pieces of \(key) do not fit together")
+          }
+          all += piece.values
+        }
+        return (key, values)
+      })
   }
 
   /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading. Newer ones,

@@ -126,9 +126,13 @@ package struct CheckpointManifest: Codable, Sendable {
     for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
       throw CheckpointError(file, "names a file outside its folder: \(shard.file)")
     }
-    let counts = [manifest.step, manifest.tokens, manifest.phase, manifest.phaseStep, manifest.sequences]
-    let passedOver = manifest.spikes?.passedOver ?? []
-    guard counts.allSatisfy({ 0 <= $0 }), passedOver.allSatisfy({ $0.count == 2 && 0 <= $0[0] && $0[0] <= $0[1] })
+    var counts = [manifest.step, manifest.tokens, manifest.phase, manifest.phaseStep, manifest.sequences]
+    counts += manifest.shards.map(\.bytes)
+    let spikes = manifest.spikes ?? .init()
+    counts += [spikes.skips, spikes.firstStep, spikes.firstSequence, spikes.returns] + spikes.passedOver.flatMap { $0 }
+    // More than any run has, and so little that sums do not overflow.
+    guard counts.allSatisfy({ (0..<1 << 56).contains($0) }), manifest.worldSize > 0,
+      spikes.passedOver.allSatisfy({ $0.count == 2 && $0[0] <= $0[1] })
     else {
       throw CheckpointError(file, "holds counts that no run has")
     }

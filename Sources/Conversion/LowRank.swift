@@ -1,18 +1,18 @@
 import COpenBLAS
 
 /// The best approximation of a product of two factors by narrower ones (Eckart and Young, 1936).
-struct LowRank {
+package struct LowRank {
   /// `[rank, n]` each, with leftᵀ right nearest to the given product.
-  let left: [Float]
-  let right: [Float]
+  package let left: [Float]
+  package let right: [Float]
   /// ‖what is missing‖ / ‖the product‖, Frobenius.
-  let loss: Double
+  package let loss: Double
 
   /// - Parameters:
   ///   - left: `[size, n]`, row-major, size at most n
   ///   - right: `[size, n]`
   ///   - rank: at most size
-  init(left: [Float], right: [Float], size: Int, columns n: Int, rank: Int) {
+  package init(left: [Float], right: [Float], size: Int, columns n: Int, rank: Int) {
     precondition(rank <= size && size <= n, "rank \(rank) of factors of \(size) by \(n)")
     // leftᵀ right = Q₁ (R₁ R₂ᵀ) Q₂ᵀ, so that only a [size, size] matrix needs singular values.
     let (q1, r1) = Self.orthogonal(left, size, n)

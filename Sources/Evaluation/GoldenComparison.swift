@@ -27,9 +27,7 @@ package struct GoldenComparison {
   private let labels: [Int32]
 
   /// Runs `model` on the file's tokens and compares what the file holds.
-  package init(
-    model: HybridLM, golden: SafetensorsFile, slidingMask: SlidingMask, backend: any Backend
-  ) throws {
+  package init(model: HybridLM, golden: SafetensorsFile, backend: any Backend) throws {
     self.model = model
     self.golden = golden
     self.backend = backend
@@ -43,7 +41,7 @@ package struct GoldenComparison {
     }
     let length = entry.shape[entry.shape.count - 1]
     let segments = Segments(count: entry.count / length, length: length)
-    batch = Batch(tokens: backend.tensor(ids), segments: segments, slidingMask: slidingMask)
+    batch = Batch(tokens: backend.tensor(ids), segments: segments)
     // Without labels every token predicts the next of its row.
     labels =
       golden.entries["labels"] != nil

@@ -83,24 +83,6 @@ package struct ModelConfiguration: Sendable {
     (try? JSONSerialization.jsonObject(with: json) as? [String: Any]) ?? [:]
   }
 
-  /// The object of a `config.json` for weights of this type: the keys of the source, and what
-  /// `from_pretrained(…, trust_remote_code=True)` needs to find NVlabs' modelling code.
-  func exported(as type: SafetensorsType) -> [String: Any] {
-    var object = rawObject
-    object["dtype"] = nil
-    object["torch_dtype"] = type == .bfloat16 ? "bfloat16" : "float32"
-    switch modelType {
-    case "jet_nemotron":
-      object["architectures"] = ["JetNemotronForCausalLM"]
-      object["auto_map"] = [
-        "AutoConfig": "configuration_jet_nemotron.JetNemotronConfig",
-        "AutoModelForCausalLM": "modeling_jet_nemotron.JetNemotronForCausalLM",
-      ]
-    default: object["architectures"] = ["Qwen2ForCausalLM"]
-    }
-    return object
-  }
-
   /// Reads `path`, a `config.json` or a folder that holds one.
   package init(path: String) throws {
     var isFolder: ObjCBool = false

@@ -4,7 +4,8 @@ import NN
 import Safetensors
 import Tensors
 
-/// Writing models as Hugging Face folders that transformers, and NVlabs' own modelling code, load.
+/// Writing models as Hugging Face folders, which transformers and NVlabs' own modelling code load where they know the
+/// layers (``LoadingCode``).
 package struct ModelWriter {
   /// Element type of the weights: float32, or bfloat16, rounded to nearest even.
   package var type: SafetensorsType
@@ -23,8 +24,9 @@ package struct ModelWriter {
   /// Files beside the weights that belong to a model, where its source has them.
   private static let companionNames = [
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "configuration_jet_nemotron.py", "modeling_jet_nemotron.py",
+    "added_tokens.json", "chat_template.jinja",
   ]
+  private static let modellingNames = ["configuration_jet_nemotron.py", "modeling_jet_nemotron.py"]
 
   /// Writes `model` into the folder `path`. The configuration comes last: a folder without it is no model, so that
   /// what was cut short cannot be taken for one.
@@ -56,7 +58,10 @@ package struct ModelWriter {
       try writeJSON(
         ["metadata": ["total_size": size], "weight_map": map], to: path + "/model.safetensors.index.json")
     }
-    if let companions { try carry(from: companions, to: path) }
+    let isJetNemotron = model.configuration.loadingCode == .jetNemotron
+    if let companions {
+      try carry(Self.companionNames + (isJetNemotron ? Self.modellingNames : []), from: companions, to: path)
+    }
     if !FileManager.default.fileExists(atPath: path + "/generation_config.json") {
       try writeJSON(
         model.configuration.rawObject.filter { ["bos_token_id", "eos_token_id", "pad_token_id"].contains($0.key) },
@@ -115,10 +120,10 @@ package struct ModelWriter {
     }
   }
 
-  private func carry(from source: String, to path: String) throws {
+  private func carry(_ names: [String], from source: String, to path: String) throws {
     guard URL(fileURLWithPath: source).standardizedFileURL != URL(fileURLWithPath: path).standardizedFileURL
     else { return }
-    for name in Self.companionNames + ["generation_config.json"]
+    for name in names + ["generation_config.json"]
     where FileManager.default.fileExists(atPath: source + "/" + name) {
       try writeDurably(readFile(source + "/" + name), to: path + "/" + name)
     }

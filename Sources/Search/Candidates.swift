@@ -27,6 +27,14 @@ package struct CandidateResult: Codable, Sendable {
   package let scores: [Double]
   package let trainTokensPerSecond: Double
   package let decodeTokensPerSecond: Double
+
+  package init(
+    name: String, parameters: Int, cacheBytes: Int, scores: [Double], trainTokensPerSecond: Double,
+    decodeTokensPerSecond: Double
+  ) {
+    (self.name, self.parameters, self.cacheBytes, self.scores) = (name, parameters, cacheBytes, scores)
+    (self.trainTokensPerSecond, self.decodeTokensPerSecond) = (trainTokensPerSecond, decodeTokensPerSecond)
+  }
 }
 
 /// Trains candidates by one job, on the same tokens from the same start, and measures them. Runs that were cut short go on,

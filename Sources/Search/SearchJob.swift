@@ -60,7 +60,7 @@ package struct SearchJob: Sendable {
       words: section.integer("words", from: 1) ?? 200, keys: section.integer("keys", from: 1) ?? 52)
     measures.match = section.choice("match", AnswerMatch.self) ?? .contains
     measures.tokenizer = section.string("tokenizer")
-    measures.seed = UInt64(root.integer("seed") ?? 1)
+    measures.seed = UInt64(root.integer("seed", to: .max) ?? 1)
     section.rejectUnknownKeys()
     objectives = measures
 

@@ -99,20 +99,20 @@ extension SearchResult.BlocksResult {
   ]
 
   package var rows: [[String]] {
-    [
-      ["block"] + objectives.map(shortName)
-        + [
-          "train tok/s", "decode tok/s", "cache", "parameters", "paper: train", "decode",
-          "MMLU math retrieval c. sense",
-        ]
+    var head: [String] = ["block"] + objectives.map(shortName)
+    head += [
+      "train tok/s", "decode tok/s", "cache", "parameters", "paper: train", "decode", "MMLU math retrieval c. sense",
     ]
-      + candidates.map { result in
+    return [head]
+      + candidates.map { (result: CandidateResult) -> [String] in
         let paper = Self.paper[result.name]
-        return [result.name] + result.scores.map(number) + [
+        var row: [String] = [result.name] + result.scores.map(number)
+        row += [
           Format.count(result.trainTokensPerSecond), Format.count(result.decodeTokensPerSecond),
           Format.bytes(Double(result.cacheBytes)), Format.count(Double(result.parameters)),
-          paper.map { "\($0.train)K" } ?? "–", paper.map { "\($0.decode)K" } ?? "–", paper?.scores ?? "–",
         ]
+        row += [paper.map { "\($0.train)K" } ?? "–", paper.map { "\($0.decode)K" } ?? "–", paper?.scores ?? "–"]
+        return row
       }
   }
 }

@@ -50,7 +50,7 @@ package final class Layout: Tables {
     self.positions = backend.tensor(positions)
   }
 
-  /// Every segment attends to itself, over the last `window` tokens where one is given.
+  /// Every segment attends to itself: query i sees the keys j ≤ i, and with a window W those of i − W < j.
   package func spans(window: Int? = nil) -> AttentionSpans {
     spans(WindowName(window: window)) {
       segments.ranges.map { AttentionSpan(queries: $0, keys: $0, window: window) }

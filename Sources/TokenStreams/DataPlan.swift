@@ -40,9 +40,10 @@ package final class DataPlan {
   ///   - trains: whether training data is asked for; without, a dataset may consist of held-out shards alone
   ///   - previous: the plan that this one follows, and the first index that it may take over; it does at the end of the
   ///     block
+  ///   - cache: holds the open shards, of all plans of a run together
   package init(
     mix: Mix, root: String, context: Int, seed: UInt64, label: String, trains: Bool = true,
-    after previous: (plan: DataPlan, index: Int)? = nil
+    after previous: (plan: DataPlan, index: Int)? = nil, cache: ShardCache = ShardCache()
   ) throws {
     self.mix = mix
     self.context = context
@@ -50,7 +51,7 @@ package final class DataPlan {
     self.seed = Self.key("\(seed) \(label)")
     sources = try mix.sources.enumerated().sorted { ($1.element.weight, $0.offset) < ($0.element.weight, $1.offset) }
       .map { _, source in
-        let dataset = try Dataset(root + "/" + source.name)
+        let dataset = try Dataset(root + "/" + source.name, cache: cache)
         try dataset.checkFiles()
         let count = dataset.manifest.shards.count
         guard count > mix.holdoutShards || !trains else {
@@ -172,6 +173,22 @@ package final class DataPlan {
             + "add data, lower its weight or the token budget, or allow more with max_epochs")
       }
     }
+  }
+
+  /// The most bytes that codebooks and open shards of `mix` take in a run; of datasets that are not in `root` yet, the
+  /// limit of the open shards.
+  package static func readerBytes(mix: Mix, root: String) -> Int {
+    var (total, codebooks) = (0, 0)
+    for source in mix.sources {
+      guard let manifest = try? Manifest(folder: root + "/" + source.name) else { return ShardCache.defaultLimit }
+      codebooks += 8 * manifest.vocabulary
+      for shard in manifest.shards {
+        // A question and its answer are two runs.
+        total += ShardReader.memoryBytes(
+          documents: shard.documents, runs: 2 * shard.documents, tokens: shard.tokens)
+      }
+    }
+    return min(total, ShardCache.defaultLimit) + codebooks
   }
 
   /// The sequences of these global indices.

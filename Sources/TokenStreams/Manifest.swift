@@ -93,13 +93,16 @@ package final class Dataset {
   package let folder: String
   package let manifest: Manifest
   package let codebook: Codebook
-  private var readers: [Int: ShardReader] = [:]
+  private let cache: ShardCache
 
   static let codebookName = "codebook.zst"
 
   /// Reads manifest and codebook of the dataset in `folder` and checks them; shards are opened when they are read.
-  package init(_ folder: String) throws {
+  ///
+  /// - Parameter cache: holds the open shards, of all datasets of a run together
+  package init(_ folder: String, cache: ShardCache = ShardCache()) throws {
     self.folder = folder
+    self.cache = cache
     manifest = try Manifest(folder: folder)
     let path = folder + "/" + Self.codebookName
     let data = try readFile(path)
@@ -118,14 +121,14 @@ package final class Dataset {
 
   /// The reader of one shard.
   package func shard(_ ordinal: Int) throws -> ShardReader {
-    if let reader = readers[ordinal] { return reader }
-    let record = manifest.shards[ordinal]
-    let reader = try ShardReader(folder + "/" + record.file, codebook: codebook, record: record)
-    guard reader.header.tokenizer == manifest.tokenizerHash, reader.header.ordinal == ordinal,
-      reader.header.dataset == manifest.name
-    else { throw FileError(reader.path, "belongs to another dataset or place than the manifest says") }
-    readers[ordinal] = reader
-    return reader
+    try cache.reader(.init(folder: folder, fingerprint: manifest.fingerprint, ordinal: ordinal)) {
+      let record = manifest.shards[ordinal]
+      let reader = try ShardReader(folder + "/" + record.file, codebook: codebook, record: record)
+      guard reader.header.tokenizer == manifest.tokenizerHash, reader.header.ordinal == ordinal,
+        reader.header.dataset == manifest.name
+      else { throw FileError(reader.path, "belongs to another dataset or place than the manifest says") }
+      return reader
+    }
   }
 
   /// Checks that every shard is there and has its size: what a run can afford to know before it begins.

@@ -1,15 +1,31 @@
-import Foundation
+import Hashing
 
 /// Makes questions with answers: arithmetic word problems and look-ups, for tests and the demo's stand-in of
 /// Redstone-QA. The same seed gives the same questions.
 package struct QuestionMaker {
+  /// A part of all possible questions. Which one a question belongs to depends on its text alone, so that no seed gives
+  /// a held-out question to train on.
+  package enum Split: String, CaseIterable, Sendable {
+    case training
+    /// An eighth of all.
+    case heldOut = "held-out"
+
+    package init(of question: String) { self = sha256(question).first! < "2" ? .heldOut : .training }
+  }
+
   private var state: UInt64
+  private let split: Split?
+  private var made: Set<String> = []
 
   private static let names = ["Ada", "Ben", "Chloe", "Dan", "Emma", "Felix", "Grace", "Hugo", "Iris", "Jon"]
   private static let things = ["apples", "books", "coins", "pens", "stones", "cards", "shells", "nuts"]
   private static let colors = ["red", "blue", "green", "black", "white", "yellow"]
 
-  package init(seed: UInt64) { state = seed &+ 0x9E37_79B9_7F4A_7C15 }
+  /// - Parameter split: makes questions of this part alone, none twice, so that any cut of them keeps questions apart
+  package init(seed: UInt64, split: Split? = nil) {
+    state = seed &+ 0x9E37_79B9_7F4A_7C15
+    self.split = split
+  }
 
   private mutating func below(_ limit: Int) -> Int {
     state &+= 0x9E37_79B9_7F4A_7C15
@@ -23,6 +39,15 @@ package struct QuestionMaker {
 
   /// One question and its answer.
   package mutating func next() -> (question: String, answer: String) {
+    guard let split else { return draw() }
+    // Look-ups alone number more than 10^12.
+    while true {
+      let drawn = draw()
+      if Split(of: drawn.question) == split, made.insert(drawn.question).inserted { return drawn }
+    }
+  }
+
+  private mutating func draw() -> (question: String, answer: String) {
     let (name, thing) = (pick(Self.names), pick(Self.things))
     let (a, b) = (below(90) + 10, below(9) + 1)
     switch below(5) {

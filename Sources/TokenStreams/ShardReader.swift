@@ -103,6 +103,17 @@ package final class ShardReader {
     }
   }
 
+  /// The most bytes that a reader of so many documents, runs and tokens holds.
+  static func memoryBytes(documents: Int, runs: Int, tokens: Int) -> Int {
+    let frames = (tokens + ShardLayout.tokensPerFrame - 1) / ShardLayout.tokensPerFrame
+    return 8 * (documents + 1 + runs) + 24 * frames + 4 * min(tokens, ShardLayout.tokensPerFrame)
+  }
+
+  /// The most bytes that this reader holds, with a decoded frame.
+  var memoryBytes: Int {
+    Self.memoryBytes(documents: index.documentCount, runs: index.runEnds.count, tokens: tokenCount)
+  }
+
   package var tokenCount: Int { index.tokenCount }
   package var frameCount: Int { frames.count }
 

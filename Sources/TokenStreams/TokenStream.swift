@@ -26,6 +26,16 @@ package final class TokenStream {
   /// Whole sequences in the run.
   package var sequenceCount: Int { max(0, (starts[starts.count - 1] - 1) / context) }
 
+  /// The first shard of the run whose end lies behind `token`.
+  private func firstShard(endingAfter token: Int) -> Int {
+    var (low, high) = (0, shards.count)
+    while low < high {
+      let middle = (low + high) / 2
+      if starts[middle + 1] > token { high = middle } else { low = middle + 1 }
+    }
+    return low
+  }
+
   /// One sequence, appended to `batch`.
   package func read(_ index: Int, into batch: inout SequenceBatch) throws {
     precondition(index < sequenceCount, "sequence \(index) of \(sequenceCount)")
@@ -35,10 +45,12 @@ package final class TokenStream {
     // Label t counts if token t + 1 counts and belongs to the same document.
     var counts = [Bool](repeating: false, count: range.count)
     let base = batch.tokens.count
-    for (position, ordinal) in shards.enumerated() {
+    var position = firstShard(endingAfter: range.lowerBound)
+    while position < shards.count, starts[position] < range.upperBound {
+      defer { position += 1 }
       let part = range.clamped(to: starts[position]..<starts[position + 1])
       guard !part.isEmpty else { continue }
-      let reader = try dataset.shard(ordinal)
+      let reader = try dataset.shard(shards.lowerBound + position)
       let start = starts[position]
       let local = part.lowerBound - start..<part.upperBound - start
       try reader.read(local, into: &tokens)

@@ -224,7 +224,7 @@ struct PieceCache {
 }
 
 /// The 256 printable characters that byte-level vocabularies spell bytes with (GPT-2's table).
-enum ByteAlphabet {
+package enum ByteAlphabet {
   private static let scalars: [Unicode.Scalar] = {
     var next: UInt32 = 256
     return (0..<256).map { byte -> Unicode.Scalar in
@@ -244,7 +244,7 @@ enum ByteAlphabet {
     return table
   }()
 
-  static func spelling(_ byte: UInt8) -> String { String(Character(scalars[Int(byte)])) }
+  package static func spelling(_ byte: UInt8) -> String { String(Character(scalars[Int(byte)])) }
 
   /// The bytes that `token` spells; nil when a character spells none.
   static func bytes(of token: String) -> [UInt8]? {

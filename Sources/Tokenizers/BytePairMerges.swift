@@ -1,5 +1,5 @@
 /// The merges of a byte pair encoding: which two tokens become one, and which pair goes first.
-struct BytePairMerges: Sendable {
+package struct BytePairMerges: Sendable {
   /// Open addressing over (left, right); an empty place has rank `none`.
   private struct Slot {
     var pair: UInt64 = 0
@@ -12,7 +12,7 @@ struct BytePairMerges: Sendable {
   private static let none = UInt32.max
 
   /// - Parameter pairs: in the order of their ranks, no pair twice
-  init(_ pairs: [(left: UInt32, right: UInt32, merged: UInt32)]) {
+  package init(_ pairs: [(left: UInt32, right: UInt32, merged: UInt32)]) {
     var size = 16
     while size < 2 * pairs.count { size *= 2 }
     mask = size - 1
@@ -43,7 +43,7 @@ struct BytePairMerges: Sendable {
   }
 
   /// Merges `tokens` as far as it goes, the lowest rank first and of equal ones the leftmost.
-  func apply(to tokens: inout [UInt32]) {
+  package func apply(to tokens: inout [UInt32]) {
     guard tokens.count > 1 else { return }
     slots.withUnsafeBufferPointer { slots in
       if tokens.count <= 64 { applyByScan(slots, &tokens) } else { applyByHeap(slots, &tokens) }

@@ -1,10 +1,10 @@
 /// Unicode normalisation form C of byte text, without touching what has it already.
-enum Normalization {
+package enum Normalization {
   /// Whether a scalar never changes under NFC, and nothing before it or behind it combines across its front: what
   /// begins there can be normalised apart from what comes before. Only ranges that are known to be so; others take the
   /// slow way. A test asks Foundation about every scalar.
   @inline(__always)
-  static func isInert(_ value: UInt32) -> Bool {
+  package static func isInert(_ value: UInt32) -> Bool {
     switch value {
     case 0..<0x300: true
     case 0x400..<0x483, 0x48A..<0x530: true  // Cyrillic
@@ -27,7 +27,7 @@ enum Normalization {
 
   /// Text as valid UTF-8, in form C if asked; nil when it is already. What is not UTF-8 becomes U+FFFD, one for each
   /// maximal part of a character, as Python's `errors="replace"` does.
-  static func valid(_ bytes: UnsafeBufferPointer<UInt8>, composing: Bool) -> [UInt8]? {
+  package static func valid(_ bytes: UnsafeBufferPointer<UInt8>, composing: Bool) -> [UInt8]? {
     if isValid(bytes) { return composing ? composed(bytes) : nil }
     let repaired = Array(String(decoding: bytes, as: UTF8.self).utf8)
     return composing ? repaired.withUnsafeBufferPointer { composed($0) } ?? repaired : repaired

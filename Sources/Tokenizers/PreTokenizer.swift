@@ -6,9 +6,9 @@
 ///
 /// The alternatives are tried in their order by hand: one pass, and a look ahead that never goes back over more than
 /// one run of spaces.
-struct PreTokenizer {
+package struct PreTokenizer {
   /// The pattern as `tokenizer.json` spells it, with `digits` in its place.
-  static func pattern(digits: String) -> String {
+  package static func pattern(digits: String) -> String {
     #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"# + digits
       + #"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
   }
@@ -16,8 +16,10 @@ struct PreTokenizer {
   /// Most digits of one piece.
   let maximalDigits: Int
 
+  package init(maximalDigits: Int) { self.maximalDigits = maximalDigits }
+
   /// Calls `body` with the bytes of every piece of valid UTF-8, in order.
-  func split(_ bytes: UnsafeBufferPointer<UInt8>, _ body: (UnsafeBufferPointer<UInt8>) -> Void) {
+  package func split(_ bytes: UnsafeBufferPointer<UInt8>, _ body: (UnsafeBufferPointer<UInt8>) -> Void) {
     guard let text = bytes.baseAddress else { return }
     CharacterClasses.withTable { table in
       var cursor = Cursor(text: text, end: bytes.count, table: table)

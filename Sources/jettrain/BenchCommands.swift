@@ -266,7 +266,7 @@ struct Bench: ParsableCommand {
           clock.mark("encode")
         } while clock.total < seconds
         var long = PhaseClock()
-        let unbroken = (0..<1 << 20).map { UInt8(97 + $0 &* $0 % 23) }
+        let unbroken: [UInt8] = (0..<1 << 20).map { (i: Int) -> UInt8 in UInt8(97 + i * i % 23) }
         let pieces = tokenizer.encode(unbroken).count
         long.mark("encode")
         try Bench.emit([

@@ -78,29 +78,12 @@ struct CheckpointCommand: ParsableCommand {
 
     func run() {
       withoutWorld {
-        let (a, b) = (try Checkpoint(RunFolder.resolve(first)), try Checkpoint(RunFolder.resolve(second)))
-        let (left, right) = (try a.assemble(), try b.assemble())
-        var differences = 0
-        if a.manifest.step != b.manifest.step {
-          print("step: \(a.manifest.step) and \(b.manifest.step)")
-          differences += 1
-        }
-        for key in Set(left.keys).union(right.keys).sorted() {
-          guard let x = left[key], let y = right[key], x.count == y.count else {
-            print("\(key): only in one, or of different size")
-            differences += 1
-            continue
-          }
-          let count = zip(x, y).reduce(0) { $0 + ($1.0.bitPattern == $1.1.bitPattern ? 0 : 1) }
-          if count > 0 {
-            let largest = zip(x, y).map { abs($0 - $1) }.max() ?? 0
-            print("\(key): \(count) of \(x.count) elements differ, by \(largest) at most")
-            differences += 1
-          }
-        }
-        print(
-          differences == 0 ? "identical: \(left.count) arrays" : "different: \(differences) of \(left.count) arrays")
-        if differences > 0 { Foundation.exit(1) }
+        let difference = try CheckpointDifference(
+          Checkpoint(RunFolder.resolve(first)), Checkpoint(RunFolder.resolve(second)))
+        for line in difference.lines { print(line) }
+        let (count, arrays) = (difference.lines.count, difference.arrays)
+        print(count == 0 ? "identical: \(arrays) arrays" : "different: \(count) of \(arrays) arrays")
+        if count > 0 { Foundation.exit(1) }
       }
     }
   }
@@ -129,6 +112,7 @@ struct CheckpointCommand: ParsableCommand {
         print(
           "\(output): \(model.store.count) parameters as \(dtype), \(Format.bytes(Double(bytes))) in "
             + "\(Format.duration(clock.total)), peak memory \(Format.bytes(Double(Machine.peakMemory)))")
+        print("\(output): \(model.configuration.loadingCode.description)")
         if !["tokenizer.json", "vocab.json"].contains(where: {
           FileManager.default.fileExists(atPath: output + "/" + $0)
         }) {

@@ -70,6 +70,7 @@ struct Convert: ParsableCommand {
     print(
       "\(output): \(model.store.count) parameters, \(what); \(Format.bytes(Double(bytes))) in "
         + "\(Format.duration(clock.total)), peak memory \(Format.bytes(Double(Machine.peakMemory)))")
+    print("\(output): \(model.configuration.loadingCode.description)")
   }
 }
 

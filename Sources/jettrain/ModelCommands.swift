@@ -70,13 +70,13 @@ struct Compare: ParsableCommand {
         let result = Evaluation(model: model, teacher: teacher, batches: batches, backend: backend)
         let short = speed(model, backend, after: 16)
         let long = speed(model, backend, after: Self.contexts[0])
-        rows.append(
-          [
-            parts[0], String(format: "%.4f", result.loss), result.kl.map { String(format: "%.4f", $0) } ?? "–",
-            String(format: "%.3f", exp(result.loss)),
-          ]
-            + Self.contexts.map { Format.bytes(Double(model.cacheBytes(context: $0))) }
-            + [String(format: "%.0f", short), String(format: "%.0f", long)])
+        var row: [String] = [
+          parts[0], String(format: "%.4f", result.loss), result.kl.map { String(format: "%.4f", $0) } ?? "–",
+          String(format: "%.3f", exp(result.loss)),
+        ]
+        row += Self.contexts.map { Format.bytes(Double(model.cacheBytes(context: $0))) }
+        row += [String(format: "%.0f", short), String(format: "%.0f", long)]
+        rows.append(row)
         if teacher == nil { teacher = model }
       }
       print(Format.table(rows))
@@ -86,7 +86,7 @@ struct Compare: ParsableCommand {
   /// Tokens a second of greedy decoding behind a prompt of `prompt` tokens.
   private func speed(_ model: HybridLM, _ backend: any Backend, after prompt: Int) -> Double {
     let generator = Generator(model, capacity: prompt + decode, backend: backend)
-    var logits = generator.read([(0..<prompt).map { UInt32($0 * 7 % 97 + 32) }])
+    var logits = generator.read([(0..<prompt).map { (i: Int) -> UInt32 in UInt32(i * 7 % 97 + 32) }])
     var random = RandomStream(seed: 0, name: "compare")
     var clock = PhaseClock()
     for _ in 0..<decode { logits = generator.read([[Sampling().choose(logits.toArray(), random: &random)]]) }

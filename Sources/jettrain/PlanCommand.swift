@@ -38,6 +38,9 @@ struct PlanCommand: ParsableCommand {
         ]
       ]
       var total = 0.0
+      let openShards =
+        (try? Mix(job.mixName, folder: job.mixFolder)).map { DataPlan.readerBytes(mix: $0, root: job.dataRoot) }
+        ?? ShardCache.defaultLimit
       let estimates = StepEstimate.phases(job.phases, student: student, teacher: teacher, ranks: ranks)
       for (phase, estimate) in zip(job.phases, estimates) {
         let perToken = estimate.operationsPerMicroBatch / Double(phase.microBatch * phase.context)
@@ -47,7 +50,7 @@ struct PlanCommand: ParsableCommand {
         rows.append([
           phase.name, "\(phase.steps)", "\(phase.globalBatch)", "\(phase.context)",
           Format.count(Double(estimate.trained)), Format.count(perToken), Format.bytes(Double(estimate.stateBytes)),
-          Format.bytes(Double(estimate.peakBytes + Machine.baseMemory(threads: threads))),
+          Format.bytes(Double(estimate.peakBytes + openShards + Machine.baseMemory(threads: threads))),
           Format.bytes(Double(estimate.trained) * 12), Format.count(speed), Format.duration(seconds),
         ])
         if phase == job.phases.first {

@@ -12,6 +12,7 @@ import Training
 
 extension TokenCodec: ExpressibleByArgument {}
 extension TokenFormat: ExpressibleByArgument {}
+extension QuestionMaker.Split: ExpressibleByArgument {}
 
 struct Tokens: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -178,12 +179,17 @@ struct Tokens: ParsableCommand {
     @Option(help: "recall, needle or phone-book.") var task: RetrievalTask?
     @OptionGroup var retrieval: RetrievalOptions
     @Option(help: "The same seed gives the same questions.") var seed: UInt64 = 1
+    @Option(
+      help: "training or held-out: only questions of that part, none twice; a question is in the same part at any seed."
+    )
+    var split: QuestionMaker.Split?
     @Option(help: "File to write.") var output: String
 
     func run() {
       withoutWorld {
         var lines = Data()
         if let task {
+          guard split == nil else { throw JobError(.usage, "--split is for questions without --task") }
           let settings = retrieval.settings
           try settings.check(task)
           var random = RandomStream(seed: seed, name: "questions.\(task.rawValue)")
@@ -195,7 +201,7 @@ struct Tokens: ParsableCommand {
             ])
           }
         } else {
-          var maker = QuestionMaker(seed: seed)
+          var maker = QuestionMaker(seed: seed, split: split)
           for _ in 0..<count {
             let (question, answer) = maker.next()
             lines += try jsonLine(["question": question, "answer": answer])

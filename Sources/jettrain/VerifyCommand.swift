@@ -21,23 +21,8 @@ struct Verify: ParsableCommand {
       guard tolerance > 0, gradientTolerance > 0 else { throw JobError(.usage, "tolerances must be above zero") }
       let backend = makeBackend()
       let golden = try SafetensorsFile(path: golden)
-      var hasWindow = false
-      func compare(_ mask: SlidingMask) throws -> GoldenComparison {
-        // Loaded anew: asking for gradients moves parameters.
-        let model = try loadModel(model, backend: backend)
-        hasWindow = model.configuration.layerTypes.contains(.slidingWindow)
-        return try GoldenComparison(model: model, golden: golden, slidingMask: mask, backend: backend)
-      }
-      var comparison = try compare(.released)
-      if hasWindow, comparison.entries.contains(where: isPast) {
-        let other = try compare(.referenceEager)
-        if other.entries.filter(isPast).count < comparison.entries.filter(isPast).count {
-          comparison = other
-          print(
-            "note: the file was made by the reference's eager attention, whose sliding mask is one column off; "
-              + "compared with that mask (docs/verify.md)")
-        }
-      }
+      let comparison = try GoldenComparison(
+        model: try loadModel(model, backend: backend), golden: golden, backend: backend)
       guard !comparison.entries.isEmpty else {
         throw SafetensorsError(path: golden.path, reason: "holds nothing to compare")
       }

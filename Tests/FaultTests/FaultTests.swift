@@ -4,13 +4,10 @@ import Testing
 
 /// A few cases of each kind of fault; `jettrain-faults` runs as many as one likes (docs/reliability.md).
 @Suite(.serialized) struct FaultTests {
-  private static let harness =
-    URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-    .deletingLastPathComponent().deletingLastPathComponent().path + "/.build/debug/jettrain-faults"
+  private static let harness = builtProgram("jettrain-faults")
 
   /// Network namespaces need root and some tools; without them the test is skipped.
-  private static let testbed = harness.replacingOccurrences(
-    of: ".build/debug/jettrain-faults", with: "Cluster/testbed/testbed")
+  private static let testbed = repository + "/Cluster/testbed/testbed"
   private static let hasTestbed: Bool = {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: testbed)

@@ -133,7 +133,7 @@ func kills(count: Int, seed: UInt64) throws -> Tally {
   let reference = try Reference(run, "reference", job: job)
   var random = RandomStream(seed: seed, name: "kills")
   let command =
-    [SmallRun.program, "launch", "--ranks", "2", "--max-restarts", "\(10 * count)", "--crashes-at-a-step", "1000"]
+    [jettrainProgram, "launch", "--ranks", "2", "--max-restarts", "\(10 * count)", "--crashes-at-a-step", "1000"]
     + ["--backoff", "0.01", "--mpirun=--oversubscribe", "--mpirun=--bind-to", "--mpirun=none", "--"]
     + ["distill", "--job", "distill.yaml", "--run-dir", "killed"] + job
   let (process, errors) = try run.start(command)
@@ -372,7 +372,7 @@ func hosts() throws -> Tally {
   let reference = try Reference(run, "reference", job: job)
   // Bits are the same where the matrix kernels are.
   let kernels = ProcessInfo.processInfo.environment["OPENBLAS_CORETYPE"] == nil ? [] : ["-x", "OPENBLAS_CORETYPE"]
-  let across = ["mpirun", "--hostfile", testbed + "/hosts", "-n", "2"] + kernels + [SmallRun.program]
+  let across = ["mpirun", "--hostfile", testbed + "/hosts", "-n", "2"] + kernels + [jettrainProgram]
   func command(_ name: String) -> [String] { ["distill", "--job", "distill.yaml", "--run-dir", name] + job }
   func act(_ arguments: String...) throws {
     let (process, errors) = try run.start(["testbed"] + arguments)
@@ -422,7 +422,7 @@ func hosts() throws -> Tally {
   let local = testbed + "/local"
   func differs(_ name: String) throws -> String? {
     let reader = ["testbed", "on", "host1", "bash", "-c"]
-    let files = "\(SmallRun.program) checkpoint diff '\(run.folder)/reference' '\(local)/\(name)'"
+    let files = "\(jettrainProgram) checkpoint diff '\(run.folder)/reference' '\(local)/\(name)'"
     let diff = finish(try run.start(reader + [files]))
     return diff.status == 0 && diff.output.contains("identical") ? nil : diff.output
   }
@@ -455,7 +455,7 @@ func hosts() throws -> Tally {
   report("a disk of host2 that is full for a while", begin)
 
   let launch =
-    [SmallRun.program, "launch", "--ranks", "2", "--hostfile", testbed + "/hosts", "--backoff", "0.1", "--"]
+    [jettrainProgram, "launch", "--ranks", "2", "--hostfile", testbed + "/hosts", "--backoff", "0.1", "--"]
   for fault in ["cut", "kill"] {
     started = try run.start(launch + command(fault))
     while started.process.isRunning, run.loggedLines(fault) < 40 { usleep(2000) }

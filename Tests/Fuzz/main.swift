@@ -1,24 +1,31 @@
+import Checkpointing
 import Files
 import Foundation
+import Hashing
 import Models
 import Parallel
 import Safetensors
+import Search
+import TestSupport
 import TokenStreams
 import Tokenizers
+import Training
 
-// Mutated safetensors headers, tokenizer files, configurations and token shards: each must be read or refused with one
-// of the program's own errors. The address space is limited, so that a size from a file that is believed ends the
-// process; so does a case that hangs.
+// Mutated safetensors headers, tokenizer files, configurations, token shards, jobs, mixes, checkpoints and files of
+// questions: each must be read or refused with one of the program's own errors. The address space is limited, so that a
+// size from a file that is believed ends the process; so does a case that hangs.
 //
-// usage: jettrain-fuzz [COUNT] [SEED]
+// usage: jettrain-fuzz [COUNT] [SEED] [KIND CASE]
+// With KIND and CASE, as a report of a crash names them, that one alone, for Swift to print where it fails.
 
 let arguments = CommandLine.arguments
 let total = arguments.count > 1 ? Int(arguments[1]) ?? 0 : 20_000
 let seed = arguments.count > 2 ? UInt64(arguments[2]) ?? 1 : 1
+let only = arguments.count > 4 ? (kind: Int(arguments[3]) ?? 0, number: Int(arguments[4]) ?? 0) : nil
 
 /// The case at hand, for the report of a crash.
 nonisolated(unsafe) var current: (kind: Int32, number: Int32) = (0, 0)
-for signal in [SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGALRM] {
+for signal in [SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGALRM] where only == nil {
   Foundation.signal(signal) { signal in
     let text = "jettrain-fuzz: signal \(signal) in kind \(current.kind), case \(current.number)\n"
     _ = text.withCString { write(2, $0, strlen($0)) }
@@ -26,111 +33,10 @@ for signal in [SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGALRM] {
   }
 }
 
-/// SplitMix64.
-struct Generator: RandomNumberGenerator {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-    return z ^ (z >> 31)
-  }
-}
-
-/// Changes a few places: bits, bytes, runs, numbers and ends. Half of the cases change numbers alone, so that what is
-/// behind the syntax is reached.
-func mutate(_ original: [UInt8], _ random: inout Generator) -> [UInt8] {
-  var bytes = original
-  let changesNumbers = Bool.random(using: &random)
-  let tokens = [
-    "0", "-1", "1e999", "18446744073709551615", "9223372036854775807", "4294967296", "1e-5", "null", "true", "[]", "{}",
-    "\"\"", "\"\\ud800\"", "[[[[", ",", ":", "\u{0}", "NaN", "0.5", "65536", "99999999",
-  ]
-  for _ in 0..<Int.random(in: 1...4, using: &random) {
-    guard !bytes.isEmpty else { break }
-    let at = Int.random(in: 0..<bytes.count, using: &random)
-    switch changesNumbers ? 4 : Int.random(in: 0..<8, using: &random) {
-    case 0: bytes[at] ^= 1 << UInt8.random(in: 0..<8, using: &random)
-    case 1: bytes[at] = UInt8.random(in: 0...255, using: &random)
-    case 2: bytes.removeSubrange(at..<min(bytes.count, at + Int.random(in: 1...64, using: &random)))
-    case 3:
-      let end = min(bytes.count, at + Int.random(in: 1...64, using: &random))
-      bytes.insert(contentsOf: Array(bytes[at..<end]), at: Int.random(in: 0...bytes.count, using: &random))
-    case 4:
-      // A number in its place becomes another.
-      guard let first = bytes[at...].firstIndex(where: { (48...57).contains($0) }) else { continue }
-      let end = bytes[first...].firstIndex { !(48...57).contains($0) } ?? bytes.count
-      bytes.replaceSubrange(first..<end, with: tokens.randomElement(using: &random)!.utf8)
-    case 5: bytes.insert(contentsOf: tokens.randomElement(using: &random)!.utf8, at: at)
-    case 6: bytes.removeLast(bytes.count - at)
-    default: for i in at..<min(bytes.count, at + 8) { bytes[i] = [0, 0xFF, 0x7F, 0x80].randomElement(using: &random)! }
-    }
-  }
-  return bytes
-}
-
-// MARK: - What is mutated
-
-func json(_ object: Any) -> [UInt8] { Array(try! JSONSerialization.data(withJSONObject: object, options: .sortedKeys)) }
-
-func safetensors(_ random: inout Generator) -> [UInt8] {
-  let header = try! SafetensorsHeader(
-    [
-      .init(name: "model.embed_tokens.weight", type: .bfloat16, shape: [7, 4]),
-      .init(name: "model.norm.weight", shape: [4]), .init(name: "input_ids", type: .int64, shape: [1, 3]),
-    ], metadata: ["format": "pt"])
-  let whole = Array(header.bytes) + [UInt8](repeating: 0x3C, count: header.fileSize - header.bytes.count)
-  // Mostly the JSON, with a length that fits, so that what is behind the first check is reached.
-  guard Int.random(in: 0..<4, using: &random) > 0 else { return mutate(whole, &random) }
-  let text = mutate(Array(header.bytes.dropFirst(8)), &random)
-  return withUnsafeBytes(of: UInt64(text.count).littleEndian) { Array($0) } + text
-    + Array(whole[header.bytes.count...])
-}
-
-let tokenizerJSON: [UInt8] = {
-  var vocabulary: [String: Int] = [:]
-  var next: UInt32 = 256
-  for byte in 0..<256 {
-    switch byte {
-    case 0x21...0x7E, 0xA1...0xAC, 0xAE...0xFF: vocabulary[String(Character(Unicode.Scalar(UInt8(byte))))] = byte
-    default:
-      vocabulary[String(Character(Unicode.Scalar(next)!))] = byte
-      next += 1
-    }
-  }
-  vocabulary["th"] = 256
-  vocabulary["the"] = 257
-  return json([
-    "added_tokens": [["id": 258, "content": "<|endoftext|>", "special": true, "lstrip": false]],
-    "normalizer": ["type": "NFC"],
-    "pre_tokenizer": [
-      "type": "Sequence",
-      "pretokenizers": [
-        [
-          "type": "Split", "behavior": "Isolated", "invert": false,
-          "pattern": [
-            "Regex":
-              #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
-          ],
-        ], ["type": "ByteLevel", "add_prefix_space": false, "use_regex": false],
-      ],
-    ],
-    "model": ["type": "BPE", "vocab": vocabulary, "merges": [["t", "h"], ["th", "e"]]],
-  ])
-}()
-
-let configurationJSON = json([
-  "model_type": "jet_nemotron", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
-  "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-  "tie_word_embeddings": true, "layer_types": ["jet", "swa", "attn"], "eos_token_id": 3,
-  "efficient_attention_config": [
-    "jet": ["num_heads": 4, "head_dim": 24, "expand_v": 2.6666666667, "norm_eps": "1e-5", "conv_size": 4],
-    "swa": ["window_size": 17],
-  ],
-])
-
-let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-fuzz-\(getpid())").path
+// In memory where there is such a place: every case of most kinds writes a file.
+let memory = "/dev/shm"
+let isWritable = FileManager.default.isWritableFile(atPath: memory)
+let folder = (isWritable ? memory : FileManager.default.temporaryDirectory.path) + "/jettrain-fuzz-\(getpid())"
 try createFolder(folder)
 defer { try? FileManager.default.removeItem(atPath: folder) }
 
@@ -149,6 +55,34 @@ func makeShard() throws -> (bytes: [UInt8], codebook: Codebook) {
 }
 let shard = try makeShard()
 let (mutatedShard, tokenizerPath) = (folder + "/mutated.jtk.zst", "tokenizer.json")
+let (jobPath, mixPath) = (folder + "/job.yaml", folder + "/mix.yaml")
+let checkpointPath = folder + "/checkpoint"
+try createFolder(checkpointPath)
+try FileManager.default.createSymbolicLink(atPath: folder + "/other", withDestinationPath: folder + "/data")
+
+/// The checkpoint that the repository carries: its manifest, and a shard's content.
+let checkpoint = try {
+  let path = repository + "/Checkpoints/golden/step-00000003"
+  var content = [UInt8](repeating: 0, count: 1 << 20)
+  let reader = try ZstdReader(path + "/shard-00001.safetensors.zst")
+  var filled = 0
+  while true {
+    let count = try content.withUnsafeMutableBytes {
+      try reader.read(into: UnsafeMutableRawBufferPointer(rebasing: $0[filled...]))
+    }
+    if count == 0 { break }
+    filled += count
+  }
+  return (
+    manifest: Array(try readFile(path + "/" + CheckpointManifest.fileName)), shard: Array(content[..<filled])
+  )
+}()
+
+/// A phase of a job as it should be.
+let phase = try {
+  _ = FileManager.default.createFile(atPath: jobPath, contents: Data(trainingJob))
+  return try Job(.distill, path: jobPath, overrides: [], ranks: 2).phases[1]
+}()
 
 // MARK: - What reads it
 
@@ -185,6 +119,80 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
       for frame in 0..<reader.frameCount { _ = try reader.frame(frame) }
     }
   ),
+  (
+    "training jobs",
+    { random in
+      _ = FileManager.default.createFile(atPath: jobPath, contents: Data(mutate(trainingJob, &random)))
+      let job = try Job(.distill, path: jobPath, overrides: [], ranks: 2)
+      // What is computed from a job before anything runs.
+      _ = (job.totalTokens, job.locate(job.totalSteps))
+      for phase in job.phases {
+        for step in [0, phase.steps / 2, max(0, phase.steps - 1)] {
+          _ = (phase.learningRate(at: step), phase.batch(at: step), phase.sequences(before: step))
+        }
+      }
+    }
+  ),
+  (
+    "search jobs",
+    { random in
+      _ = FileManager.default.createFile(atPath: jobPath, contents: Data(mutate(searchJob, &random)))
+      _ = try SearchJob(path: jobPath, output: nil)
+    }
+  ),
+  (
+    "mixes",
+    { random in
+      _ = FileManager.default.createFile(atPath: mixPath, contents: Data(mutate(mixFile, &random)))
+      let plan = try DataPlan(
+        mix: Mix(mixPath, folder: folder), root: folder, context: 64, seed: 1, label: "fuzz", trains: false)
+      _ = plan.validation(count: 10)
+      guard plan.sources.allSatisfy({ $0.stream.sequenceCount > 0 }) else { return }
+      try plan.checkSupply(sequences: 5000)
+      _ = try plan.read(3000..<3004)
+    }
+  ),
+  (
+    "checkpoint manifests",
+    { random in
+      let bytes = Bool.random(using: &random) ? checkpoint.manifest : checkpointManifest
+      _ = FileManager.default.createFile(
+        atPath: folder + "/" + CheckpointManifest.fileName, contents: Data(mutate(bytes, &random)))
+      let read = try Checkpoint(folder)
+      // What `checkpoint list` and a resume compute from it.
+      _ = read.manifest.shards.reduce(0) { $0 + $1.bytes }
+      let spikes = SpikeGuard(.init(), state: read.manifest.spikes ?? .init())
+      _ = spikes.cursor(after: 3, of: phase)
+      try? read.verify()
+    }
+  ),
+  (
+    "checkpoint shards",
+    { random in
+      // With a manifest that fits, as whoever means harm would make it.
+      let shard = mutate(checkpoint.shard, &random).withUnsafeBytes { Zstd.compress($0, level: 1) }
+      let path = checkpointPath
+      _ = FileManager.default.createFile(atPath: path + "/shard.zst", contents: Data(shard))
+      var manifest = try JSONSerialization.jsonObject(with: Data(checkpointManifest)) as! [String: Any]
+      manifest["shards"] = [["file": "shard.zst", "bytes": shard.count, "sha256": sha256(shard)]]
+      _ = FileManager.default.createFile(
+        atPath: path + "/" + CheckpointManifest.fileName, contents: Data(json(manifest)))
+      _ = try Checkpoint(path).assemble()
+    }
+  ),
+  (
+    "files of questions",
+    { random in
+      let path = folder + "/questions.jsonl"
+      _ = FileManager.default.createFile(atPath: path, contents: Data(mutate(evaluationFile, &random)))
+      _ = try Objective(
+        answers: path, limit: 100, tokenizer: ByteTokenizer(),
+        match: [nil, .contains, .equals].randomElement(using: &random)!)
+      if let match = AnswerMatch.allCases.randomElement(using: &random) {
+        _ = match.accepts(String(decoding: mutate(evaluationFile, &random), as: UTF8.self), answer: "5")
+      }
+    }
+  ),
 ]
 
 // 1 GiB beyond what the process has now is far more than any case may ask for.
@@ -198,7 +206,7 @@ guard setrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit) == 0 else {
 
 for (kind, entry) in kinds.enumerated() {
   var (accepted, refused) = (0, 0)
-  for number in 0..<total / kinds.count {
+  for number in 0..<total / kinds.count where only.map({ $0 == (kind, number) }) ?? true {
     current = (Int32(kind), Int32(number))
     // Each case has a seed of its own, so that one can be run again.
     var random = Generator(state: seed &+ UInt64(kind) << 40 &+ UInt64(number) << 8)
@@ -206,7 +214,7 @@ for (kind, entry) in kinds.enumerated() {
     do {
       try entry.run(&random)
       accepted += 1
-    } catch is FileError, is SafetensorsError, is TokenizerError, is ModelError {
+    } catch is FileError, is SafetensorsError, is TokenizerError, is ModelError, is JobError, is CheckpointError {
       refused += 1
     } catch {
       print("jettrain-fuzz: \(entry.name), case \(number): an error of another kind: \(type(of: error)) \(error)")

@@ -5,11 +5,7 @@ import Testing
 /// Other programs read what jettrain writes and compute what it computes; and damaged files end in an error, never in a
 /// crash. What needs Python's packages is skipped without them; `JETTRAIN_PYTHON` names an interpreter that has them.
 @Suite(.serialized) struct InteropTests {
-  private static let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-    .deletingLastPathComponent().deletingLastPathComponent().path
-  private static let environment = ProcessInfo.processInfo.environment
-  private static let program = environment["JETTRAIN"] ?? repository + "/.build/debug/jettrain"
-  private static let python = environment["JETTRAIN_PYTHON"] ?? "python3"
+  private static let python = ProcessInfo.processInfo.environment["JETTRAIN_PYTHON"] ?? "python3"
 
   private static func run(_ arguments: [String]) throws -> (status: Int32, output: String) {
     let process = Process()
@@ -39,7 +35,7 @@ import Testing
     let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-interop-\(UUID())").path
     try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
     defer { try? FileManager.default.removeItem(atPath: folder) }
-    try expectSuccess([Self.python, Self.repository + "/Tests/Interop/parity.py", Self.program, folder])
+    try expectSuccess([Self.python, repository + "/Tests/Interop/parity.py", jettrainProgram, folder])
   }
 
   @Test(
@@ -48,7 +44,7 @@ import Testing
   func tokenizerAgreesWithTokenizers() throws {
     let shared = try #require(sharedFolder)
     try expectSuccess([
-      Self.python, Self.repository + "/Tests/Interop/tokenizer_parity.py", Self.program,
+      Self.python, repository + "/Tests/Interop/tokenizer_parity.py", jettrainProgram,
       shared + "/tokenizer/qwen2.5", shared + "/corpora",
     ])
   }
@@ -56,14 +52,14 @@ import Testing
   /// Golden files of the reference implementations, through the command that users have.
   @Test(arguments: ["jet", "qwen2"]) func verifyAcceptsGoldenFiles(_ name: String) throws {
     let folder = goldenFolder + "/" + name
-    try expectSuccess([Self.program, "verify", folder, folder + "/golden.safetensors"])
+    try expectSuccess([jettrainProgram, "verify", folder, folder + "/golden.safetensors"])
     let (status, _) = try Self.run([
-      Self.program, "verify", folder, folder + "/golden.safetensors", "--tolerance", "1e-12",
+      jettrainProgram, "verify", folder, folder + "/golden.safetensors", "--tolerance", "1e-12",
     ])
     #expect(status == 1)
   }
 
   @Test func damagedFilesEndInErrors() throws {
-    try expectSuccess([Self.repository + "/.build/debug/jettrain-fuzz", "200000"])
+    try expectSuccess([builtProgram("jettrain-fuzz"), "200000"])
   }
 }

@@ -1,12 +1,11 @@
 import CPUBackend
+import Conversion
 import Foundation
 import Models
 import NN
 import Tensors
 import TestSupport
 import Testing
-
-@testable import Conversion
 
 /// Students made from teachers.
 @Suite struct ConversionTests {

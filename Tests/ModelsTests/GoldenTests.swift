@@ -22,19 +22,19 @@ import Testing
     [(TestBackend.cpu(threads: 2), false), (.cpu(threads: 2), true), (.reference, false), (.singleReference, true)])
   func modelMatchesReference(_ name: String, run: (backend: TestBackend, checkpointing: Bool)) throws {
     try compare(
-      goldenFolder + "/" + name, run.backend, checkpointing: run.checkpointing, slidingMask: .referenceEager)
+      goldenFolder + "/" + name, run.backend, checkpointing: run.checkpointing)
   }
 
-  /// Those of the workplace, whose sliding window is the released models'.
+  /// Those of the workplace.
   @Test(
     .enabled(if: sharedFolder != nil, "there is no folder shared/golden beside the checkout"),
     arguments: ["jet", "qwen2"], [TestBackend.cpu(threads: 2), .reference])
   func modelMatchesSharedReference(_ name: String, backend: TestBackend) throws {
     try compare(
-      #require(sharedFolder) + "/golden/" + name, backend, checkpointing: false, slidingMask: .released)
+      #require(sharedFolder) + "/golden/" + name, backend, checkpointing: false)
   }
 
-  private func compare(_ folder: String, _ kind: TestBackend, checkpointing: Bool, slidingMask: SlidingMask) throws {
+  private func compare(_ folder: String, _ kind: TestBackend, checkpointing: Bool) throws {
     let name = "\(folder.split(separator: "/").suffix(3).joined(separator: "/")) on \(kind)"
     let backend = kind.make()
     let model = try HybridLM.load(folder, backend: backend)
@@ -42,9 +42,7 @@ import Testing
     let ids = try golden.integers("input_ids")
     let labels = try golden.integers("labels")
     let shape = try #require(golden.entries["input_ids"]).shape
-    let batch = Batch(
-      tokens: backend.tensor(ids), segments: Segments(count: shape[0], length: shape[1]),
-      slidingMask: slidingMask)
+    let batch = Batch(tokens: backend.tensor(ids), segments: Segments(count: shape[0], length: shape[1]))
 
     // The labels are already shifted: label t is what token t predicts; a negative one does not count.
     let targets = labels

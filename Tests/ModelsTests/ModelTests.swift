@@ -46,8 +46,7 @@ import Tokenizers
 
   /// A small model that has every linear mixer, with weights away from their initial values, of which many are zero.
   static func modelOfAllMixers(_ backend: any Backend) throws -> HybridLM {
-    let path = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().path
-    let model = HybridLM(try ModelConfiguration(path: path + "/Fixtures/all-mixers.json"))
+    let model = HybridLM(try ModelConfiguration(path: repository + "/Tests/Fixtures/all-mixers.json"))
     for parameter in model.store.parameters {
       let noise = randomFloats(parameter.count, seed: UInt64(parameter.count) + 3)
       let scale: Float = parameter.shape.count == 1 ? 0.2 : 0.1
@@ -238,6 +237,60 @@ import Tokenizers
     }
   }
 
+  /// `auto_map` and NVlabs' files go only with models that NVlabs' code can load.
+  @Test func exportsNameTheCodeThatLoadsThem() throws {
+    let backend = CPUBackend(threads: 1)
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-\(UUID())").path
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    try FileManager.default.createDirectory(atPath: folder + "/source", withIntermediateDirectories: true)
+    for name in ["modeling_jet_nemotron.py", "tokenizer.json"] {
+      try Data().write(to: URL(fileURLWithPath: folder + "/source/" + name))
+    }
+    func exported(_ path: String, _ change: (inout [String: Any]) -> Void = { _ in }) throws -> (
+      code: LoadingCode, object: [String: Any], files: Set<String>
+    ) {
+      let data = try Data(contentsOf: URL(fileURLWithPath: path))
+      var object = try #require(try JSONSerialization.jsonObject(with: data) as? [String: Any])
+      // As a source's own file may have it.
+      object["auto_map"] = ["AutoConfig": "configuration_jet_nemotron.JetNemotronConfig"]
+      change(&object)
+      let model = HybridLM(
+        try ModelConfiguration(json: JSONSerialization.data(withJSONObject: object), path: "config.json"))
+      model.initialize(seed: 1, backend: backend)
+      let output = folder + "/\(UUID())"
+      try ModelWriter(companions: folder + "/source").write(model, to: output)
+      let written = try Data(contentsOf: URL(fileURLWithPath: output + "/config.json"))
+      return (
+        model.configuration.loadingCode, try #require(JSONSerialization.jsonObject(with: written) as? [String: Any]),
+        Set(try FileManager.default.contentsOfDirectory(atPath: output))
+      )
+    }
+    let jet = try exported(goldenFolder + "/jet/config.json")
+    #expect(jet.code == .jetNemotron && jet.files.isSuperset(of: ["modeling_jet_nemotron.py", "tokenizer.json"]))
+    #expect((jet.object["auto_map"] as? [String: String])?["AutoModelForCausalLM"] != nil)
+    #expect(jet.object["architectures"] as? [String] == ["JetNemotronForCausalLM"])
+
+    let mixed = try exported(repository + "/Tests/Fixtures/all-mixers.json")
+    let supernet = try exported(goldenFolder + "/jet/config.json") {
+      $0["layer_types"] = [String](repeating: "attn", count: 4)
+      $0["supernet_mixer"] = "jet"
+    }
+    for other in [mixed, supernet] {
+      #expect(other.object["auto_map"] == nil && other.object["architectures"] == nil)
+      #expect(!other.files.contains("modeling_jet_nemotron.py") && other.files.contains("tokenizer.json"))
+    }
+    #expect(mixed.code == .jettrain(has: "layers of type gla, retnet, mamba2, deltanet, gdn, rwkv7"))
+    #expect(supernet.code.description.contains("supernet"))
+
+    let qwen2 = try exported(goldenFolder + "/qwen2/config.json") {
+      $0["layer_types"] = ["attn", "swa"] + [String](repeating: "attn", count: ($0["num_hidden_layers"] as! Int) - 2)
+      $0["sliding_window"] = 9
+    }
+    #expect(qwen2.code == .transformers && qwen2.object["auto_map"] == nil)
+    #expect((qwen2.object["layer_types"] as? [String])?.prefix(2) == ["full_attention", "sliding_attention"])
+    #expect(qwen2.object["sliding_window"] as? Int == 9 && qwen2.object["use_sliding_window"] as? Bool == true)
+  }
+
   @Test func bfloat16RoundsToNearestEven() {
     for (bits, expected) in [
       (UInt32(0x3F80_0000), UInt16(0x3F80)), (0x3F80_8000, 0x3F80), (0x3F81_8000, 0x3F82), (0x3F80_8001, 0x3F81),
@@ -263,9 +316,7 @@ import Tokenizers
 
   /// RECIPE section 2: what the released models hold, name by name and in all.
   @Test func releasedShapesComeOutExactly() throws {
-    let jobs =
-      URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-      .deletingLastPathComponent().path + "/Jobs/models/"
+    let jobs = repository + "/Jobs/models/"
     for (file, parameters, mixer) in [
       ("jet-nemotron-2b", 1_964_806_208, 23_052_568), ("jet-nemotron-4b", 3_960_424_768, 43_073_824),
       ("qwen2.5-1.5b", 1_543_714_304, 0), ("qwen2.5-3b", 3_085_938_688, 0),

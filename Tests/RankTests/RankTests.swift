@@ -420,7 +420,7 @@ private let pythonHasSafetensors =
     for name in ["latest.partial", "step-00000005.partial"] {
       try FileManager.default.createSymbolicLink(atPath: folder + "/run/" + name, withDestinationPath: outside)
     }
-    let shell = ["bash", "-c", "umask 027; exec \"$0\" \"$@\"", SmallRun.program]
+    let shell = ["bash", "-c", "umask 027; exec \"$0\" \"$@\"", jettrainProgram]
     let (status, output) = try run(shell + job, folder)
     #expect(status == 75, "\(output)")
     #expect(try String(contentsOfFile: outside, encoding: .utf8) == "untouched")

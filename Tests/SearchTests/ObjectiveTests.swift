@@ -4,13 +4,12 @@ import Foundation
 import Models
 import NN
 import Ops
+import Search
 import Tensors
 import TestSupport
 import Testing
 import TokenStreams
 import Tokenizers
-
-@testable import Search
 
 /// What placements are judged by, against what it says it is.
 @Suite struct ObjectiveTests {

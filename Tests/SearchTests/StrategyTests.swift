@@ -1,10 +1,9 @@
 import Foundation
 import Models
 import NN
+import Search
 import TestSupport
 import Testing
-
-@testable import Search
 
 /// Strategies on a score that is known everywhere: layers have worths, and two of them only matter together.
 @Suite struct StrategyTests {

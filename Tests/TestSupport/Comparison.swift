@@ -13,21 +13,6 @@ package func relativeError(_ x: [Float], _ reference: [Float]) -> Double {
   return norm == 0 ? difference.squareRoot() : (difference / norm).squareRoot()
 }
 
-/// The folder `shared` beside the checkout, where a workplace has one.
-package let sharedFolder: String? = {
-  let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-    .deletingLastPathComponent()
-  let path = root.deletingLastPathComponent().appendingPathComponent("shared").path
-  return FileManager.default.fileExists(atPath: path + "/golden") ? path : nil
-}()
-
-/// The golden tensors: of the shared folder, or the copies that the project carries.
-package let goldenFolder: String = {
-  let fixtures = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-    .appendingPathComponent("Fixtures/golden").path
-  return fixtures
-}()
-
 /// Deterministic values in [−1, 1).
 package func randomFloats(_ count: Int, seed: UInt64) -> [Float] {
   var state = seed &* 0x9E37_79B9_7F4A_7C15 &+ 1

@@ -3,11 +3,6 @@ import Foundation
 /// A folder with a small teacher, data and jobs, and the built program to run on them under the real mpirun.
 package final class SmallRun: Sendable {
   package let folder: String
-  /// The program under test: the one that `JETTRAIN` names, else the debug build.
-  package static let program =
-    ProcessInfo.processInfo.environment["JETTRAIN"]
-    ?? URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-    .deletingLastPathComponent().path + "/.build/debug/jettrain"
 
   package init() throws {
     folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-run-\(UUID())").path
@@ -28,7 +23,7 @@ package final class SmallRun: Sendable {
     ranks: Int, _ arguments: [String], environment extra: [String: String] = [:]
   ) throws -> (process: Process, errors: Pipe) {
     let mpi = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "\(ranks)"]
-    return try start((ranks > 0 ? mpi : []) + [Self.program] + arguments, environment: extra)
+    return try start((ranks > 0 ? mpi : []) + [jettrainProgram] + arguments, environment: extra)
   }
 
   /// Starts any command in the folder.

@@ -3,9 +3,8 @@ import Foundation
 import Parallel
 import TestSupport
 import Testing
+import TokenStreams
 import Tokenizers
-
-@testable import TokenStreams
 
 /// Ids that other programs wrote, in files made here byte by byte as those programs make them.
 @Suite struct TokenFileTests {

@@ -3,9 +3,8 @@ import Foundation
 import Parallel
 import TestSupport
 import Testing
+import TokenStreams
 import Tokenizers
-
-@testable import TokenStreams
 
 /// A folder of its own for a test, removed with it.
 final class TemporaryFolder {
@@ -111,6 +110,65 @@ final class TemporaryFolder {
     #expect(throws: FileError.self) { _ = try Dataset(broken) }
     try FileManager.default.removeItem(atPath: broken + "/set-00002.jtk.zst.partial")
     #expect(try build(recipe(inputs), broken).fingerprint == one.fingerprint)
+  }
+
+  @Test func yamlIsReadAsPlainValues() throws {
+    let text = "a: [1, -0x10, 1.5, .inf, true, no, ~, '7', 2026-11-24, 1:30, 1e3, x]\nb: &n {c: 2}\nd: *n\n"
+    let object = try #require(try parseYAML(text) as? [String: Any])
+    let list = try #require(object["a"] as? [Any])
+    #expect(list[0] as? Int == 1 && list[1] as? Int == -16 && list[2] as? Double == 1.5)
+    #expect(list[3] as? Double == .infinity && list[4] as? Bool == true && list[5] as? Bool == false)
+    #expect(list[6] is NSNull && list[7..<10].map { $0 as? String } == ["7", "2026-11-24", "1:30"])
+    #expect((object["d"] as? [String: Any])?["c"] as? Int == 2)
+    #expect(try parseYAML("") == nil)
+    // Nine lines that stand for ten to the eighth.
+    let bomb = (1...8).map { n in
+      "k\(n): &k\(n) [" + (0..<10).map { _ in n == 1 ? "x" : "*k\(n - 1)" }.joined(separator: ", ") + "]"
+    }
+    for bad in ["[a]: 1", "a: [", "a: 1\na: 2", "a: *b", bomb.joined(separator: "\n")] {
+      let error = #expect(throws: YAMLError.self) { try parseYAML(bad) }
+      #expect(error?.description.contains("\n") == false, "\(error?.description ?? "")")
+    }
+  }
+
+  /// No question of the demo's held-out part is among those it trains on, nor twice in either.
+  @Test func questionsOfSplitsDoNotOverlap() {
+    func questions(_ seed: UInt64, _ split: QuestionMaker.Split?, _ count: Int) -> [String] {
+      var maker = QuestionMaker(seed: seed, split: split)
+      return (0..<count).map { _ in maker.next().question }
+    }
+    let (training, heldOut) = (questions(7, .training, 20_000), questions(8, .heldOut, 200))
+    #expect(Set(training).count == 20_000 && Set(heldOut).count == 200)
+    #expect(Set(training).isDisjoint(with: heldOut))
+    // Without splits they do overlap, and a source has questions twice.
+    let (all, others) = (questions(7, nil, 20_000), questions(8, nil, 200))
+    #expect(Set(all).count < 20_000 && !Set(all).isDisjoint(with: others))
+    #expect((2000..<3000).contains(Set(all).count { QuestionMaker.Split(of: $0) == .heldOut }))
+  }
+
+  /// Read across many shards in any order, few stay open; the tokens are those of readers that all stay.
+  @Test func openShardsStayBounded() throws {
+    let folder = try TemporaryFolder()
+    let manifest = try build(recipe([try writeText(folder)], shardTokens: 1500), folder.path + "/set")
+    let shards = manifest.shards.count
+    #expect(shards > 40)
+    let (all, few) = (ShardCache(), ShardCache(limit: 40_000))
+    let streams = try [all, few].map { cache in
+      TokenStream(try Dataset(folder.path + "/set", cache: cache), shards: 0..<shards, context: 200)
+    }
+    let order = Permutation(count: streams[0].sequenceCount, key: 9)
+    for index in 0..<streams[0].sequenceCount {
+      var batches = [SequenceBatch(), SequenceBatch()]
+      for (s, stream) in streams.enumerated() { try stream.read(order[index], into: &batches[s]) }
+      #expect(batches[0].tokens == batches[1].tokens && batches[0].labels == batches[1].labels)
+      #expect(batches[0].segments == batches[1].segments)
+      #expect(few.bytes <= few.limit && few.count <= few.limit / (4 * 1500))
+    }
+    #expect(all.opened == shards && all.count == shards && all.bytes > 4 * few.limit)
+    #expect(few.opened > shards)
+    let mix = Mix(of: "set")
+    let counted = DataPlan.readerBytes(mix: mix, root: folder.path)
+    #expect(counted >= all.bytes && counted < all.bytes * 5 / 4, "\(counted) for \(all.bytes)")
   }
 
   @Test func jsonLinesAndCompressedInputs() throws {

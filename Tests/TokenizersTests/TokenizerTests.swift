@@ -1,8 +1,7 @@
 import Foundation
 import TestSupport
 import Testing
-
-@testable import Tokenizers
+import Tokenizers
 
 /// The real Qwen2.5 tokenizer, where ../shared has it, and the rules it is made of.
 @Suite struct TokenizerTests {

@@ -11,9 +11,6 @@ import Testing
 import TokenStreams
 import Training
 
-private let repository = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-  .deletingLastPathComponent().path
-
 @Suite struct TrainingTests {
   /// The shapes of the paper's models give its parameter counts, exactly (RECIPE section 2).
   @Test(arguments: [
@@ -65,6 +62,43 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     #expect(read.phases.count == 1 && read.phases[0].steps == 63)
     #expect(read.phases[0].schedule.peak == 3e-4 && read.phases[0].losses.logits == 2)
     #expect(read.phases[0].frozen == [.mlp, .embeddings])
+  }
+
+  /// Counts whose products would overflow, keys that are lists, numbers to base 60: refused, not believed.
+  @Test func absurdJobsAreRefused() throws {
+    for (setting, key) in [
+      ("train.global_batch=4294967296", "global_batch"), ("train.context=9223372036854775807", "context"),
+      ("train.tokens=9223372036854775807", "tokens"), ("train.warmup_steps=9223372036854775807", "warmup_steps"),
+      ("train.tokens=0.0001K", "tokens"), ("checkpoints.compression_level=4294967296", "compression_level"),
+      ("validation.every=99999999999999999999:60:60", "every"),
+    ] {
+      let error = #expect(throws: JobError.self) { try job(Self.good, set: [setting]) }
+      #expect(error?.description.contains(key) == true, "\(setting): \(error?.description ?? "")")
+    }
+    for line in ["[a, b]: 1", "{a: 1}: 2", "? [x]\n: 3"] {
+      let error = #expect(throws: JobError.self) { try job(Self.good + "\n" + line) }
+      #expect(error?.description.contains("a key is a list or a mapping") == true, "\(error?.description ?? "")")
+    }
+    #expect(try job(Self.good, set: ["train.seed=9223372036854775807"]).seed == 9_223_372_036_854_775_807)
+  }
+
+  /// A checkpoint that claims what no run has.
+  @Test func absurdManifestsAreRefused() throws {
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("checkpoint-\(UUID())").path
+    try FileManager.default.copyItem(atPath: repository + "/Checkpoints/golden/step-00000003", toPath: folder)
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    let path = folder + "/manifest.json"
+    let text = try String(contentsOfFile: path, encoding: .utf8)
+    for (old, new) in [
+      (#""bytes" : 77"#, #""bytes" : 9223372036854775807"#),
+      (#""phaseStep" : 3"#, #""phaseStep" : 9223372036854775807"#),
+      (#""worldSize" : 2"#, #""worldSize" : 0"#),
+    ] {
+      #expect(text.contains(old))
+      try text.replacingOccurrences(of: old, with: new).write(toFile: path, atomically: true, encoding: .utf8)
+      let error = #expect(throws: CheckpointError.self) { try Checkpoint(folder) }
+      #expect(error?.description.contains("counts that no run has") == true, "\(error?.description ?? "")")
+    }
   }
 
   @Test func allErrorsOfAJobAreReportedAtOnce() throws {

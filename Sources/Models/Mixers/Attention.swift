@@ -46,7 +46,7 @@ struct Attention: TokenMixer {
     if let cache = cache as? KeyValueCache {
       (keys, values, spans) = cache.append(keys, values, batch.layout)
     } else {
-      spans = batch.spans(window: window)
+      spans = batch.layout.spans(window: window)
     }
     let mixed = attention(queries, keys, values, spans: spans)
     return o(mixed.reshaped([n, heads * size]))

@@ -2,10 +2,12 @@ import Models
 import NN
 
 /// Regularised evolution: children of the best of three, and the oldest die, however good they are.
-struct Evolution: Strategy {
+package struct Evolution: Strategy {
   let settings: SearchSettings
 
-  func search(_ trace: SearchTrace) throws {
+  package init(settings: SearchSettings) { self.settings = settings }
+
+  package func search(_ trace: SearchTrace) throws {
     let space = trace.space
     var random = RandomStream(seed: settings.seed, name: "search.evolution")
     let size = max(4, min(16, settings.evaluations / 4))

@@ -41,13 +41,20 @@ struct LearnedGates: Strategy {
 }
 
 /// The gradient of the joint loss with respect to the gates of a supernet.
-struct GateGradients {
+package struct GateGradients {
   let supernet: HybridLM
   let teacher: HybridLM?
   /// Batches of the objectives, whether they are compared with the teacher, and the weight of each mean loss.
   let parts: [(batches: [SequenceBatch], kl: Bool, weight: Double)]
   let world: any PathExchange
   let backend: any Backend
+
+  package init(
+    supernet: HybridLM, teacher: HybridLM?, parts: [(batches: [SequenceBatch], kl: Bool, weight: Double)],
+    world: any PathExchange, backend: any Backend
+  ) {
+    (self.supernet, self.teacher, self.parts, self.world, self.backend) = (supernet, teacher, parts, world, backend)
+  }
 
   /// A step reads a quarter of every objective's batches, at least one.
   private static let share = 4
@@ -60,7 +67,7 @@ struct GateGradients {
   var tokensPerStep: Int { parts.reduce(0) { $0 + chosen($1.batches, step: 0).reduce(0) { $0 + $1.tokens.count } } }
 
   /// The gradient by layer, the same on all ranks at any number of them.
-  func callAsFunction(_ gates: [Double], step: Int) throws -> [Double] {
+  package func callAsFunction(_ gates: [Double], step: Int) throws -> [Double] {
     var work: [(batch: SequenceBatch, kl: Bool, seed: Double)] = []
     for part in parts {
       let batches = chosen(part.batches, step: step)
@@ -110,7 +117,7 @@ struct GateGradients {
   }
 
   /// The last hidden states, where every layer's attention counts by its open gate and its linear path by its closed one.
-  func mixed(_ batch: Batch, _ open: [Tensor], _ closed: [Tensor]) -> Tensor {
+  package func mixed(_ batch: Batch, _ open: [Tensor], _ closed: [Tensor]) -> Tensor {
     var x = supernet.embed(batch)
     for (index, layer) in supernet.layers.enumerated() {
       let input = layer.mixerInput(x)

@@ -6,13 +6,15 @@ import NN
 ///
 /// The model is kernel ridge regression with the kernel (1 + layers in common)², which holds every layer's worth and that
 /// of every pair.
-struct Predictor: Strategy {
+package struct Predictor: Strategy {
   let settings: SearchSettings
 
   private static let round = 4
   private static let ridge = 0.1
 
-  func search(_ trace: SearchTrace) throws {
+  package init(settings: SearchSettings) { self.settings = settings }
+
+  package func search(_ trace: SearchTrace) throws {
     let space = trace.space
     var random = RandomStream(seed: settings.seed, name: "search.predictor")
     let limit = min(settings.evaluations, space.count)

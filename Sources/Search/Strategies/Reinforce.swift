@@ -4,13 +4,15 @@ import NN
 
 /// A policy that gives every layer a preference and draws placements by them, layer after layer without repetition; after
 /// each round the preferences move along the policy gradient (Williams, 1992; Zoph and Le, 2017).
-struct Reinforce: Strategy {
+package struct Reinforce: Strategy {
   let settings: SearchSettings
 
   private static let round = 4
   private static let rate = 0.5
 
-  func search(_ trace: SearchTrace) throws {
+  package init(settings: SearchSettings) { self.settings = settings }
+
+  package func search(_ trace: SearchTrace) throws {
     let space = trace.space
     var random = RandomStream(seed: settings.seed, name: "search.reinforce")
     var preferences = [Double](repeating: 0, count: space.layers)

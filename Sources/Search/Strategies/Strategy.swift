@@ -48,10 +48,12 @@ package struct SearchSettings: Sendable {
 }
 
 /// The paper's: all extensions of the best partial placements, of which the best are kept.
-struct BeamSearch: Strategy {
+package struct BeamSearch: Strategy {
   let width: Int
 
-  func search(_ trace: SearchTrace) throws {
+  package init(width: Int) { self.width = width }
+
+  package func search(_ trace: SearchTrace) throws {
     var kept = try trace.entries([SupernetPath()])
     for _ in 0..<trace.space.full + trace.space.sliding {
       var next: [SupernetPath] = []
@@ -64,15 +66,19 @@ struct BeamSearch: Strategy {
 }
 
 /// One placement without any search: layers at equal distances.
-struct UniformPlacement: Strategy {
-  func search(_ trace: SearchTrace) throws { _ = try trace.scores([trace.space.uniform]) }
+package struct UniformPlacement: Strategy {
+  package init() {}
+
+  package func search(_ trace: SearchTrace) throws { _ = try trace.scores([trace.space.uniform]) }
 }
 
 /// Different placements, all equally likely.
-struct RandomSearch: Strategy {
+package struct RandomSearch: Strategy {
   let settings: SearchSettings
 
-  func search(_ trace: SearchTrace) throws {
+  package init(settings: SearchSettings) { self.settings = settings }
+
+  package func search(_ trace: SearchTrace) throws {
     var random = RandomStream(seed: settings.seed, name: "search.random")
     var paths: [SupernetPath] = []
     while paths.count < min(settings.evaluations, trace.space.count) {
@@ -84,17 +90,21 @@ struct RandomSearch: Strategy {
 }
 
 /// Every placement there is.
-struct ExhaustiveSearch: Strategy {
-  func search(_ trace: SearchTrace) throws { _ = try trace.scores(trace.space.all) }
+package struct ExhaustiveSearch: Strategy {
+  package init() {}
+
+  package func search(_ trace: SearchTrace) throws { _ = try trace.scores(trace.space.all) }
 }
 
 /// Ranks layers by what each restores alone, in a student that is linear everywhere else: as full attention first, then
 /// the rest as sliding windows.
-struct RestorationRanking: Strategy {
-  /// Place of the KL among the objectives.
+package struct RestorationRanking: Strategy {
   let objective: Int
 
-  func search(_ trace: SearchTrace) throws {
+  /// - Parameter objective: place of the KL among the objectives
+  package init(objective: Int) { self.objective = objective }
+
+  package func search(_ trace: SearchTrace) throws {
     _ = try trace.scores([SupernetPath()])
     func ranked(_ paths: [SupernetPath]) throws -> [SupernetPath] {
       try trace.entries(paths).sorted { a, b in

@@ -5,7 +5,6 @@ import Models
 import NN
 import Optimizers
 import TokenStreams
-import Yams
 
 /// What a job does to its model.
 package enum JobKind: String, Sendable {
@@ -170,12 +169,12 @@ package struct Job: Sendable {
   package var totalTokens: Int { phases.reduce(0) { $0 + $1.tokens } }
 
   /// The order of data of phase `index`, through all changes of its mix.
-  package func dataPlan(ofPhase index: Int) throws -> DataPlan {
+  package func dataPlan(ofPhase index: Int, cache: ShardCache = ShardCache()) throws -> DataPlan {
     let phase = phases[index]
     func plan(_ mix: String, after previous: (plan: DataPlan, index: Int)?) throws -> DataPlan {
       try DataPlan(
         mix: Mix(mix, folder: mixFolder), root: dataRoot, context: phase.context, seed: seed, label: phase.name,
-        after: previous)
+        after: previous, cache: cache)
     }
     return try phase.changes.reduce(plan(mixName, after: nil)) { before, change in
       try change.mixName.map { try plan($0, after: (before, phase.sequences(before: change.step))) } ?? before
@@ -206,7 +205,7 @@ extension Job {
     let root = YAMLReader(object, path: "", faults: faults)
     self.kind = kind
     self.path = path
-    text = (try? Yams.dump(object: object, sortKeys: true)) ?? ""
+    text = try yamlText(object)
     name = root.string("name") ?? ((path as NSString).lastPathComponent as NSString).deletingPathExtension
     runFolder = root.string("run_dir") ?? "Checkpoints/" + name
     if let declared = root.string("kind"), declared != kind.rawValue {
@@ -248,7 +247,7 @@ extension Job {
     data.rejectUnknownKeys()
 
     let train = root.section("train")
-    seed = UInt64(train.integer("seed") ?? 1)
+    seed = UInt64(train.integer("seed", to: .max) ?? 1)
     let sections = root.sections("phases", fallback: train) ?? [train]
     let hasTeacher = teacher != nil
     phases = sections.enumerated().map { index, section in
@@ -268,7 +267,7 @@ extension Job {
     checkpointMinutes = checkpoints.number("minutes") ?? 30
     keepLast = checkpoints.integer("keep_last", from: 1) ?? 3
     keepEvery = checkpoints.integer("keep_every") ?? 0
-    compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)
+    compressionLevel = Int32(checkpoints.integer("compression_level", from: -7, to: 22) ?? -1)
     onSaveFailure = checkpoints.choice("on_failure", SaveFailurePolicy.self) ?? .retry
     gathersCheckpoints = checkpoints.boolean("gather") ?? false
     checkpoints.rejectUnknownKeys()
@@ -296,7 +295,7 @@ extension Job {
     }
     let text = String(decoding: try readFile(path), as: UTF8.self)
     let loaded: Any?
-    do { loaded = try Yams.load(yaml: text) } catch {
+    do { loaded = try parseYAML(text) } catch {
       throw JobError(.usage, "\(path): is not YAML: \(error)")
     }
     guard let object = loaded as? [String: Any] else {
@@ -310,7 +309,7 @@ extension Job {
     guard parts.count == 2, !parts[0].isEmpty else {
       throw JobError(.usage, "--set \(override): expected key.path=value")
     }
-    let value = (try? Yams.load(yaml: String(parts[1]))) ?? String(parts[1])
+    let value = (try? parseYAML(String(parts[1]))) ?? String(parts[1])
     func set(_ keys: ArraySlice<Substring>, in object: inout [String: Any]) throws {
       guard let key = keys.first.map(String.init) else { return }
       if keys.count == 1 {
@@ -352,7 +351,7 @@ extension Phase {
         section.fault("from_step", "is missing: the step of the phase, counted from 0, from which on it holds")
         continue
       }
-      let batch = section.integer("global_batch", from: 1)
+      let batch = section.integer("global_batch", from: 1, to: 1 << 24)
       if let batch { Self.check(batch, microBatch, ranks: ranks, section) }
       let mix = section.string("mix")
       if batch == nil && mix == nil { section.fault("from_step", "changes neither global_batch nor mix") }
@@ -370,10 +369,12 @@ extension Phase {
   /// Reads a phase; faults go to the reader.
   fileprivate init(_ reader: YAMLReader, kind: JobKind, index: Int, hasTeacher: Bool, ranks: Int) {
     name = reader.string("name") ?? (index == 0 ? kind.rawValue : "\(kind.rawValue)-\(index + 1)")
-    context = reader.integer("context", from: 1) ?? 0
+    // Smaller still, since steps are multiplied by both.
+    let most = 1 << 24
+    context = reader.integer("context", from: 1, to: most) ?? 0
     if context == 0 { reader.fault("context", "is missing: tokens of a sequence") }
-    globalBatch = reader.integer("global_batch", from: 1) ?? 1
-    microBatch = reader.integer("micro_batch", from: 1) ?? 1
+    globalBatch = reader.integer("global_batch", from: 1, to: most) ?? 1
+    microBatch = reader.integer("micro_batch", from: 1, to: most) ?? 1
     steps = 0
     let perStep = max(1, globalBatch * context)
     if let budget = reader.tokens("tokens") {
@@ -448,7 +449,7 @@ extension ParameterGroup {
 extension Job {
   /// The `kind` that a job file declares.
   package static func declaredKind(of path: String) throws -> String {
-    let object = try? Yams.load(yaml: String(decoding: readFile(path), as: UTF8.self)) as? [String: Any]
+    let object = try? parseYAML(String(decoding: readFile(path), as: UTF8.self)) as? [String: Any]
     guard let kind = object?["kind"] as? String else {
       throw JobError(.usage, "\(path): is missing, or says no kind: pretrain, distill or finetune")
     }

@@ -1,5 +1,4 @@
 import Foundation
-import Yams
 
 /// Reads typed values out of nested YAML mappings and collects every fault, unknown keys included, so that a user
 /// sees all errors of a file at once.
@@ -56,10 +55,15 @@ package final class YAMLReader {
 
   package func boolean(_ key: String) -> Bool? { typed(key, "true or false") { $0 as? Bool } }
 
-  package func integer(_ key: String, from least: Int = 0) -> Int? {
+  /// - Parameter most: by default more than any job has, and so little that no product of two overflows
+  package func integer(_ key: String, from least: Int = 0, to most: Int = 1 << 31) -> Int? {
     guard let value = typed(key, "a whole number", { $0 as? Int }) else { return nil }
     guard value >= least else {
       fault(key, "must be at least \(least), not \(value)")
+      return nil
+    }
+    guard value <= most else {
+      fault(key, "must be at most \(most), not \(value)")
       return nil
     }
     return value
@@ -81,10 +85,10 @@ package final class YAMLReader {
   /// A count of tokens: 1000000, 1M, 50B. Exact is whether it was given to the token.
   func tokens(_ key: String) -> (count: Int, isExact: Bool)? {
     typed(key, "a count of tokens such as 500K, 20M or 50B") { raw -> (count: Int, isExact: Bool)? in
-      if let count = raw as? Int { return count > 0 ? (count, true) : nil }
+      if let count = raw as? Int { return count > 0 && count < 1_000_000_000_000_000_000 ? (count, true) : nil }
       guard let text = raw as? String, let suffix = text.last,
         let factor = ["K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12][suffix.uppercased()],
-        let number = Double(text.dropLast()), number > 0, number * factor < 1e18
+        let number = Double(text.dropLast()), number * factor >= 1, number * factor < 1e18
       else { return nil }
       return (Int(number * factor), false)
     }

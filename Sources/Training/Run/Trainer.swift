@@ -68,8 +68,9 @@ package final class Trainer {
     let models = models
     updates = PathUpdates(of: models.student, job.supernet, seed: job.seed)
     let tokenizer = try makeTokenizer(job.tokenizer)
+    let openShards = ShardCache()
     plans = try job.phases.enumerated().map { index, phase in
-      let plan = try job.dataPlan(ofPhase: index)
+      let plan = try job.dataPlan(ofPhase: index, cache: openShards)
       try plan.checkSupply(sequences: phase.sequences(before: phase.steps))
       try models.check(plan.manifest, tokenizer: tokenizer)
       return plan
