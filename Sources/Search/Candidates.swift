@@ -116,7 +116,7 @@ package struct CandidateTrial {
     for (row, index) in stride(from: world.rank, to: candidates.count, by: world.size).enumerated() {
       let model = try HybridLM.load(runFolder(candidates[index]) + "/model", backend: backend)
       for (o, objective) in objectives.enumerated() {
-        mine[row * width + o] = objective.score(model, teacher: teacher, backend: backend)
+        mine[row * width + o] = try objective.score(model, teacher: teacher, backend: backend)
       }
     }
     let all = try world.allGather(mine)

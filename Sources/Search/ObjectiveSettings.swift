@@ -1,5 +1,6 @@
 import Evaluation
 import Foundation
+import Models
 import TokenStreams
 import Tokenizers
 import Training
@@ -15,14 +16,22 @@ package struct ObjectiveSettings: Sendable {
   package var retrieval = RetrievalSettings()
   package var match = AnswerMatch.contains
   package var tokenizer: String?
-  package var seed: UInt64 = 1
+  /// Draws questions and retrieval texts: the same default in every command, so that their scores are of the same ones.
+  package var seed = standardSeed
+
+  package static let standardSeed: UInt64 = 1
 
   package init() {}
 
-  /// The objectives and their weights.
+  /// The objectives and their weights, of which it is known that they can measure the models.
   ///
-  /// - Parameter model: whose tokenizer is taken where none is named
-  package func make(tokenizerOf model: String, hasTeacher: Bool) throws -> ([Objective], [Double]) {
+  /// - Parameters:
+  ///   - model: path of the model whose tokenizer is taken where none is named, and whose end tokens end answers
+  ///   - configurations: of the models that are to be measured
+  ///   - teacher: needed by `kl`
+  package func make(
+    of model: String, fits configurations: [ModelConfiguration], teacher: ModelConfiguration?
+  ) throws -> ([Objective], [Double]) {
     var objectives: [Objective] = []
     var weights: [Double] = []
     for text in names {
@@ -32,13 +41,15 @@ package struct ObjectiveSettings: Sendable {
       let name = weight == nil ? text : parts.dropLast().joined(separator: ":")
       guard weight ?? 1 > 0 else { throw JobError(.usage, "objective \(text): weights are above zero") }
       weights.append(weight ?? 1)
-      objectives.append(try objective(name, tokenizerOf: model, hasTeacher: hasTeacher))
+      let objective = try objective(name, of: model, hasTeacher: teacher != nil)
+      try objective.check(fits: configurations, teacher: teacher)
+      objectives.append(objective)
     }
     guard !objectives.isEmpty else { throw JobError(.usage, "a search needs an objective") }
     return (objectives, weights)
   }
 
-  private func objective(_ name: String, tokenizerOf model: String, hasTeacher: Bool) throws -> Objective {
+  private func objective(_ name: String, of model: String, hasTeacher: Bool) throws -> Objective {
     if name == "kl" || name == "loss" {
       guard name == "loss" || hasTeacher else { throw JobError(.usage, "objective kl needs a teacher") }
       guard let heldOut else { throw JobError(.usage, "objective \(name) needs held-out text (--data)") }
@@ -59,7 +70,8 @@ package struct ObjectiveSettings: Sendable {
           + "accuracy=recall, accuracy=needle, accuracy=phone-book")
     }
     return try Objective(
-      answers: parts[1], limit: sequences, tokenizer: tokenizer, match: isAccuracy ? match : nil)
+      answers: parts[1], limit: sequences, seed: seed, tokenizer: tokenizer, match: isAccuracy ? match : nil,
+      endTokens: endTokens(of: model, tokenizer))
   }
 }
 

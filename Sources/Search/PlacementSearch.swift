@@ -63,7 +63,7 @@ package struct PlacementResult: Codable, Sendable {
       file: cache, identity: identity, weights: weights, world: world, wantsStop: wantsStop
     ) { path in
       supernet.path = path
-      return objectives.map { $0.score(supernet, teacher: teacher, backend: backend) }
+      return try objectives.map { try $0.score(supernet, teacher: teacher, backend: backend) }
     }
     let tokens = objectives.reduce(0) { $0 + $1.tokens }
     var results: [StrategyResult] = []

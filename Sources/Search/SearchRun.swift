@@ -52,7 +52,8 @@ package struct SearchRun {
     guard !strategies.contains(.exhaustive) || space.count <= 100_000 else {
       throw JobError(.usage, "strategy exhaustive: there are more than 100,000 placements")
     }
-    let (measures, weights) = try objectives.make(tokenizerOf: path, hasTeacher: teacher != nil)
+    let (measures, weights) = try objectives.make(
+      of: path, fits: [model.configuration], teacher: teacher?.configuration)
     let result = try PlacementResult(
       supernet: model, teacher: teacher, objectives: measures, weights: weights, strategies: strategies,
       space: space, settings: settings, cache: folder + "/evaluations.jsonl", stop: stop, world: world, backend: backend
@@ -119,7 +120,7 @@ package struct SearchRun {
   ) throws -> (names: [String], weights: [Double], results: [CandidateResult]) {
     guard decodeContext > 0 else { throw JobError(.usage, "the context for decoding must be above zero") }
     let (measures, weights) = try objectives.make(
-      tokenizerOf: job.teacher ?? job.student, hasTeacher: teacher != nil)
+      of: job.teacher ?? job.student, fits: candidates.map(\.configuration), teacher: teacher?.configuration)
     let trial = CandidateTrial(
       job: job, folder: folder, objectives: measures, teacher: teacher, decodeContext: decodeContext, stop: stop,
       world: world, backend: backend)

@@ -79,6 +79,13 @@ package struct Manifest: Codable, Sendable {
     guard manifest.fingerprint == Self.fingerprint(manifest) else {
       throw FileError(path, "does not match its fingerprint: it was edited or damaged")
     }
+    // What is computed with these numbers must not overflow: no dataset comes near the bounds.
+    let isSound = manifest.shards.allSatisfy { shard in
+      [shard.bytes, shard.tokens, shard.documents].allSatisfy { (0..<1 << 40).contains($0) }
+    }
+    guard isSound, (1...1 << 24).contains(manifest.vocabulary), Int(manifest.endOfText) < manifest.vocabulary else {
+      throw FileError(path, "holds sizes that no dataset has, or an end of text outside its vocabulary")
+    }
     for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
       throw FileError(path, "names a shard outside its folder: \(shard.file)")
     }

@@ -70,14 +70,7 @@ package struct ModelSetup {
         "dataset \(manifest.name) was built with tokenizer \(manifest.tokenizer) (\(manifest.tokenizerHash.prefix(12))), "
           + "the job says \(tokenizer.name) (\(tokenizer.hash.prefix(12)))")
     }
-    for model in [student, teacher].compactMap({ $0 }) {
-      guard model.configuration.vocabularySize >= manifest.vocabulary else {
-        throw JobError(
-          .data,
-          "dataset \(manifest.name) has ids up to \(manifest.vocabulary - 1), the model a vocabulary of "
-            + "\(model.configuration.vocabularySize)")
-      }
-    }
+    try Vocabulary(of: manifest).check(fits: student.configuration, teacher: teacher?.configuration)
   }
 
   /// SHA-256 over names and values of the parameters that `isIncluded`.

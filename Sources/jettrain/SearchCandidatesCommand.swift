@@ -25,7 +25,7 @@ struct CandidateOptions: ParsableArguments {
       folder: output, teacher: objectives.teacher ?? job.teacher, stop: stopping.request(runFolder: output),
       world: world,
       backend: CPUBackend(threads: Machine.threads(world)))
-    return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings(seed: job.seed))
+    return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings())
   }
 }
 

@@ -54,7 +54,6 @@ struct Search: ParsableCommand {
     @Option(help: "Partial placements that beam keeps.") var width = 3
     @Option(help: "Evaluations that random, evolution, predictor and reinforce may ask for.") var evaluations = 32
     @Option(help: "Steps in which differentiable learns its gates.") var gateSteps = 60
-    @Option(help: "The same seed gives the same search.") var seed: UInt64 = 1
     @Option(help: "Folder to write.") var output: String
     @OptionGroup var stopping: StopOptions
 
@@ -65,8 +64,8 @@ struct Search: ParsableCommand {
           backend: CPUBackend(threads: Machine.threads(world)))
         _ = try run.placement(
           supernet: supernet, full: full, sliding: sliding, strategies: strategy,
-          settings: SearchSettings(width: width, evaluations: evaluations, gateSteps: gateSteps, seed: seed),
-          objectives: objectives.settings(seed: seed))
+          settings: SearchSettings(width: width, evaluations: evaluations, gateSteps: gateSteps, seed: objectives.seed),
+          objectives: objectives.settings())
         if world.isCoordinator { try Show.print(folder: output) }
       }
     }
