@@ -30,6 +30,8 @@ package struct StepEstimate {
     // A student shares what it inherits with its teacher; a shape that differs is reported elsewhere.
     if let teacherModel { try? model.inherit(from: teacherModel) }
     model.initialize(seed: 0, backend: backend)
+    // Of a supernet the path that trains most: a step's is drawn, and a phase that aligns mixers trains linear ones alone.
+    if student.supernetMixer != nil { model.path = SupernetPath() }
     let runner = StepRunner(
       student: model, teacher: teacherModel, phase: phase, world: .alone, backend: backend)
     parameters = model.store.count
