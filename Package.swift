@@ -53,7 +53,8 @@ let package = Package(
       name: "Training",
       dependencies: [
         "CStack",
-        "Checkpointing", "Conversion", "CPUBackend", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
+        "Checkpointing", "Conversion", "CPUBackend", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers",
+        "Parallel",
         "Reporting", "Tensors", "Tokenizers", "TokenStreams", yams,
       ]),
     .target(
@@ -62,8 +63,8 @@ let package = Package(
     .target(
       name: "Search",
       dependencies: [
-        "Checkpointing", "CPUBackend", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Tensors", "Tokenizers",
-        "TokenStreams", "Training",
+        "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Ops",
+        "Tensors", "Tokenizers", "TokenStreams", "Training",
       ]),
     .executableTarget(
       name: "jettrain",

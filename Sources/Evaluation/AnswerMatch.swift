@@ -51,7 +51,8 @@ enum AnswerWords {
 
   /// The words of `text`; where it has none, the signs that it consists of.
   static func words(in text: String) -> [String] {
-    let scalars = Array(text.lowercased().unicodeScalars)
+    // By way of capitals, so that ß is ss and ς is σ.
+    let scalars = Array(text.uppercased().lowercased().unicodeScalars)
     var words: [String] = []
     var place = 0
     while place < scalars.count {
@@ -61,7 +62,7 @@ enum AnswerWords {
         while end < scalars.count, belongs(scalars, end) { end += 1 }
         words.append(end == number.end ? number.text : spelled(scalars[place..<end]))
         place = end
-      } else if scalars[place].properties.isIdeographic {
+      } else if scalars[place].properties.isIdeographic || isSymbol(scalars[place]) {
         // Such words stand without spaces between.
         words.append(String(scalars[place]))
         place += 1
@@ -74,7 +75,10 @@ enum AnswerWords {
       }
     }
     guard words.isEmpty else { return words }
-    return text.split(whereSeparator: \.isWhitespace).map(String.init)
+    return text.split(whereSeparator: \.isWhitespace).map { sign in
+      let bare = sign.trimmingCharacters(in: CharacterSet(charactersIn: ".,;:!?"))
+      return bare.isEmpty ? String(sign) : bare
+    }
   }
 
   /// All numbers of `text`, wherever they stand, in one spelling each.
@@ -95,6 +99,11 @@ enum AnswerWords {
 
   private static func isDigit(_ scalar: Unicode.Scalar) -> Bool { ("0"..."9").contains(scalar) }
 
+  /// What says something, though no letter does: 🧀, →, ½ and their like, but no punctuation and no sign of money.
+  private static func isSymbol(_ scalar: Unicode.Scalar) -> Bool {
+    !scalar.isASCII && [.otherSymbol, .mathSymbol, .otherNumber].contains(scalar.properties.generalCategory)
+  }
+
   private static func isWordScalar(_ scalar: Unicode.Scalar) -> Bool {
     scalar.properties.isAlphabetic || scalar.properties.numericType != nil
       || scalar.properties.generalCategory == .nonspacingMark
@@ -103,7 +112,7 @@ enum AnswerWords {
   /// Whether the scalar at `place`, behind one of a word, goes on with it: letters and digits, an apostrophe between
   /// letters, a stroke or colon between digits.
   private static func belongs(_ scalars: [Unicode.Scalar], _ place: Int) -> Bool {
-    if isWordScalar(scalars[place]) { return !scalars[place].properties.isIdeographic }
+    if isWordScalar(scalars[place]) { return !scalars[place].properties.isIdeographic && !isSymbol(scalars[place]) }
     guard place > 0, place + 1 < scalars.count else { return false }
     let (before, behind) = (scalars[place - 1], scalars[place + 1])
     switch scalars[place] {

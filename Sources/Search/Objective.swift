@@ -10,8 +10,10 @@ import Training
 
 /// What a placement is judged by; smaller is better.
 package struct Objective: Sendable {
-  /// How it was asked for.
+  /// How it was asked for, without its weight.
   package let name: String
+  /// In the joint score.
+  package internal(set) var weight = 1.0
   private let kind: Kind
   private let text: EvaluationText
 

@@ -296,7 +296,8 @@ extension Job {
     return object
   }
 
-  private static func apply(_ override: String, to object: inout [String: Any]) throws {
+  /// Sets `key.path=value`, the value taken as YAML.
+  package static func apply(_ override: String, to object: inout [String: Any]) throws {
     let parts = override.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
     guard parts.count == 2, !parts[0].isEmpty else {
       throw JobError(.usage, "--set \(override): expected key.path=value")
@@ -432,7 +433,7 @@ extension Job {
   package static func declaredKind(of path: String) throws -> String {
     let object = try? Yams.load(yaml: String(decoding: readFile(path), as: UTF8.self)) as? [String: Any]
     guard let kind = object?["kind"] as? String else {
-      throw JobError(.usage, "\(path): is missing, or says no kind: pretrain, distill or finetune")
+      throw JobError(.usage, "\(path): is missing, or says no kind: pretrain, distill, finetune or search")
     }
     return kind
   }
@@ -440,12 +441,16 @@ extension Job {
   /// The shapes of student and teacher, from their folders or, where those do not exist yet, from the configurations
   /// that the job gives for planning.
   package func configurations() throws -> (student: ModelConfiguration, teacher: ModelConfiguration?) {
-    func configuration(_ path: String, _ planned: String?) throws -> ModelConfiguration {
-      let exists = FileManager.default.fileExists(atPath: path)
-      return try ModelConfiguration(path: exists ? path : planned ?? path)
-    }
-    return (
-      try configuration(student, plannedStudent), try teacher.map { try configuration($0, plannedTeacher) }
-    )
+    (try studentConfiguration(), try teacher.map { try Self.configuration($0, plannedTeacher) })
+  }
+
+  /// The same of the student alone.
+  package func studentConfiguration() throws -> ModelConfiguration {
+    try Self.configuration(student, plannedStudent)
+  }
+
+  private static func configuration(_ path: String, _ planned: String?) throws -> ModelConfiguration {
+    let exists = FileManager.default.fileExists(atPath: path)
+    return try ModelConfiguration(path: exists ? path : planned ?? path)
   }
 }

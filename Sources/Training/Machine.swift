@@ -37,6 +37,15 @@ package enum Machine {
     return best
   }
 
+  /// The processor, its cores, and the matrix kernels that were chosen for it: what speeds that were measured here are speeds
+  /// of.
+  package static let description: String = {
+    let text = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)) ?? ""
+    let name = text.split(separator: "\n").first { $0.hasPrefix("model name") }?.split(separator: ":").last
+    return (name?.trimmingCharacters(in: .whitespaces) ?? "unknown processor")
+      + ", \(sysconf(Int32(_SC_NPROCESSORS_ONLN))) cores, \(CPUBackend.matrixKernels) kernels"
+  }()
+
   /// The most memory that this process has held at once, in bytes.
   package static var peakMemory: Int {
     let text = (try? String(contentsOfFile: "/proc/self/status", encoding: .utf8)) ?? ""

@@ -33,7 +33,8 @@ package final class StopRequest {
     return access(file, F_OK) == 0 ? file : nil
   }
 
-  /// Removes the file, once it was heeded, so that the next start does not stop at once.
+  /// Removes the file, so that the next start does not stop at once. Called by the coordinator of all ranks, when all have
+  /// heeded it: groups of them that train side by side look for it each for itself.
   package func consume() { unlink(file) }
 }
 

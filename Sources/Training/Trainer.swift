@@ -86,13 +86,7 @@ package final class Trainer {
     watchdog = Watchdog(rank: world.rank, size: world.size, runFolder: job.runFolder, floor: job.watchdogFloor)
     models = try ModelSetup(job, backend: backend)
     let models = models
-    let tokenizer = try makeTokenizer(job.tokenizer)
-    plans = try job.phases.enumerated().map { index, phase in
-      let plan = try job.dataPlan(ofPhase: index)
-      try plan.checkSupply(sequences: phase.sequences(before: phase.steps))
-      try models.check(plan.manifest, tokenizer: tokenizer)
-      return plan
-    }
+    plans = try job.dataPlans(student: models.student.configuration, teacher: models.teacher?.configuration)
     // Hashing billions of weights once is enough.
     var hashes = Data()
     if world.isCoordinator {
@@ -283,6 +277,7 @@ package final class Trainer {
       "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
         + "\(world.size) ranks × \(backend.pool.threadCount) threads, \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)"
     )
+    if step == 0, let dropped = models.transferLosses.droppedHeads { say(dropped) }
     var operations = estimatedOperations()
     // A run that was stopped while it validated does so first when it goes on, so that its log lacks nothing.
     var mustStop = try isValidationDue(metrics) ? !validate(metrics, stop) : false
@@ -316,7 +311,6 @@ package final class Trainer {
     watchdog.stop()
     if step < job.totalSteps {
       say("stopped at step \(step)\(stop?.reason.map { " (\($0))" } ?? "")")
-      if world.isCoordinator { stop?.consume() }
       return .stopped(step: step)
     }
     try agree(world) {

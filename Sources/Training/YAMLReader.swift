@@ -50,7 +50,7 @@ package final class YAMLReader {
 
   package func required(_ key: String, _ what: String) -> String {
     if let value = string(key) { return value }
-    if object[key] == nil { fault(key, "is missing: \(what)") }
+    if !has(key) { fault(key, "is missing: \(what)") }
     return ""
   }
 
@@ -119,8 +119,8 @@ package final class YAMLReader {
     }
   }
 
-  /// Whether the file has this key.
-  package func has(_ key: String) -> Bool { object[key] != nil }
+  /// Whether the file gives this key a value; `null` is none.
+  package func has(_ key: String) -> Bool { object[key].map { !($0 is NSNull) } ?? false }
 
   /// The mapping at `key`; an empty one where there is none.
   package func section(_ key: String) -> YAMLReader {

@@ -36,7 +36,7 @@ struct Eval: ParsableCommand {
       if !settings.names.isEmpty {
         let measures = try settings.make(
           of: self.model, fits: [model.configuration], teacher: teacher?.configuration)
-        for objective in measures.0 {
+        for objective in measures {
           fields[objective.name] = try objective.score(model, teacher: teacher, backend: backend)
         }
       }

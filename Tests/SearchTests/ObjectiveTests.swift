@@ -273,4 +273,44 @@ import Training
       #expect(relativeError(logits, Array(whole[index * 320..<(index + 1) * 320])) < 1e-5)
     }
   }
+
+  /// Every question of real files is read, its right answers match themselves in other spellings, and answers of other
+  /// questions do so no more often than they are the same.
+  @Test(
+    .enabled(if: FileManager.default.fileExists(atPath: corpora), "needs ../shared/corpora"),
+    arguments: [
+      "arc_easy", "boolq", "gsm8k-test", "gsm8k-train", "lambada_openai", "math_simple_soln", "piqa",
+      "pubmed_qa_labeled",
+      "triviaqa_sm_sub",
+    ])
+  func realQuestionsAreReadAndMatched(_ name: String) throws {
+    let questions = try Question.draw(.max, from: corpora + "/\(name).jsonl", seed: 1)
+    #expect(questions.count >= 1000)
+    var others = 0
+    for (index, question) in questions.enumerated() {
+      for answer in question.answers {
+        // Of one line the next one does not count.
+        let rest = answer.contains { $0.isNewline } ? "" : "Sure"
+        for text in [answer, answer.uppercased() + ".", "\n \(answer)\n\(rest)"] {
+          let isRight = AnswerMatch.contains.accepts(text, answers: [answer])
+          #expect(isRight && AnswerMatch.equals.accepts(text, answers: [answer]), "\(text): \(question)")
+        }
+      }
+      let other = questions[(index + 7) % questions.count].answers
+      others += AnswerMatch.equals.accepts(question.answers[0], answers: other) ? 1 : 0
+      guard AnswerMatch.isRationale(question.answers[0]) else { continue }
+      let final = question.answers[0].split(separator: " ").last.map(String.init) ?? ""
+      #expect(AnswerMatch.contains.accepts("It is $\(final).", answers: question.answers), "\(question)")
+      for wrong in ["1\(final.drop { $0 == "-" })", "\(final)7", "#### \(final)1\n\(final)"] {
+        #expect(!AnswerMatch.contains.accepts(wrong, answers: question.answers), "\(wrong): \(question.answers)")
+      }
+    }
+    print("\(name): \(questions.count) questions, \(others) equal the answer of another")
+    // Yes, no and small numbers are the answers of many.
+    #expect(others < questions.count * (["boolq", "pubmed_qa_labeled"].contains(name) ? 7 : 1) / 10)
+  }
 }
+
+private let corpora =
+  URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+  .deletingLastPathComponent().path + "/shared/corpora"
