@@ -102,7 +102,10 @@ let package = Package(
     .testTarget(name: "FaultTests", dependencies: ["jettrain", "jettrain-faults", "TestSupport"]),
     .executableTarget(
       name: "jettrain-fuzz",
-      dependencies: ["Files", "Models", "Parallel", "Safetensors", "Tokenizers", "TokenStreams"], path: "Tests/Fuzz",
+      dependencies: [
+        "Evaluation", "Files", "Hashing", "Models", "Parallel", "Safetensors", "Search", "Tokenizers", "TokenStreams",
+        "Training",
+      ], path: "Tests/Fuzz",
       swiftSettings: [.unsafeFlags(["-O"])]),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",

@@ -65,7 +65,7 @@ package struct PlacementSpace: Sendable, Equatable {
     func choose(_ k: Int, of n: Int) -> Int {
       var count = 1
       for i in 0..<k where count <= 1_000_000 { count = count * (n - i) / (i + 1) }
-      return count
+      return min(count, 1_000_001)
     }
     return choose(full, of: layers) * choose(sliding, of: layers - full)
   }

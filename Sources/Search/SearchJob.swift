@@ -40,7 +40,7 @@ package struct SearchJob: Sendable {
     runFolder = root.string("run_dir") ?? "Checkpoints/" + name
     teacher = root.string("teacher")
     decodeContext = root.integer("decode_context", from: 1) ?? 1024
-    let seed = root.integer("seed").map(UInt64.init) ?? ObjectiveSettings.standardSeed
+    let seed = root.integer("seed", to: .max).map(UInt64.init) ?? ObjectiveSettings.standardSeed
 
     let section = root.section("objectives")
     var measures = Self.objectives(section, seed: seed)

@@ -240,7 +240,7 @@ extension Job {
     data.rejectUnknownKeys()
 
     let train = root.section("train")
-    seed = UInt64(train.integer("seed") ?? 1)
+    seed = UInt64(train.integer("seed", to: .max) ?? 1)
     let sections = root.sections("phases", fallback: train) ?? [train]
     let hasTeacher = teacher != nil
     phases = sections.enumerated().map { index, section in
@@ -259,7 +259,7 @@ extension Job {
     checkpointEvery = checkpoints.integer("every") ?? 0
     keepLast = checkpoints.integer("keep_last", from: 1) ?? 3
     keepEvery = checkpoints.integer("keep_every") ?? 0
-    compressionLevel = Int32(checkpoints.integer("compression_level", from: -7) ?? -1)
+    compressionLevel = Int32(checkpoints.integer("compression_level", from: -7, to: 19) ?? -1)
     onSaveFailure = checkpoints.choice("on_failure", SaveFailurePolicy.self) ?? .retry
     gathersCheckpoints = checkpoints.boolean("gather") ?? false
     checkpoints.rejectUnknownKeys()
@@ -348,11 +348,15 @@ extension Phase {
       if let batch { Self.check(batch, microBatch, ranks: ranks, section) }
       let mix = section.string("mix")
       if batch == nil && mix == nil { section.fault("from_step", "changes neither global_batch nor mix") }
-      if step <= changes.last?.step ?? 0 { section.fault("from_step", "is not behind the change before") }
-      if step >= steps {
-        section.fault("from_step", "\(step) is behind the end of the phase, which has \(steps) steps")
-      }
       section.rejectUnknownKeys()
+      guard step > changes.last?.step ?? 0 else {
+        section.fault("from_step", "is not behind the change before")
+        continue
+      }
+      guard step < steps else {
+        section.fault("from_step", "\(step) is behind the end of the phase, which has \(steps) steps")
+        continue
+      }
       changes.append(PhaseChange(step: step, globalBatch: batch, mixName: mix))
       let now = self.batch(at: step)
       steps = step + (max(0, total - sequences(before: step)) + now - 1) / now

@@ -87,7 +87,7 @@ extension Search {
 
     private static func numbers(_ text: String, _ option: String) throws -> [Int] {
       let parts = text.split(separator: ",").map { Int($0) ?? 0 }
-      guard !parts.isEmpty, parts.allSatisfy({ $0 > 0 }) else {
+      guard !parts.isEmpty, parts.allSatisfy({ (1...YAMLReader.most).contains($0) }) else {
         throw JobError(.usage, "\(option) \(text): expected numbers above zero, separated by commas")
       }
       return parts

@@ -72,6 +72,7 @@ import Testing
       #expect(best.joint >= truth.joint)
     }
     #expect(try trace(BeamSearch(width: 8), space).best?.joint == truth.joint)
+    #expect(PlacementSpace(layers: 10_000, full: 4000, sliding: 3000).count > 100_000)
     #expect(space.uniform == SupernetPath(full: [1, 5], sliding: [2, 4]))
     var random = RandomStream(seed: 1, name: "test")
     for _ in 0..<50 {

@@ -94,6 +94,20 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     #expect(try job(Self.good, set: ["train.tokens=2048"]).totalSteps == 2)
   }
 
+  /// Numbers that no run has are refused, not multiplied.
+  @Test(arguments: [
+    "train.tokens=9223372036854775807", "train.tokens=1e-9K", "train.tokens=99999999T", "train.context=4294967296",
+    "train.global_batch=9223372036854775807", "checkpoints.compression_level=4294967296",
+    "train.changes=[{from_step: 2147483648, global_batch: 8}]",
+    "train.changes=[{from_step: 9, global_batch: 16}, {from_step: 9, global_batch: 8}]",
+  ])
+  func numbersThatNoRunHasAreRefused(set: String) throws {
+    do {
+      _ = try job(Self.good, set: [set])
+      Issue.record("\(set) was accepted")
+    } catch let error as JobError { #expect(error.kind == .usage, "\(error)") }
+  }
+
   @Test func schedules() {
     let cosine = Schedule(shape: .cosine, peak: 1, floor: 0.1, warmupSteps: 10)
     #expect(abs(cosine.rate(step: 0, of: 110) - 0.1) < 1e-12 && cosine.rate(step: 9, of: 110) == 1)
