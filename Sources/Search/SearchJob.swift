@@ -175,7 +175,7 @@ package struct SearchJob: Sendable {
     package let candidates: [Candidate]
   }
 
-  /// The steps that train. Which block wins is not known before: the shapes are those of the first that has any.
+  /// The steps that train. Which block wins is not known before: the shapes are those of one that has most of them.
   package func steps() throws -> [Step] {
     let blocks = try candidates()
     var steps = [
@@ -184,9 +184,11 @@ package struct SearchJob: Sendable {
         candidates: [Candidate(name: "supernet", configuration: try supernetShape())]),
       Step(name: "block", job: blockJob, candidates: blocks),
     ]
-    if let dimensions, let dimensionsJob, let first = try blocks.first(where: isSearchable) {
-      let shapes = try dimensions.candidates(of: first.configuration).candidates
-      steps.append(Step(name: "dimensions", job: dimensionsJob, candidates: shapes))
+    if let dimensions, let dimensionsJob {
+      let shapes = try blocks.filter(isSearchable).map { try dimensions.candidates(of: $0.configuration).candidates }
+      if let most = shapes.max(by: { $0.count < $1.count }) {
+        steps.append(Step(name: "dimensions", job: dimensionsJob, candidates: most))
+      }
     }
     return steps
   }
