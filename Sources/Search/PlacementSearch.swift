@@ -136,7 +136,8 @@ package struct PlacementResult: Codable, Sendable {
       return LearnedGates(
         steps: settings.gateSteps,
         gradients: GateGradients(
-          supernet: supernet, teacher: teacher, parts: parts, world: evaluator.world, backend: backend))
+          supernet: supernet, teacher: teacher, parts: parts, world: evaluator.world, backend: backend,
+          wantsStop: evaluator.wantsStop))
     }
   }
 

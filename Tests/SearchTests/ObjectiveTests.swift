@@ -240,6 +240,9 @@ import Training
           .crossEntropy.hostSum() / 23
       }
     }
+    var stopping = gradients
+    stopping.wantsStop = { true }
+    #expect(throws: Stopped.self) { try stopping([0.3, 0.8, 0.5], step: 1) }
     let gates = [0.3, 0.8, 0.5]
     let found = try gradients(gates, step: 1)
     for layer in gates.indices {

@@ -3,6 +3,7 @@ import Models
 import Ops
 import Tensors
 import TokenStreams
+import Training
 
 /// Mixes attention and linear path of every layer by a gate between 0 and 1, learns the gates by gradient under a pull
 /// towards the budget, and keeps the layers whose gates ended highest.
@@ -48,6 +49,8 @@ struct GateGradients {
   let parts: [(batches: [SequenceBatch], kl: Bool, weight: Double)]
   let world: any PathExchange
   let backend: any Backend
+  /// Whether this rank wants the search to end early.
+  var wantsStop: () -> Bool = { false }
 
   /// A step reads a quarter of every objective's batches, at least one.
   private static let share = 4
@@ -60,6 +63,8 @@ struct GateGradients {
   var tokensPerStep: Int { parts.reduce(0) { $0 + chosen($1.batches, step: 0).reduce(0) { $0 + $1.tokens.count } } }
 
   /// The gradient by layer, the same on all ranks at any number of them.
+  ///
+  /// - Throws: `Stopped` on all ranks, when one wants to stop
   func callAsFunction(_ gates: [Double], step: Int) throws -> [Double] {
     var work: [(batch: SequenceBatch, kl: Bool, seed: Double)] = []
     for part in parts {
@@ -73,11 +78,13 @@ struct GateGradients {
       let gradient = backward(gates, work[index].batch, kl: work[index].kl, seed: Float(work[index].seed))
       mine.replaceSubrange(row * gates.count..<(row + 1) * gates.count, with: gradient)
     }
-    let all = try world.allGather(mine)
+    let width = mine.count + 1
+    let all = try world.allGather(mine + [wantsStop() ? 1 : 0])
+    if (1...world.size).contains(where: { all[$0 * width - 1] > 0 }) { throw Stopped() }
     // In the order of the batches, whoever computed them.
     return gates.indices.map { layer in
       work.indices.reduce(0) { sum, index in
-        sum + all[(index % world.size * rows + index / world.size) * gates.count + layer]
+        sum + all[index % world.size * width + index / world.size * gates.count + layer]
       }
     }
   }
