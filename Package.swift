@@ -55,7 +55,7 @@ let package = Package(
         "CStack",
         "Checkpointing", "Conversion", "CPUBackend", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers",
         "Parallel",
-        "Reporting", "Tensors", "Tokenizers", "TokenStreams", yams,
+        "Reporting", "Tensors", "Tokenizers", "TokenStreams",
       ]),
     .target(
       name: "Evaluation",

@@ -1,6 +1,5 @@
 import Files
 import Foundation
-import Yams
 
 /// What to do when a source has been read to its end.
 package enum Exhaustion: String, Codable, Sendable {
@@ -50,7 +49,7 @@ package struct Mix: Codable, Sendable {
     }
     let text = String(decoding: try readFile(path), as: UTF8.self)
     let loaded: Any?
-    do { loaded = try Yams.load(yaml: text) } catch { throw FileError(path, "is not YAML: \(error)") }
+    do { loaded = try readYAML(text) } catch { throw FileError(path, "is not YAML: \(error)") }
     guard let top = loaded as? [String: Any] else { throw FileError(path, "is not a YAML mapping") }
     func check(_ object: [String: Any], _ place: String) throws {
       if let unknown = object.keys.first(where: { Self.keys[place]?.contains($0) != true }) {
@@ -71,8 +70,10 @@ package struct Mix: Codable, Sendable {
     }
     sources = try list.map { object in
       try check(object, "sources")
-      guard let name = object["name"] as? String, let weight = object["weight"] as? Int, weight > 0 else {
-        throw FileError(path, "sources: each needs a name and a whole weight above zero")
+      guard let name = object["name"] as? String, let weight = object["weight"] as? Int,
+        (1...Int(Int32.max)).contains(weight)
+      else {
+        throw FileError(path, "sources: each needs a name and a whole weight from 1 to \(Int32.max)")
       }
       return Source(name: name, weight: weight)
     }

@@ -5,7 +5,6 @@ import Models
 import NN
 import Optimizers
 import TokenStreams
-import Yams
 
 /// What a job does to its model.
 package enum JobKind: String, Sendable {
@@ -287,7 +286,7 @@ extension Job {
     }
     let text = String(decoding: try readFile(path), as: UTF8.self)
     let loaded: Any?
-    do { loaded = try Yams.load(yaml: text) } catch {
+    do { loaded = try readYAML(text) } catch {
       throw JobError(.usage, "\(path): is not YAML: \(error)")
     }
     guard let object = loaded as? [String: Any] else {
@@ -302,7 +301,7 @@ extension Job {
     guard parts.count == 2, !parts[0].isEmpty else {
       throw JobError(.usage, "--set \(override): expected key.path=value")
     }
-    let value = (try? Yams.load(yaml: String(parts[1]))) ?? String(parts[1])
+    let value = (try? readYAML(String(parts[1]))) ?? String(parts[1])
     func set(_ keys: ArraySlice<Substring>, in object: inout [String: Any]) throws {
       guard let key = keys.first.map(String.init) else { return }
       if keys.count == 1 {
@@ -435,9 +434,8 @@ extension ParameterGroup {
 extension Job {
   /// The `kind` that a job file declares.
   package static func declaredKind(of path: String) throws -> String {
-    let object = try? Yams.load(yaml: String(decoding: readFile(path), as: UTF8.self)) as? [String: Any]
-    guard let kind = object?["kind"] as? String else {
-      throw JobError(.usage, "\(path): is missing, or says no kind: pretrain, distill, finetune or search")
+    guard let kind = try mapping(path)["kind"] as? String else {
+      throw JobError(.usage, "\(path): kind: is missing: pretrain, distill, finetune or search")
     }
     return kind
   }

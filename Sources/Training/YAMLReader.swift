@@ -1,5 +1,4 @@
 import Foundation
-import Yams
 
 /// Reads typed values out of nested YAML mappings and collects every fault, unknown keys included, so that a user
 /// sees all errors of a file at once.

@@ -10,9 +10,9 @@ import TokenStreams
 import Tokenizers
 import Training
 
-// Mutated safetensors headers, tokenizer files, configurations, token shards, manifests, files of questions, job files and
-// search jobs: each must be read or refused with one of the program's own errors. The address space is limited, so that a size from a file that is believed ends the
-// process; so does a case that hangs.
+// Mutated safetensors headers, tokenizer files, configurations, token shards, manifests, files of questions, jobs, mixes and
+// search jobs: each must be read or refused with one of the program's own errors. The address space is limited, so that a
+// size from a file that is believed ends the process; so does a case that hangs.
 //
 // usage: jettrain-fuzz [COUNT] [SEED]
 
@@ -200,6 +200,14 @@ let jobText = """
   spikes: {policy: skip, factor: 8, limit: 5}
 
   """
+let mixText = """
+  name: blend
+  exhaustion: repeat
+  max_epochs: 64
+  holdout_shards: 1
+  sources: [{name: a, weight: 40}, {name: b, weight: 9, note: x}]
+
+  """
 let searchText = """
   kind: search
   teacher: t
@@ -276,6 +284,15 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
       let job = try Job(.distill, path: mutated, overrides: [], ranks: 2)
       _ = (job.totalSteps, job.totalTokens, job.locate(7))
       for phase in job.phases { _ = (phase.learningRate(at: phase.steps - 1), phase.batch(at: 11), phase.microBatches) }
+    }
+  ),
+  (
+    "mixes",
+    { random in
+      let path = mutated + ".yaml"
+      _ = FileManager.default.createFile(atPath: path, contents: Data(mutate(Array(mixText.utf8), &random)))
+      let mix = try Mix(path, folder: folder)
+      _ = mix.sources.reduce(0) { $0 + $1.weight } - mix.holdoutShards
     }
   ),
   (

@@ -94,6 +94,16 @@ private let repository = URL(fileURLWithPath: #filePath).deletingLastPathCompone
     #expect(try job(Self.good, set: ["train.tokens=2048"]).totalSteps == 2)
   }
 
+  /// Keys that are lists or mappings, for which the parser of YAML would end the process, are a fault of the file.
+  @Test(arguments: [
+    "? {a: 1}\n: 2\n", "? [a]\n: 2\n", "phases: [{losses: {b: 1}:}]\n", "x: [{{a: b}: c}]\n", "&a [*a]: 3\n",
+  ])
+  func oddKeysOfYAMLAreRefused(text: String) {
+    #expect { _ = try job(text) } throws: { error in
+      (error as? JobError)?.kind == .usage && "\(error)".contains("is not YAML: ")
+    }
+  }
+
   /// Numbers that no run has are refused, not multiplied.
   @Test(arguments: [
     "train.tokens=9223372036854775807", "train.tokens=1e-9K", "train.tokens=99999999T", "train.context=4294967296",
