@@ -64,8 +64,8 @@ let package = Package(
     .target(
       name: "Search",
       dependencies: [
-        "Checkpointing", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Tensors", "Tokenizers",
-        "TokenStreams", "Training",
+        "Checkpointing", "Conversion", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Tensors",
+        "Tokenizers", "TokenStreams", "Training",
       ]),
     .executableTarget(
       name: "jettrain",
@@ -105,7 +105,7 @@ let package = Package(
     .executableTarget(
       name: "jettrain-fuzz",
       dependencies: [
-        "Checkpointing", "Files", "Hashing", "Models", "Parallel", "Safetensors", "Search", "TestSupport", "Tokenizers",
+        "Checkpointing", "Evaluation", "Files", "Hashing", "Models", "Parallel", "Safetensors", "Search", "TestSupport", "Tokenizers",
         "TokenStreams", "Training",
       ], path: "Tests/Fuzz"),
     .testTarget(

@@ -81,7 +81,17 @@ extension CPUBackend {
     }
   }
 
+  /// Ends the process where an id has no row in a table: what lies behind would be read, or written. Not a precondition,
+  /// since those say nothing in a release build.
+  func requireRows(_ ids: Tensor, below rows: Int, allowsNegative: Bool = false, _ what: String) {
+    let (values, count) = (ids.integers, ids.count)
+    for n in 0..<count where Int(values[n]) >= rows || (values[n] < 0 && !allowsNegative) {
+      fatalError("\(what): id \(values[n]), number \(n) of \(count), of a table of \(rows) rows")
+    }
+  }
+
   package func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor) {
+    requireRows(ids, below: table.rows, "gather")
     if table.dtype == .bfloat16 {
       let (table, ids, columns, out) = (table.bfloats, ids.integers, table.columns, (out.floats, ids.count))
       return forEachSlice(rows: out.1, columns: columns) { rows in
@@ -97,6 +107,7 @@ extension CPUBackend {
   }
 
   package func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor) {
+    requireRows(ids, below: table.rows, "scatterAdd")
     let (x, ids, columns, count, table) = (x.floats, ids.integers, table.columns, ids.count, table.floats)
     // Column strips, so that a repeated id is added in the order of n on any number of threads.
     let strip = max(laneCount, (columns / 8 + laneCount - 1) / laneCount * laneCount)

@@ -6,6 +6,10 @@ extension CPUBackend {
     crossEntropy: Tensor, kl: Tensor
   ) {
     let size = logits.columns
+    requireRows(labels, below: size, allowsNegative: true, "vocabularyLoss")
+    precondition(
+      teacherLogits.map { $0.columns == size } ?? true, "logits \(logits.shape), of the teacher \(teacherLogits!.shape)"
+    )
     let (students, teachers, labels) = (logits.floats, teacherLogits?.floats, labels.integers)
     let (ceOut, klOut) = (crossEntropy.floats, kl.floats)
     parallel(logits.rows) { n in

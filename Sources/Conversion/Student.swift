@@ -10,12 +10,28 @@ package enum StudentInitialization: String, Sendable, CaseIterable {
   case transfer
 }
 
-/// What `transfer` could not bring over in one layer, as relative Frobenius norms over all heads: of the scores' form
-/// W_qᵀ W_k, and of the map from input to output W_o W_v.
+/// What `transfer` could not bring over in one layer: the heads that found no place, and of those that did the relative
+/// Frobenius norms, over all of them, of what is missing of the scores' form W_qᵀ W_k, and of the map from input to output
+/// W_o W_v.
 package struct TransferLoss: Sendable {
   package let layer: Int
   package let scores: Double
   package let values: Double
+  /// The teacher's heads that no head of the student begins from, since it has fewer.
+  package let droppedHeads: [Int]
+  /// Heads that the teacher has.
+  package let heads: Int
+}
+
+extension [TransferLoss] {
+  /// One line about the heads that were dropped; nil where none was.
+  package var droppedHeads: String? {
+    let layers = filter { !$0.droppedHeads.isEmpty }
+    guard let first = layers.first else { return nil }
+    let kept = first.heads - first.droppedHeads.count
+    return "transfer keeps \(kept) of the teacher's \(first.heads) heads in \(layers.count) of \(count) layers: "
+      + "\(first.droppedHeads.map(String.init).joined(separator: ", ")) are dropped (num_heads is \(kept))"
+  }
 }
 
 /// A student made from its teacher: what stays is shared with it, what is new begins as asked.
@@ -113,8 +129,10 @@ package struct Student {
     let width = shape.heads * shape.valueSize
     var o = [Float](repeating: 0, count: hidden * width)
     var (scores, values) = (0.0, 0.0)
+    var dropped = Set(0..<source.attentionHeads)
     for j in 0..<shape.heads {
       let h = j * source.attentionHeads / shape.heads
+      dropped.remove(h)
       // Keys and values expand by head: the group that head h reads.
       let group = h * source.keyValueHeads / source.attentionHeads
       let forms = fitted(head(wq, h), head(wk, group), to: shape.keySize)
@@ -132,7 +150,10 @@ package struct Student {
     return (
       [
         path + "q_proj.weight": q, path + "k_proj.weight": k, path + "v_proj.weight": v, path + "o_proj.weight": o,
-      ], TransferLoss(layer: layer, scores: scores.squareRoot(), values: values.squareRoot())
+      ],
+      TransferLoss(
+        layer: layer, scores: scores.squareRoot(), values: values.squareRoot(), droppedHeads: dropped.sorted(),
+        heads: source.attentionHeads)
     )
   }
 

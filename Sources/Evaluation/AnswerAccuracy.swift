@@ -1,6 +1,7 @@
 import Models
 import Tensors
 import TokenStreams
+import Training
 
 /// How many answers a model would generate: of each run of labels, whether every token is the most likely one after what
 /// stands before it.
@@ -10,10 +11,13 @@ package struct AnswerAccuracy: Sendable {
 
   package var wrongShare: Double { answers == 0 ? 0 : 1 - Double(right) / Double(answers) }
 
-  /// Runs `model` on `batches`, one at a time.
-  package init(_ model: HybridLM, _ batches: [SequenceBatch], backend: any Backend) {
+  /// Runs `model` on the batches of `text`, one at a time.
+  ///
+  /// - Throws: `JobError` where the text has ids that the model has no rows for
+  package init(_ model: HybridLM, _ text: EvaluationText, backend: any Backend) throws {
+    try text.vocabulary.check(fits: model.configuration)
     var (answers, right) = (0, 0)
-    for batch in batches {
+    for batch in text.batches {
       let places = batch.labels.indices.filter { batch.labels[$0] >= 0 }
       guard !places.isEmpty else { continue }
       let best = Self.mostLikely(model, batch, at: places, backend: backend)

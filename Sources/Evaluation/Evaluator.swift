@@ -3,6 +3,33 @@ import Tensors
 import TokenStreams
 import Training
 
+/// Text to measure models on, as tokens, and what they are ids of.
+package struct EvaluationText: Sendable {
+  package let batches: [SequenceBatch]
+  package let vocabulary: Vocabulary
+
+  package init(batches: [SequenceBatch], vocabulary: Vocabulary) {
+    (self.batches, self.vocabulary) = (batches, vocabulary)
+  }
+
+  /// Sequences of the held-out shards of `plan`, spread over them.
+  package init(heldOut plan: DataPlan, sequences: Int) throws {
+    let places = plan.validation(count: sequences)
+    guard !places.isEmpty else {
+      throw JobError(.data, "the held-out shards of \(plan.mix.name) have no whole sequence of \(plan.context) tokens")
+    }
+    batches = try places.map { place in
+      var batch = SequenceBatch()
+      try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
+      return batch
+    }
+    vocabulary = Vocabulary(of: plan.manifest)
+  }
+
+  /// Tokens of one reading.
+  package var tokens: Int { batches.reduce(0) { $0 + $1.tokens.count } }
+}
+
 /// Losses of a model on held-out text.
 package struct Evaluation: Sendable {
   /// Mean cross-entropy per counted token, in nats.
@@ -11,15 +38,18 @@ package struct Evaluation: Sendable {
   package let kl: Double?
   package let labels: Int
 
-  /// Runs `model` on `batches`, one at a time.
-  package init(model: HybridLM, teacher: HybridLM?, batches: [SequenceBatch], backend: any Backend) {
+  /// Runs `model` on the batches of `text`, one at a time.
+  ///
+  /// - Throws: `JobError` where the text has ids that the models have no rows for
+  package init(model: HybridLM, teacher: HybridLM?, text: EvaluationText, backend: any Backend) throws {
+    try text.vocabulary.check(fits: model.configuration, teacher: teacher?.configuration)
     let losses = MicroBatchLosses(
       student: model, teacher: teacher,
       weights: LossWeights(logits: teacher == nil ? 0 : 1, crossEntropy: 1), checkpointing: false,
       backend: backend)
     var sums = LossSums()
     var counts = TokenCounts(labels: 0, tokens: 0)
-    for batch in batches {
+    for batch in text.batches {
       sums = LossSums(values: zip(sums.values, losses(batch, gradientsOver: nil).values).map(+))
       counts.labels += batch.countedLabels
       counts.tokens += batch.tokens.count
@@ -28,18 +58,5 @@ package struct Evaluation: Sendable {
     loss = means.crossEntropy
     kl = teacher == nil ? nil : means.logits
     labels = counts.labels
-  }
-
-  /// Sequences of the held-out shards of `plan`, spread over them.
-  package static func heldOut(_ plan: DataPlan, sequences: Int) throws -> [SequenceBatch] {
-    let places = plan.validation(count: sequences)
-    guard !places.isEmpty else {
-      throw JobError(.data, "the held-out shards of \(plan.mix.name) have no whole sequence of \(plan.context) tokens")
-    }
-    return try places.map { place in
-      var batch = SequenceBatch()
-      try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
-      return batch
-    }
   }
 }

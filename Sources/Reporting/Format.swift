@@ -21,7 +21,7 @@ package enum Format {
 
   /// Seconds as 1d02h, 3h07m, 4m05s or 6.5s.
   package static func duration(_ seconds: Double) -> String {
-    guard seconds.isFinite, seconds < 1e9 else { return "?" }
+    guard seconds.isFinite, seconds < 1e12 else { return "?" }
     let s = Int(seconds)
     if s >= 86_400 { return String(format: "%dd%02dh", s / 86_400, s % 86_400 / 3_600) }
     if s >= 3_600 { return String(format: "%dh%02dm", s / 3_600, s % 3_600 / 60) }

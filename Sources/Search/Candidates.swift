@@ -2,6 +2,7 @@ import Checkpointing
 import Evaluation
 import Files
 import Foundation
+import Hashing
 import MPI
 import Models
 import NN
@@ -38,7 +39,8 @@ package struct CandidateResult: Codable, Sendable {
 }
 
 /// Trains candidates by one job, on the same tokens from the same start, and measures them. Runs that were cut short go on,
-/// and those that are done are not trained again.
+/// and those that are done are not trained again. A run's folder is named after all that decides what comes of it, so that
+/// a changed job, teacher, data or configuration has another and never the weights of the old one.
 package struct CandidateTrial {
   /// Its student and run folder are replaced.
   package let job: Job
@@ -65,20 +67,45 @@ package struct CandidateTrial {
     self.backend = backend
   }
 
+  /// Candidate of a trial, with what decides its run.
+  private struct Entrant {
+    let candidate: Candidate
+    /// SHA-256 of the job, its data, its teacher's weights and the configuration.
+    let identity: String
+    let runFolder: String
+
+    init(_ candidate: Candidate, job: String, folder: String) {
+      self.candidate = candidate
+      identity = sha256(job + " " + String(decoding: candidate.configuration.json, as: UTF8.self))
+      runFolder = "\(folder)/candidates/\(candidate.name)-\(identity.prefix(8))"
+    }
+  }
+
   /// The results in the order of `candidates`, on every rank.
   package func run(_ candidates: [Candidate], rates: inout MeasuredRates) throws -> [CandidateResult] {
-    try train(candidates)
-    let scores = try score(candidates)
+    let identity = try jobIdentity(candidates)
+    let entrants = candidates.map { Entrant($0, job: identity, folder: folder) }
+    try train(entrants)
+    let scores = try score(entrants)
+    let groupSize = world.size / groupCount(candidates.count)
+    let context = job.phases.last?.context ?? 0
     var results: [CandidateResult] = []
-    for (index, candidate) in candidates.enumerated() {
-      let model = try HybridLM.load(runFolder(candidate) + "/model", backend: backend)
+    for (index, entrant) in entrants.enumerated() {
+      let candidate = entrant.candidate
+      let model = try HybridLM.load(entrant.runFolder + "/model", backend: backend)
+      let machine = Machine.description(of: backend)
+      let trains = MeasuredRates.Key(
+        "train", candidate.name, identity: entrant.identity, context: context, ranks: groupSize, machine: machine)
+      let decodes = MeasuredRates.Key(
+        "decode", candidate.name, identity: sha256(candidate.configuration.json), context: decodeContext, ranks: 1,
+        machine: machine)
       // Speeds are measured by one rank while the others wait.
       var speeds: [Double] = []
       try agree(world) {
         guard world.isCoordinator else { return }
         speeds = [
-          try rates.rate("train \(candidate.name)") { try Self.medianRate(runFolder(candidate) + "/metrics.jsonl") },
-          rates.rate("decode \(candidate.name)") { decodeRate(model) },
+          try rates.rate(trains) { try Self.medianRate(entrant.runFolder + "/metrics.jsonl") },
+          rates.rate(decodes) { decodeRate(model) },
         ]
       }
       let known = try world.broadcast(speeds.withUnsafeBytes(Array.init)).withUnsafeBytes {
@@ -92,20 +119,39 @@ package struct CandidateTrial {
     return results
   }
 
-  private func runFolder(_ candidate: Candidate) -> String { folder + "/" + candidate.name }
+  /// What the job makes of any candidate depends on this; the teacher's weights are hashed once, by the coordinator.
+  private func jobIdentity(_ candidates: [Candidate]) throws -> String {
+    var hash = ""
+    var teacherConfiguration: ModelConfiguration?
+    try agree(world) {
+      teacherConfiguration = try job.teacher.map { try ModelConfiguration(path: $0) }
+      guard world.isCoordinator, let path = job.teacher else { return }
+      hash = ModelSetup.hash(try HybridLM.load(path, backend: backend))
+    }
+    hash = String(decoding: try world.broadcast(Array(hash.utf8)), as: UTF8.self)
+    let plans = try job.dataPlans(student: candidates[0].configuration, teacher: teacherConfiguration)
+    return job.identity(plans, teacher: "\(hash) \(teacherConfiguration.map { sha256($0.json) } ?? "")")
+  }
+
+  /// Groups into which the ranks are parted for so many candidates.
+  private func groupCount(_ candidates: Int) -> Int {
+    (1...world.size).last { $0 <= candidates && world.size % $0 == 0 } ?? 1
+  }
 
   /// Groups of ranks take the candidates in turn. A run's bits do not depend on how many ranks share it.
-  private func train(_ candidates: [Candidate]) throws {
-    let groups = (1...world.size).last { $0 <= candidates.count && world.size % $0 == 0 } ?? 1
+  private func train(_ entrants: [Entrant]) throws {
+    let groups = groupCount(entrants.count)
     let mine = world.rank / (world.size / groups)
     let group = try world.split(mine)
     var isStopped = false
-    for (index, candidate) in candidates.enumerated() where index % groups == mine && !isStopped {
+    for (index, entrant) in entrants.enumerated() where index % groups == mine && !isStopped {
       var job = job
-      job.runFolder = runFolder(candidate)
+      job.runFolder = entrant.runFolder
       job.student = job.runFolder + "-config.json"
       try agree(group) {
-        if group.isCoordinator { try writeDurably(candidate.configuration.json, to: job.student) }
+        guard group.isCoordinator else { return }
+        try createFolder(folder + "/candidates")
+        try writeDurably(entrant.candidate.configuration.json, to: job.student)
       }
       let trainer = try Trainer(job, world: group, backend: backend, resume: .auto, isQuiet: !world.isCoordinator)
       if case .stopped = try trainer.train(stop: stop) { isStopped = true }
@@ -116,18 +162,18 @@ package struct CandidateTrial {
   }
 
   /// Scores of all candidates by objective; each is computed by one rank, so that they do not depend on how many there are.
-  private func score(_ candidates: [Candidate]) throws -> [[Double]] {
+  private func score(_ entrants: [Entrant]) throws -> [[Double]] {
     let width = objectives.count
-    let rows = (candidates.count + world.size - 1) / world.size
+    let rows = (entrants.count + world.size - 1) / world.size
     var mine = [Double](repeating: 0, count: rows * width)
-    for (row, index) in stride(from: world.rank, to: candidates.count, by: world.size).enumerated() {
-      let model = try HybridLM.load(runFolder(candidates[index]) + "/model", backend: backend)
+    for (row, index) in stride(from: world.rank, to: entrants.count, by: world.size).enumerated() {
+      let model = try HybridLM.load(entrants[index].runFolder + "/model", backend: backend)
       for (o, objective) in objectives.enumerated() {
-        mine[row * width + o] = objective.score(model, teacher: teacher, backend: backend)
+        mine[row * width + o] = try objective.score(model, teacher: teacher, backend: backend)
       }
     }
     let all = try world.allGather(mine)
-    return candidates.indices.map { index in
+    return entrants.indices.map { index in
       let row = (index % world.size * rows + index / world.size) * width
       return Array(all[row..<row + width])
     }
@@ -192,9 +238,22 @@ extension ModelConfiguration {
   private static func shape(of mixer: LayerType, _ heads: Int, _ keys: Int, _ values: Int) -> [String: Any] {
     switch mixer {
     case .mamba2: ["num_heads": heads, "head_dim": values, "state_size": keys]
-    case .rwkv7: ["num_heads": heads, "head_dim": values]
+    case .rwkv7: rwkv7Shape(elements: heads * keys * values, size: keys * values)
     default: ["num_heads": heads, "head_dim": keys, "expand_v": Double(values) / Double(keys)]
     }
+  }
+
+  /// Its keys and values are of one size d: of all heads × d × d that make a state of just as many elements the d nearest to
+  /// the geometric mean of the sizes that it replaces; where there is none near, the nearest state that can be had.
+  private static func rwkv7Shape(elements: Int, size: Int) -> [String: Any] {
+    func distance(_ d: Int) -> Double { Double(max(d * d, size)) / Double(min(d * d, size)) }
+    let exact = (1...max(1, Int(Double(elements).squareRoot()))).filter { elements % ($0 * $0) == 0 }
+    // Of two as near the larger, which has the fewer heads.
+    if let d = exact.reversed().min(by: { distance($0) < distance($1) }), distance(d) <= 4 {
+      return ["num_heads": elements / (d * d), "head_dim": d]
+    }
+    let d = max(1, Int(Double(size).squareRoot().rounded()))
+    return ["num_heads": max(1, Int((Double(elements) / Double(d * d)).rounded())), "head_dim": d]
   }
 
   private func editingEfficient(

@@ -1,4 +1,83 @@
 import Models
+import Training
+
+/// The linear state of one head, and how many there are.
+package struct StateShape: Sendable, Equatable {
+  package let keySize: Int
+  package let valueSize: Int
+  package let heads: Int
+
+  package init(_ keySize: Int, _ valueSize: Int, _ heads: Int) {
+    (self.keySize, self.valueSize, self.heads) = (keySize, valueSize, heads)
+  }
+}
+
+/// Which shapes of the linear state are tried.
+package struct DimensionsRequest: Sendable {
+  package var keySizes: [Int]
+  package var heads: [Int]
+  /// Elements of the state of one layer; nil for as many as the configuration has.
+  package var elements: Int?
+  /// Share of the fastest shape's decoding speed that a shape must reach.
+  package var tolerance: Double
+
+  package init(keySizes: [Int], heads: [Int], elements: Int? = nil, tolerance: Double) {
+    (self.keySizes, self.heads, self.elements, self.tolerance) = (keySizes, heads, elements, tolerance)
+  }
+
+  /// Elements of the state of a linear layer of `base`.
+  package func stateElements(of base: ModelConfiguration) throws -> Int {
+    guard let shape = base.linearShape else {
+      throw ModelError(path: "config.json", reason: "has no linear layer whose dimensions could be searched")
+    }
+    return elements ?? shape.heads * shape.keySize * shape.valueSize
+  }
+
+  /// The shapes d_K, d_V and heads over the grid whose state is as large, d_V a whole number. RWKV7's d_V is its d_K, so
+  /// that few shapes of a grid are left for it, or none.
+  package func shapes(of base: ModelConfiguration) throws -> [StateShape] {
+    let elements = try stateElements(of: base)
+    let isSquare = base.linearShape?.mixer == .rwkv7
+    return heads.flatMap { heads in
+      keySizes.compactMap { keys in
+        let values = elements / (heads * keys)
+        guard elements % (heads * keys) == 0, values > 0, values == keys || !isSquare else { return nil }
+        return StateShape(keys, values, heads)
+      }
+    }
+  }
+
+  /// `base` in each of these shapes.
+  ///
+  /// - Throws: where there is none, or one that the mixer cannot have
+  package func candidates(of base: ModelConfiguration) throws -> (shapes: [StateShape], candidates: [Candidate]) {
+    guard tolerance > 0, tolerance <= 1 else {
+      throw JobError(.usage, "a tolerance of \(tolerance): it must be above 0 and at most 1")
+    }
+    let shapes = try shapes(of: base)
+    let mixer = base.linearShape?.mixer.rawValue ?? ""
+    guard !shapes.isEmpty else {
+      throw JobError(
+        .usage,
+        "no d_K × heads of the grid divides a state of \(try stateElements(of: base)) elements as \(mixer) needs it: "
+          + "d_K \(keySizes), heads \(heads)")
+    }
+    return (
+      shapes,
+      try shapes.map { shape in
+        do {
+          return Candidate(
+            name: "\(shape.keySize)-\(shape.valueSize)-\(shape.heads)",
+            configuration: try base.reshapingLinear(
+              heads: shape.heads, keySize: shape.keySize, valueSize: shape.valueSize))
+        } catch let error as ModelError {
+          throw JobError(
+            .usage, "\(mixer) cannot have \(shape.heads) heads of \(shape.keySize)/\(shape.valueSize): \(error.reason)")
+        }
+      }
+    )
+  }
+}
 
 /// The hardware-aware step (RECIPE section 6.4): shapes of the linear state that all take the same memory. Decoding speed as
 /// measured here is the constraint, the objectives choose.
@@ -23,22 +102,11 @@ package struct DimensionsResult: Codable, Sendable {
     package let result: CandidateResult
   }
 
-  /// The shapes d_K, d_V and heads over the grid whose state is `elements` large, d_V a whole number.
-  package static func grid(keySizes: [Int], heads: [Int], elements: Int) -> [(keySize: Int, valueSize: Int, heads: Int)]
-  {
-    heads.flatMap { heads in
-      keySizes.compactMap { keys in
-        elements % (heads * keys) == 0 && elements / (heads * keys) > 0
-          ? (keySize: keys, valueSize: elements / (heads * keys), heads: heads) : nil
-      }
-    }
-  }
-
   /// Chooses among `results`, of the shapes in their order: of those fast enough the best by the mean of its scores, each
   /// over the mean of all shapes, by weight.
   package init(
     objectives: [String], weights: [Double], elements: Int, tolerance: Double,
-    shapes: [(keySize: Int, valueSize: Int, heads: Int)], results: [CandidateResult]
+    shapes: [StateShape], results: [CandidateResult]
   ) {
     self.objectives = objectives
     stateElements = elements

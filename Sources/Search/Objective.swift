@@ -1,6 +1,4 @@
 import Evaluation
-import Files
-import Foundation
 import Hashing
 import Models
 import NN
@@ -11,13 +9,15 @@ import Tokenizers
 import Training
 
 /// What a placement is judged by; smaller is better.
-package struct Objective {
-  /// How it was asked for.
+package struct Objective: Sendable {
+  /// How it was asked for, without its weight.
   package let name: String
+  /// In the joint score.
+  package internal(set) var weight = 1.0
   private let kind: Kind
-  private let batches: [SequenceBatch]
+  private let text: EvaluationText
 
-  private enum Kind {
+  private enum Kind: Sendable {
     /// Mean cross-entropy of the labels.
     case loss
     /// Mean KL(teacher ‖ student) at the labels.
@@ -25,20 +25,17 @@ package struct Objective {
     /// Share of the answers, runs of labels, of which not every token is the most likely one.
     case wrongAnswers
     /// Share of the questions whose generated answer does not match.
-    case wrongTexts([Question], AnswerMatch, any Tokenizer)
+    case wrongTexts(QuestionSet)
   }
 
-  private struct Question {
-    let prompt: [UInt32]
-    let answer: String
-    let length: Int
-  }
+  /// Goes into every score's identity: raised when the same model and text would get another score.
+  private static let version = 2
 
   /// Mean cross-entropy on held-out text, or with `kl` the mean KL(teacher ‖ student) there.
   package init(heldOut plan: DataPlan, sequences: Int, kl: Bool) throws {
     name = kl ? "kl" : "loss"
     kind = kl ? .kl : .loss
-    batches = try Evaluation.heldOut(plan, sequences: sequences)
+    text = try EvaluationText(heldOut: plan, sequences: sequences)
   }
 
   /// A synthetic retrieval task: the loss of the answers, or with `accuracy` the share of wrong ones.
@@ -56,53 +53,31 @@ package struct Objective {
         (tokens: tokenizer.encode(piece.text.utf8), counts: piece.isAnswer)
       }
     }
-    batches = Self.packed(examples)
+    text = EvaluationText(batches: Self.packed(examples), vocabulary: Vocabulary(of: tokenizer))
   }
 
-  /// Questions with answers in JSON Lines, asked as text of the form `Question: …` and `Answer:` where they have fields of
-  /// those names: the loss of the right answer, or with `match` the share of the generated ones
-  /// that do not match it.
+  /// Questions of a file (``Question/draw(_:from:seed:)``): the loss of the right answer, or with `match` the share of the
+  /// generated ones that do not match it.
   ///
   /// - Parameters:
-  ///   - limit: questions that are read
+  ///   - limit: questions that are drawn
   ///   - match: how a generated answer must match; nil for the loss
-  package init(answers path: String, limit: Int, tokenizer: any Tokenizer, match: AnswerMatch?) throws {
+  ///   - endTokens: that end a generated text
+  package init(
+    answers path: String, limit: Int, seed: UInt64, tokenizer: any Tokenizer, match: AnswerMatch?,
+    endTokens: Set<UInt32>
+  ) throws {
     name = (match == nil ? "answer-loss=" : "accuracy=") + path
-    var examples: [[(tokens: [UInt32], counts: Bool)]] = []
-    var questions: [Question] = []
-    for (index, line) in try readFile(path).split(separator: UInt8(ascii: "\n")).prefix(limit).enumerated() {
-      let (question, answer) = try Self.parse(line, place: "\(path):\(index + 1)")
-      let (prompt, rest) = (tokenizer.encode(question.utf8), tokenizer.encode(answer.utf8))
-      guard !prompt.isEmpty, !rest.isEmpty else { continue }
-      examples.append([(prompt, false), (rest, true)])
-      questions.append(Question(prompt: prompt, answer: answer, length: rest.count))
+    let questions = try Question.draw(limit, from: path, seed: seed)
+    kind =
+      match.map { .wrongTexts(QuestionSet(questions, match: $0, tokenizer: tokenizer, endTokens: endTokens)) } ?? .loss
+    let examples = questions.map { question in
+      [
+        (tokens: tokenizer.encode(question.prompt.utf8), counts: false),
+        (tokens: tokenizer.encode(question.answers[0].utf8), counts: true),
+      ]
     }
-    guard !examples.isEmpty else { throw FileError(path, "holds no questions") }
-    if let match {
-      kind = .wrongTexts(questions, match, tokenizer)
-    } else {
-      kind = .loss
-    }
-    batches = Self.packed(examples)
-  }
-
-  private static func parse(_ line: Data, place: String) throws -> (question: String, answer: String) {
-    guard let object = try? JSONSerialization.jsonObject(with: Data(line)) as? [String: Any] else {
-      throw FileError(place, "is not a JSON object")
-    }
-    if let query = object["query"] as? String, let choices = object["choices"] as? [String],
-      let gold = object["gold"] as? Int, choices.indices.contains(gold)
-    {
-      return (query, " " + choices[gold])
-    }
-    if let context = object["context"] as? String, let continuation = object["continuation"] as? String {
-      return (context, continuation)
-    }
-    if let question = object["question"] as? String, let answer = object["answer"] as? String {
-      return ("Question: \(question)\nAnswer:", " " + answer)
-    }
-    throw FileError(
-      place, "has neither query, choices and gold, nor context and continuation, nor question and answer")
+    text = EvaluationText(batches: Self.packed(examples), vocabulary: Vocabulary(of: tokenizer))
   }
 
   /// Texts end to end in batches of about 2,048 tokens.
@@ -127,32 +102,31 @@ package struct Objective {
 
   /// What decides the scores of a given model.
   var identity: String {
-    var generation = ""
-    if case .wrongTexts(_, let match, _) = kind { generation = match.rawValue }
-    return sha256("\(name) \(generation) \(batches.map { "\($0.tokens) \($0.labels) \($0.segments)" })")
+    var questions = ""
+    if case .wrongTexts(let set) = kind { questions = set.identity }
+    let batches = text.batches.map { "\($0.tokens) \($0.labels) \($0.segments)" }
+    return sha256("version \(Self.version) \(name) \(questions) \(batches)")
   }
 
   /// Tokens that one evaluation reads.
-  package var tokens: Int { batches.reduce(0) { $0 + $1.tokens.count } }
+  package var tokens: Int { text.tokens }
+
+  /// Refuses models that cannot be measured.
+  ///
+  /// - Throws: `JobError` where the text has ids that a model has no rows for
+  package func check(fits models: [ModelConfiguration], teacher: ModelConfiguration?) throws {
+    for model in models { try text.vocabulary.check(fits: model, teacher: comparesWithTeacher ? teacher : nil) }
+  }
 
   /// The score of `model`.
-  package func score(_ model: HybridLM, teacher: HybridLM?, backend: any Backend) -> Double {
+  package func score(_ model: HybridLM, teacher: HybridLM?, backend: any Backend) throws -> Double {
     switch kind {
     case .loss, .kl:
-      let result = Evaluation(
-        model: model, teacher: comparesWithTeacher ? teacher : nil, batches: batches, backend: backend)
+      let result = try Evaluation(
+        model: model, teacher: comparesWithTeacher ? teacher : nil, text: text, backend: backend)
       return result.kl ?? result.loss
-    case .wrongAnswers:
-      return AnswerAccuracy(model, batches, backend: backend).wrongShare
-    case .wrongTexts(let questions, let match, let tokenizer):
-      var wrong = 0
-      for question in questions {
-        let settings = ContinuationSettings(maxTokens: question.length + (match == .contains ? 16 : 0))
-        let generator = Generator(model, capacity: question.prompt.count + settings.maxTokens, backend: backend)
-        let text = generator.continuations([question.prompt], settings, tokenizer: tokenizer)[0].text
-        if !match.accepts(text, answer: question.answer) { wrong += 1 }
-      }
-      return Double(wrong) / Double(questions.count)
+    case .wrongAnswers: return try AnswerAccuracy(model, text, backend: backend).wrongShare
+    case .wrongTexts(let questions): return try questions.wrongShare(model, backend: backend)
     }
   }
 
@@ -161,23 +135,9 @@ package struct Objective {
   /// Batches to learn gates from, and whether their loss is the KL to the teacher; nil where the score has no gradient.
   var differentiable: (batches: [SequenceBatch], kl: Bool)? {
     switch kind {
-    case .loss: (batches, false)
-    case .kl: (batches, true)
+    case .loss: (text.batches, false)
+    case .kl: (text.batches, true)
     case .wrongAnswers, .wrongTexts: nil
     }
-  }
-}
-
-/// How a generated answer must match the right one.
-package enum AnswerMatch: String, CaseIterable, Sendable {
-  case contains, equals
-
-  /// Case and white space around do not count.
-  package func accepts(_ text: String, answer: String) -> Bool {
-    func normalized(_ text: String) -> String {
-      text.trimmingCharacters(in: .whitespacesAndNewlines).lowercased()
-    }
-    return self == .equals
-      ? normalized(text) == normalized(answer) : normalized(text).contains(normalized(answer))
   }
 }

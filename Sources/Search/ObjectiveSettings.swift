@@ -1,5 +1,6 @@
 import Evaluation
 import Foundation
+import Models
 import TokenStreams
 import Tokenizers
 import Training
@@ -15,51 +16,112 @@ package struct ObjectiveSettings: Sendable {
   package var retrieval = RetrievalSettings()
   package var match = AnswerMatch.contains
   package var tokenizer: String?
-  package var seed: UInt64 = 1
+  /// Draws questions and retrieval texts: the same default in every command, so that their scores are of the same ones.
+  package var seed = standardSeed
+
+  package static let standardSeed: UInt64 = 1
 
   package init() {}
 
-  /// The objectives and their weights.
-  ///
-  /// - Parameter model: whose tokenizer is taken where none is named
-  package func make(tokenizerOf model: String, hasTeacher: Bool) throws -> ([Objective], [Double]) {
-    var objectives: [Objective] = []
-    var weights: [Double] = []
-    for text in names {
-      // A weight is what follows the last colon, where that is a number.
-      let parts = text.split(separator: ":")
-      let weight = parts.count > 1 ? Double(parts[parts.count - 1]) : nil
-      let name = weight == nil ? text : parts.dropLast().joined(separator: ":")
-      guard weight ?? 1 > 0 else { throw JobError(.usage, "objective \(text): weights are above zero") }
-      weights.append(weight ?? 1)
-      objectives.append(try objective(name, tokenizerOf: model, hasTeacher: hasTeacher))
+  /// What one of ``names`` asks for.
+  private enum Request {
+    case heldOut(kl: Bool)
+    case task(RetrievalTask, accuracy: Bool)
+    case answers(String, accuracy: Bool)
+
+    /// Whether its score has a gradient.
+    var isDifferentiable: Bool {
+      switch self {
+      case .heldOut: true
+      case .task(_, let accuracy), .answers(_, let accuracy): !accuracy
+      }
     }
-    guard !objectives.isEmpty else { throw JobError(.usage, "a search needs an objective") }
-    return (objectives, weights)
   }
 
-  private func objective(_ name: String, tokenizerOf model: String, hasTeacher: Bool) throws -> Objective {
-    if name == "kl" || name == "loss" {
-      guard name == "loss" || hasTeacher else { throw JobError(.usage, "objective kl needs a teacher") }
-      guard let heldOut else { throw JobError(.usage, "objective \(name) needs held-out text (--data)") }
-      return try Objective(heldOut: heldOut.plan(), sequences: sequences, kl: name == "kl")
+  private func request(_ text: String) throws -> (request: Request, weight: Double) {
+    // A weight is what follows the last colon, where that is a number.
+    let parts = text.split(separator: ":")
+    let weight = parts.count > 1 ? Double(parts[parts.count - 1]) : nil
+    let name = weight == nil ? text : parts.dropLast().joined(separator: ":")
+    guard weight ?? 1 > 0, weight?.isFinite ?? true else {
+      throw JobError(.usage, "objective \(text): weights are above zero")
     }
-    let tokenizer = try makeTokenizer(tokenizer, of: model)
-    let parts = name.split(separator: "=", maxSplits: 1).map(String.init)
-    let isAccuracy = parts.count == 2 && parts[0] == "accuracy"
-    if let task = RetrievalTask(rawValue: isAccuracy ? parts[1] : name) {
-      try retrieval.check(task)
-      return Objective(
-        task, retrieval, count: sequences, seed: seed, tokenizer: tokenizer, accuracy: isAccuracy)
+    if name == "kl" || name == "loss" { return (.heldOut(kl: name == "kl"), weight ?? 1) }
+    let words = name.split(separator: "=", maxSplits: 1).map(String.init)
+    let isAccuracy = words.count == 2 && words[0] == "accuracy"
+    if let task = RetrievalTask(rawValue: isAccuracy ? words[1] : name) {
+      return (.task(task, accuracy: isAccuracy), weight ?? 1)
     }
-    guard parts.count == 2, isAccuracy || parts[0] == "answer-loss" else {
+    guard words.count == 2, isAccuracy || words[0] == "answer-loss" else {
       throw JobError(
         .usage,
         "objective \(name): unknown; known are kl, loss, recall, needle, phone-book, answer-loss=FILE, accuracy=FILE, "
           + "accuracy=recall, accuracy=needle, accuracy=phone-book")
     }
-    return try Objective(
-      answers: parts[1], limit: sequences, tokenizer: tokenizer, match: isAccuracy ? match : nil)
+    return (.answers(words[1], accuracy: isAccuracy), weight ?? 1)
+  }
+
+  /// Refuses what can be seen to be wrong without reading a file.
+  ///
+  /// - Parameters:
+  ///   - hasTeacher: needed by `kl`
+  ///   - strategies: that search by them
+  package func check(hasTeacher: Bool, strategies: [StrategyName] = []) throws {
+    guard !names.isEmpty else { throw JobError(.usage, "a search needs an objective") }
+    let requests = try names.map { try request($0).request }
+    var hasKL = false
+    for request in requests {
+      switch request {
+      case .heldOut(let kl):
+        hasKL = hasKL || kl
+        guard !kl || hasTeacher else { throw JobError(.usage, "objective kl needs a teacher") }
+        guard heldOut != nil else {
+          throw JobError(.usage, "objective \(kl ? "kl" : "loss") needs held-out text (--data, objectives.data)")
+        }
+      case .task(let task, _): try retrieval.check(task)
+      case .answers: break
+      }
+    }
+    guard hasKL || !strategies.contains(.klRestore) else {
+      throw JobError(.usage, "strategy kl-restore ranks layers by KL: it needs the objective kl beside the others")
+    }
+    guard !strategies.contains(.differentiable) || requests.contains(where: \.isDifferentiable) else {
+      throw JobError(
+        .usage, "strategy differentiable needs an objective with a gradient: kl, loss, answer-loss or a retrieval loss")
+    }
+  }
+
+  /// The objectives, of which it is known that they can measure the models.
+  ///
+  /// - Parameters:
+  ///   - model: path of the model whose tokenizer is taken where none is named, and whose end tokens end answers
+  ///   - configurations: of the models that are to be measured
+  ///   - teacher: needed by `kl`
+  package func make(
+    of model: String, fits configurations: [ModelConfiguration], teacher: ModelConfiguration?
+  ) throws -> [Objective] {
+    try check(hasTeacher: teacher != nil)
+    return try names.map { name in
+      let (request, weight) = try request(name)
+      var objective: Objective
+      switch request {
+      case .heldOut(let kl):
+        guard let heldOut else { preconditionFailure("checked above") }
+        objective = try Objective(heldOut: heldOut.plan(), sequences: sequences, kl: kl)
+      case .task(let task, let accuracy):
+        objective = Objective(
+          task, retrieval, count: sequences, seed: seed, tokenizer: try makeTokenizer(tokenizer, of: model),
+          accuracy: accuracy)
+      case .answers(let path, let accuracy):
+        let tokenizer = try makeTokenizer(tokenizer, of: model)
+        objective = try Objective(
+          answers: path, limit: sequences, seed: seed, tokenizer: tokenizer, match: accuracy ? match : nil,
+          endTokens: endTokens(of: model, tokenizer))
+      }
+      objective.weight = weight
+      try objective.check(fits: configurations, teacher: teacher)
+      return objective
+    }
   }
 }
 

@@ -15,7 +15,7 @@ package final class PathEvaluator {
   package let weights: [Double]
   package let world: any PathExchange
   private let measure: Measure
-  private let wantsStop: () -> Bool
+  let wantsStop: () -> Bool
 
   /// - Parameters:
   ///   - file: lines of JSON, appended to by the coordinator

@@ -52,18 +52,18 @@ package struct PlacementResult: Codable, Sendable {
   ///
   /// - Parameter cache: file of evaluations, read and appended to
   package init(
-    supernet: HybridLM, teacher: HybridLM?, objectives: [Objective], weights: [Double], strategies: [StrategyName],
+    supernet: HybridLM, teacher: HybridLM?, objectives: [Objective], strategies: [StrategyName],
     space: PlacementSpace, settings: SearchSettings, cache: String?, stop: StopRequest, world: Communicator,
     backend: any Backend
   ) throws {
-    let identity = sha256(
-      "\(ModelSetup.hash(supernet)) \(teacher.map { ModelSetup.hash($0) } ?? "") \(objectives.map(\.identity))")
+    let weights = objectives.map(\.weight)
+    let identity = Self.identity(supernet: supernet, teacher: teacher, objectives: objectives)
     let wantsStop = { stop.reason != nil }
     let evaluator = try PathEvaluator(
       file: cache, identity: identity, weights: weights, world: world, wantsStop: wantsStop
     ) { path in
       supernet.path = path
-      return objectives.map { $0.score(supernet, teacher: teacher, backend: backend) }
+      return try objectives.map { try $0.score(supernet, teacher: teacher, backend: backend) }
     }
     let tokens = objectives.reduce(0) { $0 + $1.tokens }
     var results: [StrategyResult] = []
@@ -98,6 +98,15 @@ package struct PlacementResult: Codable, Sendable {
     everywhere = try evaluator.measurements([SupernetPath(full: 0..<space.layers)])[0]
   }
 
+  /// Decides, beside a path, its scores: weights and configurations (windows, bases of rotary embeddings and epsilons are in
+  /// no weight) of supernet and teacher, and the objectives with all that they read.
+  package static func identity(supernet: HybridLM, teacher: HybridLM?, objectives: [Objective]) -> String {
+    let models = [supernet, teacher].map { model in
+      model.map { "\(ModelSetup.hash($0)) \(sha256($0.configuration.json))" } ?? "none"
+    }
+    return sha256("\(models) \(objectives.map(\.identity))")
+  }
+
   private static func strategy(
     _ name: StrategyName, settings: SearchSettings, objectives: [Objective], evaluator: PathEvaluator,
     supernet: HybridLM, teacher: HybridLM?, backend: any Backend
@@ -113,7 +122,7 @@ package struct PlacementResult: Codable, Sendable {
     case .reinforce: return Reinforce(settings: settings)
     case .klRestore:
       guard let objective = objectives.firstIndex(where: { $0.name == "kl" }) else {
-        throw JobError(.usage, "strategy kl-restore ranks layers by KL: it needs --objective kl beside the others")
+        preconditionFailure("kl-restore without kl: ObjectiveSettings.check refuses it")
       }
       return RestorationRanking(objective: objective)
     case .differentiable:
@@ -123,15 +132,12 @@ package struct PlacementResult: Codable, Sendable {
           (batches: $0.batches, kl: $0.kl, weight: evaluator.weights[index] / max(none[index], 1e-12))
         }
       }
-      guard !parts.isEmpty else {
-        throw JobError(
-          .usage,
-          "strategy differentiable needs an objective with a gradient: kl, loss, answer-loss or a retrieval loss")
-      }
+      precondition(!parts.isEmpty, "differentiable without a gradient: ObjectiveSettings.check refuses it")
       return LearnedGates(
         steps: settings.gateSteps,
         gradients: GateGradients(
-          supernet: supernet, teacher: teacher, parts: parts, world: evaluator.world, backend: backend))
+          supernet: supernet, teacher: teacher, parts: parts, world: evaluator.world, backend: backend,
+          wantsStop: evaluator.wantsStop))
     }
   }
 
@@ -145,21 +151,24 @@ package struct PlacementResult: Codable, Sendable {
       }
     }
   }
+}
 
-  /// The configuration of the student with this placement: what `convert` and `distill` take.
-  package func configuration(of supernet: ModelConfiguration) throws -> Data {
-    guard var object = try JSONSerialization.jsonObject(with: supernet.json) as? [String: Any],
-      let mixer = supernet.supernetMixer
+extension ModelConfiguration {
+  /// The student with this placement, its linear layers those of this supernet: what `convert` and `distill` take.
+  package func placed(_ placement: SupernetPath) throws -> ModelConfiguration {
+    guard var object = try JSONSerialization.jsonObject(with: json) as? [String: Any], let mixer = supernetMixer
     else { throw ModelError(path: "search", reason: "the model is not a supernet") }
     object["supernet_mixer"] = nil
-    object["layer_types"] = (0..<supernet.layerCount).map { layer in
-      switch path.role(of: layer) {
+    object["layer_types"] = (0..<layerCount).map { layer in
+      switch placement.role(of: layer) {
       case .full: LayerType.attention.rawValue
       case .sliding: LayerType.slidingWindow.rawValue
       case .linear: mixer.rawValue
       }
     }
-    return try JSONSerialization.data(
-      withJSONObject: object, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes])
+    return try ModelConfiguration(
+      json: JSONSerialization.data(
+        withJSONObject: object, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]),
+      path: "the student that was found")
   }
 }

@@ -1,5 +1,6 @@
 import Models
 import NN
+import Training
 
 /// The placements that a search chooses from: so many layers of full attention, so many over a sliding window, all others
 /// linear.
@@ -64,7 +65,7 @@ package struct PlacementSpace: Sendable, Equatable {
     func choose(_ k: Int, of n: Int) -> Int {
       var count = 1
       for i in 0..<k where count <= 1_000_000 { count = count * (n - i) / (i + 1) }
-      return count
+      return min(count, 1_000_001)
     }
     return choose(full, of: layers) * choose(sliding, of: layers - full)
   }
@@ -83,6 +84,44 @@ package struct PlacementSpace: Sendable, Equatable {
     return items.indices.flatMap { index in
       subsets(of: Array(items[(index + 1)...]), count - 1).map { [items[index]] + $0 }
     }
+  }
+}
+
+/// A search for a placement, as it is asked for.
+package struct PlacementRequest: Sendable {
+  package var full: Int
+  package var sliding: Int
+  package var strategies: [StrategyName]
+  package var settings: SearchSettings
+
+  package init(full: Int, sliding: Int, strategies: [StrategyName], settings: SearchSettings) {
+    (self.full, self.sliding, self.strategies, self.settings) = (full, sliding, strategies, settings)
+  }
+
+  /// The placements of a supernet that it chooses from.
+  ///
+  /// - Parameter path: names the supernet in errors
+  /// - Throws: what such a search cannot be made of
+  package func space(of supernet: ModelConfiguration, path: String) throws -> PlacementSpace {
+    guard supernet.supernetMixer != nil else {
+      throw ModelError(path: path, reason: "is not a supernet: its config.json has no supernet_mixer")
+    }
+    let layers = supernet.layerCount
+    guard full >= 0, sliding >= 0, full <= layers, sliding <= layers - full else {
+      throw JobError(.usage, "a placement of \(full) full and \(sliding) sliding layers: \(path) has \(layers) in all")
+    }
+    guard !strategies.isEmpty else { throw JobError(.usage, "a placement is searched by at least one strategy") }
+    guard settings.width > 0, settings.evaluations > 0, settings.gateSteps > 0 else {
+      throw JobError(.usage, "width, evaluations and gate steps must be above zero")
+    }
+    guard sliding == 0 || supernet.slidingWindow != nil else {
+      throw ModelError(path: path, reason: "has no window for sliding layers (efficient_attention_config.swa)")
+    }
+    let space = PlacementSpace(layers: layers, full: full, sliding: sliding)
+    guard !strategies.contains(.exhaustive) || space.count <= 100_000 else {
+      throw JobError(.usage, "strategy exhaustive: there are more than 100,000 placements")
+    }
+    return space
   }
 }
 

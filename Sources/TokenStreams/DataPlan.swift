@@ -78,8 +78,8 @@ package final class DataPlan {
     origin = previous.map { $0.plan.endOfBlock(at: $0.index) } ?? 0
     read = try sources.map { [origin] source in try previous?.plan.count(of: source, before: origin) ?? 0 }
     let all = sources + (previous?.plan.sources ?? [])
-    let tokenizers = Set(all.map { $0.stream.dataset.manifest.tokenizerHash })
-    guard tokenizers.count == 1 else {
+    let manifests = all.map(\.stream.dataset.manifest)
+    guard Set(manifests.map { "\($0.tokenizerHash) \($0.vocabulary)" }).count == 1 else {
       throw FileError(root, "the sources of mix \(mix.name) were built with different tokenizers")
     }
   }

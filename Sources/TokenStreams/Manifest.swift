@@ -9,6 +9,11 @@ package struct ShardRecord: Codable, Sendable, Equatable {
   package let tokens: Int
   package let documents: Int
   package let sha256: String
+
+  package init(file: String, bytes: Int, tokens: Int, documents: Int, sha256: String) {
+    (self.file, self.bytes, self.tokens) = (file, bytes, tokens)
+    (self.documents, self.sha256) = (documents, sha256)
+  }
 }
 
 /// A dataset: its shards and what they are made of. Written last, never changed.
@@ -33,7 +38,7 @@ package struct Manifest: Codable, Sendable {
   package var tokens: Int { shards.reduce(0) { $0 + $1.tokens } }
   package var documents: Int { shards.reduce(0) { $0 + $1.documents } }
 
-  init(
+  package init(
     name: String, standsInFor: String?, tokenizer: String, tokenizerHash: String, vocabulary: Int,
     endOfText: UInt32, codec: TokenCodec, codebookHash: String, shards: [ShardRecord]
   ) {
@@ -79,13 +84,20 @@ package struct Manifest: Codable, Sendable {
     guard manifest.fingerprint == Self.fingerprint(manifest) else {
       throw FileError(path, "does not match its fingerprint: it was edited or damaged")
     }
+    // What is computed with these numbers must not overflow: no dataset comes near the bounds.
+    let isSound = manifest.shards.allSatisfy { shard in
+      [shard.bytes, shard.tokens, shard.documents].allSatisfy { (0..<1 << 40).contains($0) }
+    }
+    guard isSound, (1...1 << 24).contains(manifest.vocabulary), Int(manifest.endOfText) < manifest.vocabulary else {
+      throw FileError(path, "holds sizes that no dataset has, or an end of text outside its vocabulary")
+    }
     for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
       throw FileError(path, "names a shard outside its folder: \(shard.file)")
     }
     self = manifest
   }
 
-  func write(to folder: String) throws { try writeDurably(encoded(), to: folder + "/" + Self.fileName) }
+  package func write(to folder: String) throws { try writeDurably(encoded(), to: folder + "/" + Self.fileName) }
 }
 
 /// A dataset opened for reading: its manifest, and shards on demand.

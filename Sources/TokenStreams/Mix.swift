@@ -70,9 +70,10 @@ package struct Mix: Codable, Sendable {
     }
     sources = try list.map { object in
       try check(object, "sources")
-      guard let name = object["name"] as? String, let weight = object["weight"] as? Int, weight > 0, weight <= 1 << 31
+      guard let name = object["name"] as? String, let weight = object["weight"] as? Int,
+        (1...Int(Int32.max)).contains(weight)
       else {
-        throw FileError(path, "sources: each needs a name and a whole weight above zero, 2147483648 at most")
+        throw FileError(path, "sources: each needs a name and a whole weight from 1 to \(Int32.max)")
       }
       return Source(name: name, weight: weight)
     }

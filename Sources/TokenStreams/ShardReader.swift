@@ -82,7 +82,13 @@ package final class ShardReader {
     guard frames.count == expected else {
       throw FileError(path, "has \(frames.count) frames for \(index.tokenCount) tokens")
     }
-    if header.codec == .rank && codebook?.ids.count != header.vocabulary {
+    // Whatever the codec: a shard is not believed about the ids that its dataset has.
+    if let codebook, codebook.ids.count != header.vocabulary {
+      throw FileError(
+        path, "has a vocabulary of \(header.vocabulary), its dataset one of \(codebook.ids.count): it is of another one"
+      )
+    }
+    guard header.codec != .rank || codebook != nil else {
       throw FileError(path, "needs the codebook of its dataset, with \(header.vocabulary) ids")
     }
     if let record, record.tokens != index.tokenCount || record.documents != index.documentCount {

@@ -70,7 +70,7 @@ package final class TokenStream {
 }
 
 /// Sequences as a model takes them.
-package struct SequenceBatch {
+package struct SequenceBatch: Sendable {
   package var tokens: [Int32] = []
   /// What each token predicts; −1 where nothing counts.
   package var labels: [Int32] = []

@@ -37,6 +37,14 @@ package enum Machine {
     return best
   }
 
+  /// The processor, its cores, and the kernels and threads of `backend`: what speeds that were measured here are speeds of.
+  package static func description(of backend: any Backend) -> String {
+    let text = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)) ?? ""
+    let name = text.split(separator: "\n").first { $0.hasPrefix("model name") }?.split(separator: ":").last
+    return (name?.trimmingCharacters(in: .whitespaces) ?? "unknown processor")
+      + ", \(sysconf(Int32(_SC_NPROCESSORS_ONLN))) cores, \(backend.kernelIdentity) kernels, \(backend.deviceDescription)"
+  }
+
   /// The most memory that this process has held at once, in bytes.
   package static var peakMemory: Int {
     let text = (try? String(contentsOfFile: "/proc/self/status", encoding: .utf8)) ?? ""

@@ -50,9 +50,15 @@ struct Convert: ParsableCommand {
       let losses = student.complete()
       clock.mark("make")
       if !losses.isEmpty {
-        print("lost in transfer, relative to the teacher's (Frobenius):")
-        let rows = losses.map { ["\($0.layer)", String(format: "%.4f", $0.scores), String(format: "%.4f", $0.values)] }
-        print(Format.table([["layer", "scores q·k", "values o·v"]] + rows))
+        print("lost in transfer, of the heads that were kept relative to the teacher's (Frobenius):")
+        let rows = losses.map { loss in
+          [
+            "\(loss.layer)", String(format: "%.4f", loss.scores), String(format: "%.4f", loss.values),
+            "\(loss.droppedHeads.count) of \(loss.heads)",
+          ]
+        }
+        print(Format.table([["layer", "scores q·k", "values o·v", "heads dropped"]] + rows))
+        if let dropped = losses.droppedHeads { print(dropped) }
       }
       let isNarrow = source.store.parameters.contains { $0.value.dtype == .bfloat16 }
       let bytes = try ModelWriter(

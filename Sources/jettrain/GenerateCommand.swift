@@ -44,12 +44,7 @@ struct Generate: ParsableCommand {
       var clock = PhaseClock()
       let model = try loadModel(model, backend: backend)
       let tokenizer = try makeTokenizer(tokenizer, of: self.model)
-      guard model.configuration.vocabularySize >= tokenizer.vocabularySize else {
-        throw JobError(
-          .data,
-          "tokenizer \(tokenizer.name) has ids up to \(tokenizer.vocabularySize - 1), the model a vocabulary of "
-            + "\(model.configuration.vocabularySize)")
-      }
+      try Vocabulary(of: tokenizer).check(fits: model.configuration)
       let ids = texts.map { tokenizer.encode($0.utf8, special: special ? .recognized : .asText) }
       let settings = ContinuationSettings(
         sampling: Sampling(temperature: temperature, topK: topK, topP: topP), maxTokens: maxTokens,
@@ -83,19 +78,5 @@ struct Generate: ParsableCommand {
             + "\(Format.bytes(Double(generator.cacheBytes))), peak memory \(Format.bytes(Double(Machine.peakMemory)))\n")
             .utf8))
     }
-  }
-
-  /// The tokens that end a text: the tokenizer's, and those of `generation_config.json` or `config.json`.
-  private func endTokens(of path: String, _ tokenizer: any Tokenizer) -> Set<UInt32> {
-    var tokens: Set<UInt32> = [tokenizer.endOfText]
-    for name in ["generation_config.json", "config.json"] {
-      guard let folder = companionFolder(of: path),
-        let data = FileManager.default.contents(atPath: folder + "/" + name),
-        let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
-      else { continue }
-      let ids = object["eos_token_id"] as? [Int] ?? (object["eos_token_id"] as? Int).map { [$0] } ?? []
-      tokens.formUnion(ids.compactMap { UInt32(exactly: $0) })
-    }
-    return tokens
   }
 }

@@ -4,7 +4,8 @@ import Training
 
 struct Launch: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Run a training job under mpirun and start it again after a crash, from its newest good checkpoint.",
+    abstract:
+      "Run a training job or a search under mpirun and start it again after a crash, from its newest good checkpoint.",
     discussion:
       "Everything behind -- is the job: `jettrain launch --ranks 8 --hostfile hosts -- distill --job job.yaml`. Restarts "
       + "wait longer each time that no step was won; bad input and faults that repeat at one step are given up. Logs of "
@@ -16,7 +17,8 @@ struct Launch: ParsableCommand {
   @Option(help: "Seconds before the first restart.") var backoff = 5.0
   @Option(name: .customLong("mpirun"), help: "A further argument of mpirun; may be given several times.")
   var mpirunArguments: [String] = []
-  @Argument(parsing: .postTerminator, help: "pretrain, distill or finetune, and its options.") var command: [String]
+  @Argument(parsing: .postTerminator, help: "pretrain, distill, finetune or search, and its options.") var command:
+    [String]
 
   func run() {
     withoutWorld {
@@ -24,15 +26,12 @@ struct Launch: ParsableCommand {
         throw JobError(
           .usage, "--ranks and --crashes-at-a-step must be above zero, --max-restarts and --backoff not below")
       }
-      guard let name = command.first, let kind = JobKind(rawValue: name) else {
-        throw JobError(.usage, "behind -- stands pretrain, distill or finetune")
-      }
       let program = ProcessInfo.processInfo.arguments[0]
       let path = program.contains("/") ? URL(fileURLWithPath: program).path : program
       let supervisor = try Supervisor(
         LaunchPlan(
           ranks: ranks, hostfile: hostfile, maxRestarts: maxRestarts, crashesAtAStep: crashesAtAStep, backoff: backoff,
-          mpirunArguments: mpirunArguments, command: [path] + command, runFolder: runFolder(kind)))
+          mpirunArguments: mpirunArguments, command: [path] + command, runFolder: runFolder()))
       Supervisor.child.forward([SIGUSR1, SIGUSR2, SIGTERM, SIGINT])
       let status = try supervisor.supervise()
       if status != 0 { Foundation.exit(status) }
@@ -40,15 +39,28 @@ struct Launch: ParsableCommand {
   }
 
   /// Where the job keeps its checkpoints, as the job itself will find it.
-  private func runFolder(_ kind: JobKind) throws -> String {
-    let options: TrainingOptions
-    switch kind {
-    case .pretrain: options = try Pretrain.parse(Array(command.dropFirst())).options
-    case .distill: options = try Distill.parse(Array(command.dropFirst())).options
+  private func runFolder() throws -> String {
+    let arguments = Array(command.dropFirst())
+    guard let name = command.first else { throw Self.noJob }
+    switch JobKind(rawValue: name) {
+    case .pretrain: return try Pretrain.parse(arguments).options.job(.pretrain, overrides: [], ranks: ranks).runFolder
+    case .distill: return try Distill.parse(arguments).options.job(.distill, overrides: [], ranks: ranks).runFolder
     case .finetune:
-      let finetune = try Finetune.parse(Array(command.dropFirst()))
-      return try finetune.options.job(kind, overrides: finetune.mixOverride, ranks: ranks).runFolder
+      let finetune = try Finetune.parse(arguments)
+      return try finetune.options.job(.finetune, overrides: finetune.mixOverride, ranks: ranks).runFolder
+    case nil:
+      guard name == "search" else { throw Self.noJob }
+      switch try Search.parseAsRoot(arguments) {
+      case let all as Search.All: return try all.job(ranks: ranks).runFolder
+      case let placement as Search.Placement: return placement.runDir
+      case let block as Search.Block: return block.options.runDir
+      case let dimensions as Search.Dimensions: return dimensions.options.runDir
+      default: throw JobError(.usage, "behind search stands all, placement, block or dimensions")
+      }
     }
-    return try options.job(kind, overrides: [], ranks: ranks).runFolder
+  }
+
+  private static var noJob: JobError {
+    JobError(.usage, "behind -- stands pretrain, distill, finetune or search, with its options")
   }
 }

@@ -15,12 +15,11 @@ struct Eval: ParsableCommand {
     discussion: "Prints one line of JSON. Scores are better when smaller: accuracy=… is the share of wrong answers.")
   @Argument(help: "A model folder, run folder or checkpoint.") var model: String
   @OptionGroup var objectives: ObjectiveOptions
-  @Option(help: "The same seed gives the same questions.") var seed: UInt64 = 1
 
   func run() {
     withoutWorld {
       let backend = makeBackend()
-      let settings = objectives.settings(seed: seed, fallback: [])
+      let settings = objectives.settings(fallback: [])
       guard settings.heldOut != nil || !settings.names.isEmpty else {
         throw JobError(.usage, "eval needs held-out text (--data), an --objective, or both")
       }
@@ -28,15 +27,17 @@ struct Eval: ParsableCommand {
       let teacher = try objectives.teacher.map { try loadModel($0, backend: backend) }
       var fields: [String: Any] = ["model": self.model]
       if let heldOut = settings.heldOut {
-        let result = Evaluation(
+        let result = try Evaluation(
           model: model, teacher: teacher,
-          batches: try Evaluation.heldOut(heldOut.plan(), sequences: settings.sequences), backend: backend)
+          text: EvaluationText(heldOut: heldOut.plan(), sequences: settings.sequences), backend: backend)
         fields.merge(["loss": result.loss, "perplexity": exp(result.loss), "labels": result.labels]) { $1 }
         if let kl = result.kl { fields["kl"] = kl }
       }
       if !settings.names.isEmpty {
-        for objective in try settings.make(tokenizerOf: self.model, hasTeacher: teacher != nil).0 {
-          fields[objective.name] = objective.score(model, teacher: teacher, backend: backend)
+        let measures = try settings.make(
+          of: self.model, fits: [model.configuration], teacher: teacher?.configuration)
+        for objective in measures {
+          fields[objective.name] = try objective.score(model, teacher: teacher, backend: backend)
         }
       }
       FileHandle.standardOutput.write(try jsonLine(fields))
@@ -56,8 +57,8 @@ struct Compare: ParsableCommand {
   func run() {
     withoutWorld {
       let backend = makeBackend()
-      guard let text = heldOut.folder else { throw JobError(.usage, "compare needs held-out text (--data)") }
-      let batches = try Evaluation.heldOut(text.plan(), sequences: heldOut.sequences)
+      guard let folder = heldOut.folder else { throw JobError(.usage, "compare needs held-out text (--data)") }
+      let text = try EvaluationText(heldOut: folder.plan(), sequences: heldOut.sequences)
       var teacher: HybridLM?
       var rows = [
         ["model", "loss", "KL", "perplexity"] + Self.contexts.map { "cache \($0 / 1024)K" }
@@ -67,7 +68,7 @@ struct Compare: ParsableCommand {
         let parts = argument.split(separator: "=", maxSplits: 1).map(String.init)
         guard parts.count == 2 else { throw JobError(.usage, "\(argument): expected NAME=MODEL") }
         let model = try loadModel(parts[1], backend: backend)
-        let result = Evaluation(model: model, teacher: teacher, batches: batches, backend: backend)
+        let result = try Evaluation(model: model, teacher: teacher, text: text, backend: backend)
         let short = speed(model, backend, after: 16)
         let long = speed(model, backend, after: Self.contexts[0])
         var row: [String] = [
@@ -86,7 +87,8 @@ struct Compare: ParsableCommand {
   /// Tokens a second of greedy decoding behind a prompt of `prompt` tokens.
   private func speed(_ model: HybridLM, _ backend: any Backend, after prompt: Int) -> Double {
     let generator = Generator(model, capacity: prompt + decode, backend: backend)
-    var logits = generator.read([(0..<prompt).map { (i: Int) -> UInt32 in UInt32(i * 7 % 97 + 32) }])
+    let vocabulary = model.configuration.vocabularySize
+    var logits = generator.read([(0..<prompt).map { UInt32(($0 * 7 % 97 + 32) % vocabulary) }])
     var random = RandomStream(seed: 0, name: "compare")
     var clock = PhaseClock()
     for _ in 0..<decode { logits = generator.read([[Sampling().choose(logits.toArray(), random: &random)]]) }

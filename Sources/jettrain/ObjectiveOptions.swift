@@ -16,12 +16,15 @@ struct ObjectiveOptions: ParsableArguments {
   @Option(help: "The teacher.") var teacher: String?
   @OptionGroup var heldOut: HeldOut
   @OptionGroup var retrieval: RetrievalOptions
-  @Option(help: "accuracy=FILE: whether the generated answer contains or equals the right one.")
+  @Option(help: "accuracy=FILE: whether the generated answer contains or equals a right one, word by word.")
   var match = AnswerMatch.contains
   @Option(help: "The tokenizer of answers; default: the model's, else bytes.") var tokenizer: String?
 
+  @Option(help: "Draws questions and retrieval texts, and what a search does by chance: the same seed gives the same.")
+  var seed = ObjectiveSettings.standardSeed
+
   /// - Parameter fallback: what is measured where no objective is named
-  func settings(seed: UInt64, fallback: [String] = ["kl"]) -> ObjectiveSettings {
+  func settings(fallback: [String] = ["kl"]) -> ObjectiveSettings {
     var settings = ObjectiveSettings()
     settings.names = objective.isEmpty ? fallback : objective
     settings.heldOut = heldOut.folder

@@ -11,7 +11,7 @@ struct PlanCommand: ParsableCommand {
     abstract: "What a job will take, without MPI: parameters, memory, steps, checkpoint size, time.")
 
   @Option(help: "The job file.") var job: String
-  @Option(help: "pretrain, distill or finetune; default: the job's kind.") var kind: String?
+  @Option(help: "pretrain, distill, finetune or search; default: the job's kind.") var kind: String?
   @Option(help: "Ranks that will run it.") var ranks = 1
   @Option(help: "Ranks on one host.") var ranksPerHost: Int?
   @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
@@ -20,9 +20,10 @@ struct PlanCommand: ParsableCommand {
 
   func run() {
     withoutWorld {
-      let declared = try kind ?? Job.declaredKind(of: job)
-      guard let kind = JobKind(rawValue: declared) else { throw JobError(.usage, "--kind \(declared): unknown") }
       guard ranks > 0 else { throw JobError(.usage, "--ranks must be above zero") }
+      let declared = try kind ?? Job.declaredKind(of: job)
+      if declared == "search" { return try planSearch() }
+      guard let kind = JobKind(rawValue: declared) else { throw JobError(.usage, "--kind \(declared): unknown") }
       let job = try Job(kind, path: job, overrides: overrides, ranks: ranks)
       let (student, teacher) = try job.configurations()
       print(

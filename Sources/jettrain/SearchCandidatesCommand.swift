@@ -7,25 +7,34 @@ import Training
 /// What the steps that train candidates have in common.
 struct CandidateOptions: ParsableArguments {
   @Option(help: "The job that trains a candidate (distill); its student is replaced.") var job = "Jobs/distill.yaml"
-  @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
+  @Option(
+    name: .customLong("set"),
+    help: ArgumentHelp("Override a key of the job, such as train.lr=3e-4.", valueName: "key=value"))
+  var overrides: [String] = []
   @Option(help: "The placement: a config.json whose linear layers are replaced; default: the job's student.")
   var config: String?
   @OptionGroup var objectives: ObjectiveOptions
   @Option(help: "Tokens in front when decoding is timed.") var decodeContext = 1024
-  @Option(help: "Folder to write.") var output: String
+  @Option(help: "Folder to write.") var runDir = Search.standardFolder
   @OptionGroup var stopping: StopOptions
 
-  /// The pieces that a step needs, on every rank.
-  func prepare(_ world: Communicator) throws -> (
-    run: SearchRun, base: ModelConfiguration, job: Job, objectives: ObjectiveSettings
+  /// Runs a step on every rank, with the pieces that it needs.
+  func run(
+    _ step: (_ run: SearchRun, _ base: ModelConfiguration, _ job: Job, _ objectives: ObjectiveSettings) throws -> Void
   ) {
-    let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
-    let run = try SearchRun(
-      folder: output, teacher: objectives.teacher ?? job.teacher,
-      stop: stopping.request(runFolder: output, isCoordinator: world.isCoordinator),
-      world: world,
-      backend: makeBackend(world))
-    return (run, try ModelConfiguration(path: config ?? job.student), job, objectives.settings(seed: job.seed))
+    withWorld { world in
+      let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
+      let base = try ModelConfiguration(path: config ?? job.student)
+      // The tokenizer that its data were built with is that of the answers too.
+      var settings = objectives.settings()
+      settings.tokenizer = settings.tokenizer ?? job.tokenizer
+      try stopping.search(in: runDir, world) { stop in
+        let run = try SearchRun(
+          folder: runDir, teacher: objectives.teacher ?? job.teacher, stop: stop, world: world,
+          backend: makeBackend(world))
+        try step(run, base, job, settings)
+      }
+    }
   }
 }
 
@@ -40,7 +49,7 @@ extension Search {
     @Option(help: "Mixers, separated by commas.") var candidates = "jet,gdn,gla,deltanet,mamba2,retnet,rwkv7"
 
     func run() {
-      withWorld { world in
+      options.run { run, base, job, objectives in
         let mixers = try candidates.split(separator: ",").map { name in
           guard let type = LayerType(rawValue: String(name)), !type.isAttention else {
             throw JobError(
@@ -48,10 +57,7 @@ extension Search {
           }
           return type
         }
-        let (run, base, job, objectives) = try options.prepare(world)
-        _ = try run.blocks(
-          mixers, base: base, job: job, objectives: objectives, decodeContext: options.decodeContext)
-        if world.isCoordinator { try Show.print(folder: options.output) }
+        _ = try run.blocks(mixers, base: base, job: job, objectives: objectives, decodeContext: options.decodeContext)
       }
     }
   }
@@ -69,21 +75,21 @@ extension Search {
     @Option(help: "Share of the fastest shape's decoding speed that a shape must reach.") var tolerance = 0.97
 
     func run() {
-      withWorld { world in
-        func numbers(_ text: String, _ option: String) throws -> [Int] {
-          let parts = text.split(separator: ",").map { Int($0) ?? 0 }
-          guard !parts.isEmpty, parts.allSatisfy({ $0 > 0 }) else {
-            throw JobError(.usage, "\(option) \(text): expected numbers above zero, separated by commas")
-          }
-          return parts
-        }
-        let (keySizes, heads) = (try numbers(keySizes, "--key-sizes"), try numbers(heads, "--heads"))
-        let (run, base, job, objectives) = try options.prepare(world)
+      options.run { run, base, job, objectives in
+        let request = DimensionsRequest(
+          keySizes: try Self.numbers(keySizes, "--key-sizes"), heads: try Self.numbers(heads, "--heads"),
+          elements: elements, tolerance: tolerance)
         _ = try run.dimensions(
-          keySizes: keySizes, heads: heads, elements: elements, tolerance: tolerance, base: base, job: job,
-          objectives: objectives, decodeContext: options.decodeContext)
-        if world.isCoordinator { try Show.print(folder: options.output) }
+          request, base: base, job: job, objectives: objectives, decodeContext: options.decodeContext)
       }
+    }
+
+    private static func numbers(_ text: String, _ option: String) throws -> [Int] {
+      let parts = text.split(separator: ",").map { Int($0) ?? 0 }
+      guard !parts.isEmpty, parts.allSatisfy({ (1...YAMLReader.most).contains($0) }) else {
+        throw JobError(.usage, "\(option) \(text): expected numbers above zero, separated by commas")
+      }
+      return parts
     }
   }
 }

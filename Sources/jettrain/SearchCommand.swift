@@ -12,24 +12,36 @@ struct Search: ParsableCommand {
     abstract: "PostNAS: which layers keep attention, which linear block the others get, and its dimensions.",
     subcommands: [All.self, Placement.self, Block.self, Dimensions.self, Show.self])
 
+  /// Where steps that are run one by one add to one result, unless they are told otherwise.
+  static let standardFolder = "Checkpoints/search"
+
   struct All: ParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "All steps in a row: supernet, placement, block, dimensions; what was done is not done again.")
     @Option(help: "The job file.") var job = "Jobs/search.yaml"
-    @Option(help: "Folder to write; default the job's run_dir, else Checkpoints/NAME.") var output: String?
+    @Option(help: "Folder to write; default the job's run_dir, else Checkpoints/NAME.") var runDir: String?
+    @Option(
+      name: .customLong("set"),
+      help: ArgumentHelp("Override a key of the job, such as placement.full=2.", valueName: "key=value"))
+    var overrides: [String] = []
     @OptionGroup var stopping: StopOptions
+
+    /// The job as the options say.
+    func job(ranks: Int) throws -> SearchJob {
+      var job = try SearchJob(path: job, overrides: overrides, ranks: ranks)
+      if let runDir { job.runFolder = runDir }
+      return job
+    }
 
     func run() {
       withWorld { world in
-        let job = try SearchJob(path: job, output: output)
+        let job = try job(ranks: world.size)
         let progress = ProgressLine()
-        try job.run(
-          stop: stopping.request(runFolder: job.folder, isCoordinator: world.isCoordinator), world: world,
-          backend: makeBackend(world)
-        ) { text in
-          if world.isCoordinator { progress.print("\n== \(text)") }
+        try stopping.search(in: job.runFolder, world) { stop in
+          try job.run(stop: stop, world: world, backend: makeBackend(world)) { text in
+            if world.isCoordinator { progress.print("\n== \(text)") }
+          }
         }
-        if world.isCoordinator { try Show.print(folder: job.folder) }
       }
     }
   }
@@ -53,21 +65,20 @@ struct Search: ParsableCommand {
     @Option(help: "Partial placements that beam keeps.") var width = 3
     @Option(help: "Evaluations that random, evolution, predictor and reinforce may ask for.") var evaluations = 32
     @Option(help: "Steps in which differentiable learns its gates.") var gateSteps = 60
-    @Option(help: "The same seed gives the same search.") var seed: UInt64 = 1
-    @Option(help: "Folder to write.") var output: String
+    @Option(help: "Folder to write.") var runDir = Search.standardFolder
     @OptionGroup var stopping: StopOptions
 
     func run() {
       withWorld { world in
-        let run = try SearchRun(
-          folder: output, teacher: objectives.teacher,
-          stop: stopping.request(runFolder: output, isCoordinator: world.isCoordinator), world: world,
-          backend: makeBackend(world))
-        _ = try run.placement(
-          supernet: supernet, full: full, sliding: sliding, strategies: strategy,
-          settings: SearchSettings(width: width, evaluations: evaluations, gateSteps: gateSteps, seed: seed),
-          objectives: objectives.settings(seed: seed))
-        if world.isCoordinator { try Show.print(folder: output) }
+        let request = PlacementRequest(
+          full: full, sliding: sliding, strategies: strategy,
+          settings: SearchSettings(width: width, evaluations: evaluations, gateSteps: gateSteps, seed: objectives.seed))
+        try stopping.search(in: runDir, world) { stop in
+          let run = try SearchRun(
+            folder: runDir, teacher: objectives.teacher, stop: stop, world: world,
+            backend: makeBackend(world))
+          _ = try run.placement(supernet: supernet, request, objectives: objectives.settings())
+        }
       }
     }
   }
@@ -102,5 +113,18 @@ struct Search: ParsableCommand {
       parts.append("\(folder)/config.json is the student, \(folder)/report.html shows it all")
       Swift.print(parts.joined(separator: "\n\n"))
     }
+  }
+}
+
+extension StopOptions {
+  /// Runs a search in `folder` and shows what it found. Asked to stop, it leaves on all ranks before the file that may have
+  /// asked is removed.
+  func search(in folder: String, _ world: Communicator, _ body: (StopRequest) throws -> Void) throws {
+    let stop = try request(runFolder: folder, isCoordinator: world.isCoordinator)
+    do { try body(stop) } catch let stopped as Stopped {
+      if world.isCoordinator { stop.consume() }
+      throw stopped
+    }
+    if world.isCoordinator { try Search.Show.print(folder: folder) }
   }
 }

@@ -42,7 +42,10 @@ struct TrainingOptions: ParsableArguments {
       let backend = makeBackend(world)
       let trainer = try Trainer(job, world: world, backend: backend, resume: resume)
       if case .stopped = try trainer.train(stopStep: stopAtStep, stop: stop) {
-        if world.isCoordinator { FileHandle.standardError.write(Data("jettrain: \(Stopped())\n".utf8)) }
+        if world.isCoordinator {
+          stop.consume()
+          FileHandle.standardError.write(Data("jettrain: \(Stopped())\n".utf8))
+        }
         stopped = true
       }
     }

@@ -84,21 +84,6 @@ let trainingJob = Array(
   run_dir: run
   """.utf8)
 
-let searchJob = Array(
-  """
-  kind: search
-  teacher: Checkpoints/teacher/model
-  run_dir: Checkpoints/search
-  seed: 3
-  decode_context: 512
-  objectives: {scores: [kl:2, accuracy=recall, answer-loss=a.jsonl], data: Data/demo, mix: redstone-qa, context: 256,
-    sequences: 16, items: 8, queries: 4, words: 100, keys: 26, match: equals, tokenizer: bytes}
-  placement: {job: Jobs/supernet.yaml, set: [train.tokens=1M], full: 1, sliding: 1, strategies: [beam, evolution], width: 2,
-    evaluations: 12, gate_steps: 40}
-  block: {job: Jobs/distill.yaml, set: [], candidates: [jet, gla, gdn]}
-  dimensions: {job: Jobs/distill.yaml, key_sizes: [16, 24], heads: [2, 4], tolerance: 0.9}
-  """.utf8)
-
 let mixFile = Array(
   """
   name: fuzz
@@ -108,14 +93,6 @@ let mixFile = Array(
   holdout_shards: 1
   sources: [{name: data, weight: 3, note: first}, {name: other, weight: 1}]
   """.utf8)
-
-let evaluationFile = Array(
-  #"""
-  {"query": "The capital of France is", "choices": ["Rome", "Paris", "Oslo"], "gold": 1}
-  {"context": "Ada has 12 apples. She", "continuation": " eats 3 of them."}
-  {"question": "How many are left?", "answer": "12 - 3 = 9\n#### 9"}
-  {"question": "Gr\u00f6\u00dfe \ud83d\ude00?", "answer": "1,234.5"}
-  """#.utf8)
 
 /// A manifest of version 1, which carries no checksum, so that what is behind the checksum is reached.
 let checkpointManifest = json([

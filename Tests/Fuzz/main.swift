@@ -1,4 +1,5 @@
 import Checkpointing
+import Evaluation
 import Files
 import Foundation
 import Hashing
@@ -11,8 +12,9 @@ import TokenStreams
 import Tokenizers
 import Training
 
-// Mutated safetensors headers, tokenizer files, configurations, token shards, jobs, mixes, checkpoints and files of
-// questions: each must be read or refused with one of the program's own errors. The address space is limited, so that a
+// Mutated safetensors headers, tokenizer files, configurations, token shards, manifests, jobs, mixes, search jobs, checkpoints
+// and files of questions: each must be read or refused with one of the program's own errors. The address space is limited,
+// so that a
 // size from a file that is believed ends the process; so does a case that hangs.
 //
 // usage: jettrain-fuzz [COUNT] [SEED] [KIND CASE]
@@ -84,6 +86,65 @@ let phase = try {
   return try Job(.distill, path: jobPath, overrides: [], ranks: 2).phases[1]
 }()
 
+// MARK: - Manifests, questions and jobs
+
+let manifestJSON = Array(try readFile(folder + "/data/" + Manifest.fileName))
+
+/// A mutated manifest, mostly with a fingerprint that fits, so that what is behind that check is reached.
+func manifest(_ random: inout Generator) -> [UInt8] {
+  let text = mutate(manifestJSON, &random)
+  guard Int.random(in: 0..<4, using: &random) > 0,
+    var manifest = try? JSONDecoder().decode(Manifest.self, from: Data(text))
+  else { return text }
+  let encoder = JSONEncoder()
+  encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes, .prettyPrinted]
+  manifest.fingerprint = ""
+  manifest.fingerprint = sha256((try? encoder.encode(manifest)) ?? Data())
+  return Array((try? encoder.encode(manifest)) ?? Data())
+}
+
+let questions = Array(
+  #"""
+  {"query": "Which is red?", "choices": ["sky", "blood", "1,000"], "gold": 1}
+  {"context": "He paid $1,000.50 for it, and she", "continuation": "laughed"}
+  {"context": "Question: Who?\nAnswer:", "answer": "Ann", "aliases": ["Anna", "A. 7/8", "−5"]}
+  {"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
+  """#.utf8)
+
+try writeDurably(Data(configurationJSON), to: folder + "/hybrid.json")
+let supernetJSON = json([
+  "model_type": "jet_nemotron", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": true,
+  "layer_types": ["attn", "attn", "attn"], "supernet_mixer": "gla",
+  "efficient_attention_config": ["gla": ["num_heads": 2, "head_dim": 8], "swa": ["window_size": 17]],
+])
+try writeDurably(Data(supernetJSON), to: folder + "/supernet.json")
+let jobText = """
+  kind: distill
+  model: {teacher: t, student: \(folder)/supernet.json, full_layers: 1, sliding_layers: 1, budget_share: 0.75}
+  data: {root: d, mix: m, tokenizer: bytes}
+  train: {seed: 1, context: 256, global_batch: 16, micro_batch: 4, schedule: cosine, warmup_steps: 20, clip: 1}
+  phases:
+  - {name: align, tokens: 200K, losses: {mixer_output: 1}, freeze: [mlp, embeddings], lr: 3e-3, min_lr: 1e-4}
+  - {name: end, tokens: 409600, losses: {logits: 1, hidden: 0.1}, changes: [{from_step: 10, global_batch: 32, mix: n}]}
+  validation: {every: 100, sequences: 64}
+  checkpoints: {every: 100, keep_last: 2, compression_level: 3}
+  spikes: {policy: skip, factor: 8, limit: 5}
+
+  """
+let searchText = """
+  kind: search
+  teacher: t
+  decode_context: 64
+  objectives: {scores: [kl:2, recall, accuracy=needle], data: d, context: 64, sequences: 4, items: 4, queries: 4, words: 50}
+  placement: {job: \(folder)/job.yaml, full: 1, sliding: 1, strategies: [beam, exhaustive], width: 2, evaluations: 4}
+  block: {job: \(folder)/job.yaml, set: [phases.0.tokens=64K], candidates: [gla, jet, mamba2, rwkv7, retnet]}
+  dimensions: {job: \(folder)/job.yaml, key_sizes: [4, 8, 16], heads: [2, 4], tolerance: 0.5}
+
+  """
+try writeDurably(Data(jobText.utf8), to: folder + "/job.yaml")
+let mutated = folder + "/mutated"
+
 // MARK: - What reads it
 
 let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
@@ -122,8 +183,9 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
   (
     "training jobs",
     { random in
-      _ = FileManager.default.createFile(atPath: jobPath, contents: Data(mutate(trainingJob, &random)))
-      let job = try Job(.distill, path: jobPath, overrides: [], ranks: 2)
+      let text = Bool.random(using: &random) ? trainingJob : Array(jobText.utf8)
+      _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(text, &random)))
+      let job = try Job(.distill, path: mutated, overrides: [], ranks: 2)
       // What is computed from a job before anything runs.
       _ = (job.totalTokens, job.locate(job.totalSteps))
       for phase in job.phases {
@@ -136,8 +198,8 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
   (
     "search jobs",
     { random in
-      _ = FileManager.default.createFile(atPath: jobPath, contents: Data(mutate(searchJob, &random)))
-      _ = try SearchJob(path: jobPath, output: nil)
+      _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(Array(searchText.utf8), &random)))
+      _ = try SearchJob(path: mutated, ranks: 2).steps()
     }
   ),
   (
@@ -181,15 +243,23 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
     }
   ),
   (
+    "manifests",
+    { random in
+      let copy = folder + "/data-copy"
+      try createFolder(copy)
+      _ = FileManager.default.createFile(atPath: copy + "/" + Manifest.fileName, contents: Data(manifest(&random)))
+      let manifest = try Manifest(folder: copy)
+      _ = manifest.tokens + manifest.documents
+      _ = manifest.shards.reduce(0) { $0 + $1.bytes }
+    }
+  ),
+  (
     "files of questions",
     { random in
-      let path = folder + "/questions.jsonl"
-      _ = FileManager.default.createFile(atPath: path, contents: Data(mutate(evaluationFile, &random)))
-      _ = try Objective(
-        answers: path, limit: 100, tokenizer: ByteTokenizer(),
-        match: [nil, .contains, .equals].randomElement(using: &random)!)
-      if let match = AnswerMatch.allCases.randomElement(using: &random) {
-        _ = match.accepts(String(decoding: mutate(evaluationFile, &random), as: UTF8.self), answer: "5")
+      _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(questions, &random)))
+      for question in try Question.draw(9, from: mutated, seed: random.next()) {
+        let text = String(decoding: mutate(Array(question.prompt.utf8), &random), as: UTF8.self)
+        for match in AnswerMatch.allCases { _ = match.accepts(text, answers: question.answers) }
       }
     }
   ),

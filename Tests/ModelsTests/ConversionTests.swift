@@ -77,6 +77,7 @@ import Testing
     let (student, teacher, _) = try student(.transfer, keySize: keySize, expansion: expansion)
     let losses = student.complete()
     #expect(losses.map(\.layer) == [0, 3])
+    #expect(losses.allSatisfy { $0.droppedHeads.isEmpty } && losses.droppedHeads == nil)
     let size = teacher.configuration.headSize
     let hidden = teacher.configuration.hiddenSize
     for loss in losses {
@@ -95,6 +96,20 @@ import Testing
         squares += pow(relativeError(made, form), 2) / 4
       }
       #expect(abs(squares.squareRoot() - loss.scores) < 1e-5, "\(squares.squareRoot()), reported \(loss.scores)")
+    }
+  }
+
+  /// A student with fewer heads says which of the teacher's found no place; one with more has a place for all.
+  @Test(arguments: [(1, [1, 2, 3]), (2, [1, 3]), (3, [3]), (4, []), (8, [])])
+  func droppedHeadsAreReported(heads: Int, dropped: [Int]) throws {
+    let (student, teacher, _) = try student(.transfer, keySize: 16, expansion: 1, heads: heads)
+    #expect(teacher.configuration.attentionHeads == 4)
+    let losses = student.complete()
+    #expect(losses.allSatisfy { $0.droppedHeads == dropped && $0.heads == 4 })
+    let line = losses.droppedHeads
+    #expect((line == nil) == dropped.isEmpty)
+    if let line {
+      #expect(line.hasPrefix("transfer keeps \(heads) of the teacher's 4 heads in 2 of 2 layers"), "\(line)")
     }
   }
 }

@@ -316,4 +316,34 @@ func expectGood(_ name: String, _ report: GradientReport, output: Double = 2e-6,
     let one = run(1)
     #expect(run(2) == one && run(3) == one)
   }
+
+  /// An id without a row ends the process and says which, instead of reading or writing beyond a table.
+  @Test func idsBeyondATableEndTheProcess() async throws {
+    let gathered = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+      let backend = CPUBackend(threads: 1)
+      _ = embedding(backend.zeros([5, 3]), backend.tensor([0, 4, 5] as [Int32]))
+    }
+    let negative = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+      let backend = CPUBackend(threads: 1)
+      _ = embedding(backend.zeros([5, 3]), backend.tensor([0, -1] as [Int32]))
+    }
+    let scattered = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+      let backend = CPUBackend(threads: 1)
+      backend.scatterAdd(backend.zeros([2, 3]), backend.tensor([1, 7] as [Int32]), into: backend.zeros([5, 3]))
+    }
+    let labelled = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+      let backend = CPUBackend(threads: 1)
+      _ = vocabularyLoss(
+        hidden: backend.zeros([3, 4]), weight: backend.zeros([5, 4]), labels: backend.tensor([-100, 4, 5] as [Int32]))
+    }
+    for (result, message) in [
+      (gathered, "gather: id 5, number 2 of 3, of a table of 5 rows"),
+      (negative, "gather: id -1, number 1 of 2, of a table of 5 rows"),
+      (scattered, "scatterAdd: id 7, number 1 of 2, of a table of 5 rows"),
+      (labelled, "vocabularyLoss: id 5, number 2 of 3, of a table of 5 rows"),
+    ] {
+      let output = String(decoding: try #require(result).standardErrorContent, as: UTF8.self)
+      #expect(output.contains(message), "\(output)")
+    }
+  }
 }

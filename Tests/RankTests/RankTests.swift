@@ -239,6 +239,21 @@ private let pythonHasSafetensors =
       """)
   }
 
+  private func writeSearch() throws {
+    try write(
+      "search.yaml",
+      """
+      kind: search
+      teacher: teacher/model
+      decode_context: 64
+      objectives: {scores: [kl, recall], data: data/qa, context: 64, sequences: 4, items: 4, queries: 4}
+      placement: {job: supernet.yaml, full: 1, sliding: 1, strategies: [beam, uniform, random], width: 2, evaluations: 4}
+      block: {job: distill.yaml, set: [phases.0.tokens=512, phases.1.tokens=1024], candidates: [gla, gdn]}
+      dimensions: {job: distill.yaml, set: [phases.0.tokens=512, phases.1.tokens=512], key_sizes: [4, 8], heads: [2],
+        tolerance: 0.5}
+      """)
+  }
+
   /// A supernet is trained, resumed and searched with the same bits at any number of ranks, and a search that was killed
   /// goes on to the same result.
   @Test func supernetsAndSearchesAreTheSameAtAnyNumberOfRanks() throws {
@@ -257,7 +272,7 @@ private let pythonHasSafetensors =
           ["--strategy", $0]
         } + ["--evaluations", "6", "--gate-steps", "3", "--teacher", "teacher/model", "--objective", "kl"]
           + ["--objective", "accuracy=recall:0.5", "--items", "4", "--data", "data/qa", "--context", "64"]
-          + ["--sequences", "4", "--output", output])
+          + ["--sequences", "4", "--run-dir", output])
       return try Data(contentsOf: URL(fileURLWithPath: folder + "/\(output)/result.json"))
     }
     let one = try search(0, "search1")
@@ -280,34 +295,34 @@ private let pythonHasSafetensors =
   /// All steps in a row; killed at two moments, and gone on with, they end in the same result.
   @Test func allStepsOfASearchSurviveKills() throws {
     try writeSupernet()
-    try write(
-      "search.yaml",
-      """
-      kind: search
-      teacher: teacher/model
-      decode_context: 64
-      objectives: {scores: [kl, recall], data: data/qa, context: 64, sequences: 4, items: 4, queries: 4}
-      placement: {job: supernet.yaml, full: 1, sliding: 1, strategies: [beam, uniform, random], width: 2, evaluations: 4}
-      block: {job: distill.yaml, set: [phases.0.tokens=512, phases.1.tokens=1024], candidates: [gla, gdn]}
-      dimensions: {job: distill.yaml, set: [phases.0.tokens=512, phases.1.tokens=512], key_sizes: [4, 8], heads: [2],
-        tolerance: 0.5}
-      """)
-    let shown = try jettrain(ranks: 2, "search", "all", "--job", "search.yaml", "--output", "whole")
+    try writeSearch()
+    // Speeds are those of a number of threads.
+    let threads = ["JETTRAIN_THREADS": "1"]
+    let (first, shown) = try small.run(
+      ranks: 2, ["search", "all", "--job", "search.yaml", "--run-dir", "whole"], environment: threads)
+    #expect(first == 0, "\(shown)")
     #expect(shown.contains("whole/config.json") && shown.contains("chosen"))
-    func result(_ folder: String) throws -> Data {
-      try Data(contentsOf: URL(fileURLWithPath: self.folder + "/\(folder)/result.json"))
+    // The last start has more ranks for each candidate, and so another speed of training, which is measured anew.
+    func result(_ folder: String) throws -> String {
+      let text = try String(contentsOfFile: self.folder + "/\(folder)/result.json", encoding: .utf8)
+      return text.split(separator: "\n").filter { !$0.contains("trainTokensPerSecond") }.joined(separator: "\n")
     }
     try FileManager.default.createDirectory(atPath: folder + "/killed", withIntermediateDirectories: true)
     try FileManager.default.copyItem(atPath: folder + "/whole/rates.json", toPath: folder + "/killed/rates.json")
-    for file in ["killed/evaluations.jsonl", "killed/gdn/metrics.jsonl"] {
-      let (process, errors) = try start(ranks: 2, ["search", "all", "--job", "search.yaml", "--output", "killed"])
-      while process.isRunning, !FileManager.default.fileExists(atPath: folder + "/" + file) { usleep(2000) }
-      _ = try run(["pkill", "-9", "-f", "search all --job search.yaml --output killed"], folder)
+    for isThere in [
+      { self.exists("killed/evaluations.jsonl") }, { self.candidates("killed").contains { $0.hasPrefix("gdn-") } },
+    ] {
+      let (process, errors) = try small.start(
+        ranks: 2, ["search", "all", "--job", "search.yaml", "--run-dir", "killed"], environment: threads)
+      while process.isRunning, !isThere() { usleep(2000) }
+      _ = try run(["pkill", "-9", "-f", "search all --job search.yaml --run-dir killed"], folder)
       _ = errors.fileHandleForReading.readDataToEndOfFile()
       process.waitUntilExit()
       #expect(process.terminationStatus != 0)
     }
-    try jettrain(ranks: 4, "search", "all", "--job", "search.yaml", "--output", "killed")
+    let (status, output) = try small.run(
+      ranks: 4, ["search", "all", "--job", "search.yaml", "--run-dir", "killed"], environment: threads)
+    #expect(status == 0, "\(output)")
     #expect(try result("killed") == result("whole"))
     let report = try String(contentsOfFile: folder + "/whole/report.html", encoding: .utf8)
     #expect(report.contains("<svg") && report.contains("Dimensions") && !report.contains("http://www.w3.org/1999"))
@@ -330,13 +345,165 @@ private let pythonHasSafetensors =
         ranks: 2, "search", "block", "--job", "distill.yaml", "--set", "phases.0.tokens=512", "--set",
         "phases.1.tokens=1024", "--candidates", "gdn,mamba2,retnet", "--data", "data/qa", "--context", "64",
         "--sequences",
-        "4", "--objective", "kl", "--objective", "recall", "--decode-context", "64", "--output", "blocks")
+        "4", "--objective", "kl", "--objective", "recall", "--decode-context", "64", "--run-dir", "blocks")
       return (output, try Data(contentsOf: URL(fileURLWithPath: folder + "/blocks/result.json")))
     }
     let (first, blocks) = try search()
     #expect(first.contains("step 3/3") && first.contains("mamba2"))
     let (second, again) = try search()
     #expect(again == blocks && !second.contains("step 3/3"), "\(second)")
+  }
+
+  private func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: folder + "/" + path) }
+
+  /// Run folders of a search's candidates.
+  private func candidates(_ run: String) -> [String] {
+    let names = (try? FileManager.default.contentsOfDirectory(atPath: folder + "/\(run)/candidates")) ?? []
+    return names.filter { exists("\(run)/candidates/\($0)/metrics.jsonl") }.sorted()
+  }
+
+  /// A changed job trains anew; the scores of the old one are not those of the new.
+  @Test func changedSettingsHaveTheirOwnScores() throws {
+    func search(_ set: String...) throws -> [[Double]] {
+      try jettrain(
+        ranks: 2,
+        ["search", "block", "--job", "distill.yaml", "--set", "phases.0.tokens=512", "--set", "phases.1.tokens=1024"]
+          + set.flatMap { ["--set", $0] } + ["--candidates", "gla,gdn", "--data", "data/qa", "--context", "64"]
+          + ["--sequences", "4", "--objective", "loss", "--decode-context", "64", "--run-dir", "blocks"])
+      let data = try Data(contentsOf: URL(fileURLWithPath: folder + "/blocks/result.json"))
+      let result = try #require(try JSONSerialization.jsonObject(with: data) as? [String: Any])
+      let blocks = try #require((result["blocks"] as? [String: Any])?["candidates"] as? [[String: Any]])
+      return blocks.sorted { "\($0["name"]!)" < "\($1["name"]!)" }.compactMap { $0["scores"] as? [Double] }
+    }
+    let first = try search()
+    let names = candidates("blocks")
+    #expect(names.count == 2)
+    for change in ["phases.1.lr=5e-3", "phases.1.losses.hidden=2", "phases.1.tokens=1536"] {
+      let before = candidates("blocks").count
+      #expect(try search(change) != first, "\(change)")
+      #expect(candidates("blocks").count == before + 2)
+    }
+    // How often it is saved changes nothing, and what was found once is found again.
+    #expect(try search("checkpoints.every=2") == first)
+    #expect(candidates("blocks").count == 8)
+  }
+
+  /// Whichever block wins, the search comes to its end; RWKV7's has no other shape in the grid.
+  @Test func searchesFinishWhicheverBlockWins() throws {
+    try writeSupernet()
+    try writeSearch()
+    let output = try jettrain(
+      ranks: 2, "search", "all", "--job", "search.yaml", "--run-dir", "all", "--set", "block.candidates=[rwkv7]",
+      "--set", "dimensions.key_sizes=[4]")
+    #expect(
+      output.contains("4. Dimensions: rwkv7 won") && output.contains("all/config.json is the student"), "\(output)")
+    let config = try String(contentsOfFile: folder + "/all/config.json", encoding: .utf8)
+    #expect(config.contains("rwkv7"))
+  }
+
+  /// What a search lacks is said before its supernet trains.
+  @Test func inputsOfASearchAreCheckedFirst() throws {
+    try writeSupernet()
+    try writeSearch()
+    for (ranks, set, code, reason) in [
+      (2, "placement.full=99", 64, "search.yaml: placement.full: a placement of 99"),
+      (0, "objectives.scores=[foo]", 64, "objective foo: unknown"),
+      (0, "objectives.scores=[]", 64, "a search needs an objective"),
+      (2, "placement.strategies=[]", 64, "placement.strategies: the list is empty"),
+      (0, "dimensions.key_sizes=[5]", 64, "no d_K × heads of the grid"),
+      (2, "teacher=nowhere", 65, "nowhere: there is no such model folder"),
+      (0, "block.set=[model.teacher=nowhere]", 65, "model.teacher nowhere: there is no model folder"),
+      (0, "dimensions.set=[data.root=nowhere]", 65, "there is no manifest"),
+      (0, "objectives.scores=[answer-loss=none.jsonl]", 74, "none.jsonl"),
+      (0, "objectives.data=data/none", 65, "there is no manifest"),
+      (0, "block.set=[model.init=transfer, model.teacher=small]", 65, "vocab"),
+    ] as [(Int, String, Int32, String)] {
+      if set.contains("small"), !exists("small") {
+        try write(
+          "small.json",
+          try String(contentsOfFile: folder + "/teacher.json", encoding: .utf8).replacingOccurrences(
+            of: "257", with: "300"))
+        try jettrain("convert", "--config", "small.json", "--output", "small")
+      }
+      let output = try jettrain(
+        ranks: ranks, ["search", "all", "--job", "search.yaml", "--run-dir", "checked", "--set", set], expecting: code)
+      #expect(output.contains(reason), "\(set): \(output)")
+      let lines = output.split(separator: "\n").filter { $0.contains("jettrain: ") }
+      #expect(lines.count == 1 && !exists("checked/supernet"), "\(set): \(output)")
+    }
+  }
+
+  /// A STOP file ends a search of several groups of ranks at their checkpoints, is gone, and the same command goes on.
+  @Test func searchesStopOnRequestOnce() throws {
+    try writeSupernet()
+    try writeSearch()
+    let search = [
+      "search", "all", "--job", "search.yaml", "--run-dir", "stopped", "--set", "block.set=[phases.1.tokens=65536]",
+    ]
+    func stop(once isThere: () -> Bool) throws {
+      let (process, errors) = try start(ranks: 2, search)
+      while process.isRunning, !isThere() { usleep(2000) }
+      try write("stopped/STOP", "")
+      let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+      process.waitUntilExit()
+      #expect(process.terminationStatus == 75 && output.contains("the same command goes on"), "\(output)")
+      #expect(!exists("stopped/STOP"))
+    }
+    try FileManager.default.createDirectory(atPath: folder + "/stopped", withIntermediateDirectories: true)
+    try stop { true }
+    try stop { self.exists("stopped/evaluations.jsonl") }
+    // Both groups are in the middle of their candidates.
+    try stop { self.candidates("stopped").count == 2 }
+    #expect(candidates("stopped").allSatisfy { !exists("stopped/candidates/\($0)/model") })
+    let shown = try jettrain(ranks: 2, search)
+    #expect(shown.contains("chosen") && exists("stopped/result.json"), "\(shown)")
+  }
+
+  /// `launch` starts a search again from what it has, and `plan` says what it takes.
+  @Test func searchesAreLaunchedAndPlanned() throws {
+    try writeSupernet()
+    try writeSearch()
+    let plan = try jettrain("plan", "--job", "search.yaml", "--ranks", "2")
+    for word in ["supernet", "gla", "gdn", "4-16-2", "8-8-2", "time"] { #expect(plan.contains(word), "\(plan)") }
+    let launch = [
+      "launch", "--ranks", "2", "--backoff", "0.1", "--crashes-at-a-step", "2", "--mpirun=--oversubscribe",
+      "--mpirun=--bind-to",
+      "--mpirun=none", "--", "search", "all", "--job", "search.yaml", "--run-dir", "launched",
+    ]
+    let (process, errors) = try start(ranks: 0, launch)
+    for isThere in [
+      { self.exists("launched/supernet/metrics.jsonl") }, { self.exists("launched/evaluations.jsonl") },
+      { !self.candidates("launched").isEmpty },
+    ] {
+      while process.isRunning, !isThere() { usleep(2000) }
+      _ = try run(["pkill", "-9", "-f", "jettrain search all --job search.yaml --run-dir launched"], folder)
+    }
+    let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    #expect(process.terminationStatus == 0 && output.contains("finished; 4 attempts"), "\(output)")
+    #expect(exists("launched/result.json") && exists("launched/logs/report.txt"))
+    #expect(
+      try jettrain("launch", "--ranks", "1", "--", "search", "show", "launched", expecting: 64).contains(
+        "behind search"))
+  }
+
+  /// Aligning a supernet trains it, to the same bits at any number of ranks.
+  @Test func supernetsAreAligned() throws {
+    try writeSupernet()
+    let job = [
+      "distill", "--job", "supernet.yaml", "--set", "train.losses={mixer_output: 1}", "--set", "train.tokens=12288",
+      "--set", "model.sliding_layers=0", "--set", "model.budget_share=1",
+    ]
+    try jettrain(ranks: 0, job + ["--run-dir", "one"])
+    try jettrain(ranks: 2, job + ["--run-dir", "two", "--stop-at-step", "5"], expecting: 75)
+    try jettrain(ranks: 4, job + ["--run-dir", "two"])
+    #expect(try jettrain("checkpoint", "diff", "one", "two").contains("identical"))
+    let losses = try losses("one").map { line -> Double in
+      let object = try #require(try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any])
+      return object["loss"] as? Double ?? 0
+    }
+    let (first, last) = (losses.prefix(6).reduce(0, +), losses.suffix(6).reduce(0, +))
+    #expect(losses.count == 24 && losses.allSatisfy { $0 > 0 } && last < 0.9 * first, "\(losses)")
   }
 
   // MARK: - Bad input: one clear line, the right code, no hang
@@ -387,6 +554,45 @@ private let pythonHasSafetensors =
     try FileManager.default.removeItem(atPath: first)
     let missing = try jettrain(ranks: 2, "distill", "--job", "distill.yaml", "--run-dir", "missing", expecting: 65)
     #expect(missing.contains("shard is missing"))
+  }
+
+  /// Data and tokenizers with ids that a model has no rows for are refused by every command, in one line.
+  @Test func vocabulariesAreCompared() throws {
+    try writeSupernet()
+    for name in ["teacher", "supernet", "hybrid"] {
+      let text = try String(contentsOfFile: folder + "/\(name).json", encoding: .utf8)
+      try write("\(name)-100.json", text.replacingOccurrences(of: "257", with: "100"))
+    }
+    try jettrain("convert", "--config", "teacher-100.json", "--output", "small")
+    try jettrain("convert", "--config", "supernet-100.json", "--output", "small-supernet")
+    try write("gold.jsonl", #"{"question": "2 + 2?", "answer": "4"}"#)
+    let data = ["--data", "data/qa", "--context", "64", "--sequences", "4"]
+    for (ranks, command) in [
+      (0, ["eval", "small"] + data), (0, ["eval", "teacher/model", "--teacher", "small"] + data),
+      (0, ["eval", "small", "--objective", "accuracy=gold.jsonl"]), (0, ["eval", "small", "--objective", "recall"]),
+      (0, ["compare", "small=small"] + data), (0, ["compare", "teacher=teacher/model", "small=small"] + data),
+      (0, ["generate", "small", "--prompt", "Who?"]),
+      (2, ["search", "placement", "small-supernet", "--full", "1", "--objective", "loss", "--run-dir", "bad"] + data),
+      (
+        2,
+        [
+          "search", "placement", "small-supernet", "--full", "1", "--objective", "answer-loss=gold.jsonl", "--run-dir",
+          "bad",
+        ]
+      ),
+      (
+        2,
+        [
+          "search", "block", "--job", "distill.yaml", "--config", "hybrid-100.json", "--objective", "loss", "--run-dir",
+          "bad",
+        ]
+          + data
+      ),
+    ] {
+      let output = try jettrain(ranks: ranks, command, expecting: 65)
+      let lines = output.split(separator: "\n").filter { $0.contains("jettrain: ") }
+      #expect(lines.count == 1 && output.contains("a vocabulary of 100"), "\(command): \(output)")
+    }
   }
 
   /// A rank whose memory goes wrong ends the run by name, one that is slow is reported.

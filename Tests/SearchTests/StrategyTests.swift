@@ -71,6 +71,7 @@ import Testing
       #expect(best.joint >= truth.joint)
     }
     #expect(try trace(BeamSearch(width: 8), space).best?.joint == truth.joint)
+    #expect(PlacementSpace(layers: 10_000, full: 4000, sliding: 3000).count > 100_000)
     #expect(space.uniform == SupernetPath(full: [1, 5], sliding: [2, 4]))
     var random = RandomStream(seed: 1, name: "test")
     for _ in 0..<50 {
@@ -115,11 +116,13 @@ import Testing
     #expect(trace.history.map(\.scores) == [[2, 5], [4, 10]])
   }
 
-  @Test func shapesOfOneStateSize() {
-    let shapes = DimensionsResult.grid(keySizes: [64, 96, 128, 192, 256, 7], heads: [4, 8, 12], elements: 294_912)
+  @Test func shapesOfOneStateSize() throws {
+    let request = DimensionsRequest(
+      keySizes: [64, 96, 128, 192, 256, 7], heads: [4, 8, 12], elements: 294_912, tolerance: 0.97)
+    let shapes = try request.shapes(of: linearModel(.gatedDeltaNet, heads: 12, keySize: 96, valueSize: 256))
     // The paper's table 2, with the sizes that divide.
     for (keys, values, heads) in [(256, 288, 4), (128, 288, 8), (96, 256, 12), (64, 384, 12), (192, 192, 8)] {
-      #expect(shapes.contains { $0 == (keys, values, heads) })
+      #expect(shapes.contains(StateShape(keys, values, heads)))
     }
     #expect(shapes.allSatisfy { $0.keySize * $0.valueSize * $0.heads == 294_912 })
     #expect(!shapes.contains { $0.keySize == 7 })
@@ -129,7 +132,8 @@ import Testing
       )
     }
     let chosen = DimensionsResult(
-      objectives: ["loss"], weights: [1], elements: 8, tolerance: 0.9, shapes: [(1, 8, 1), (2, 4, 1), (4, 2, 1)],
+      objectives: ["loss"], weights: [1], elements: 8, tolerance: 0.9,
+      shapes: [StateShape(1, 8, 1), StateShape(2, 4, 1), StateShape(4, 2, 1)],
       results: [result("a", 2, 100), result("b", 1.5, 95), result("c", 1, 80)])
     #expect(chosen.chosen == 1 && chosen.shapes.map(\.isAllowed) == [true, true, false])
   }

@@ -79,6 +79,36 @@ final class TemporaryFolder {
     #expect(manifest.documents == 250)
   }
 
+  /// A shard whose header claims more ids than its dataset has is refused, whatever its codec; so is a manifest with sizes
+  /// that nothing has.
+  @Test(arguments: [TokenCodec.rank, .u32])
+  func shardsAreNotBelievedAboutTheirVocabulary(codec: TokenCodec) throws {
+    let folder = try TemporaryFolder()
+    let set = folder.path + "/set"
+    let manifest = try build(recipe([try writeText(folder)], codec: codec), set)
+    let path = set + "/" + manifest.shards[0].file
+    func edit(_ path: String, _ old: String, _ new: String) throws {
+      var bytes = try Data(contentsOf: URL(fileURLWithPath: path))
+      let range = try #require(bytes.firstRange(of: Data(old.utf8)))
+      bytes.replaceSubrange(range, with: Data(new.utf8))
+      try bytes.write(to: URL(fileURLWithPath: path))
+    }
+    _ = try Dataset(set).shard(0)
+    try edit(path, "\"vocabulary\":257", "\"vocabulary\":999")
+    do {
+      _ = try Dataset(set).shard(0)
+      Issue.record("a shard with more ids than its dataset was opened")
+    } catch { #expect("\(error)".contains("a vocabulary of 999, its dataset one of 257"), "\(error)") }
+    for (vocabulary, endOfText, tokens) in [(0, 0, 1), (257, 257, 1), (257, 256, -1), (257, 256, Int.max)] {
+      let odd = Manifest(
+        name: "set", standsInFor: nil, tokenizer: "bytes", tokenizerHash: "", vocabulary: vocabulary,
+        endOfText: UInt32(endOfText), codec: codec, codebookHash: "",
+        shards: [ShardRecord(file: "a", bytes: 1, tokens: tokens, documents: 1, sha256: "")])
+      try odd.write(to: folder.path)
+      #expect(throws: FileError.self) { try Manifest(folder: folder.path) }
+    }
+  }
+
   /// The zstd program accepts every shard, and shows the ids of a u32 shard.
   @Test func zstdReadsShards() throws {
     let folder = try TemporaryFolder()

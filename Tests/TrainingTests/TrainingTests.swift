@@ -128,17 +128,28 @@ import Training
     #expect(try job(Self.good, set: ["train.tokens=2048"]).totalSteps == 2)
   }
 
-  @Test func shippedJobsAreValid() throws {
-    for (kind, path) in [
-      (JobKind.pretrain, "teacher"), (.distill, "distill"), (.finetune, "finetune"),
-      (.distill, "jet-nemotron-2b/distill"),
-      (.finetune, "jet-nemotron-2b/finetune"), (.distill, "jet-nemotron-4b/distill"),
-      (.finetune, "jet-nemotron-4b/finetune"), (.distill, "bench/jet-mini"),
-    ] {
-      let read = try Job(
-        kind, path: "\(repository)/Jobs/\(path).yaml", overrides: [], ranks: path.hasPrefix("bench") ? 1 : 2)
-      _ = try Mix(read.mixName, folder: repository + "/Jobs/mixes")
+  /// Keys that are lists or mappings, for which the parser of YAML would end the process, are a fault of the file.
+  @Test(arguments: [
+    "? {a: 1}\n: 2\n", "? [a]\n: 2\n", "phases: [{losses: {b: 1}:}]\n", "x: [{{a: b}: c}]\n", "&a [*a]: 3\n",
+  ])
+  func oddKeysOfYAMLAreRefused(text: String) {
+    #expect { _ = try job(text) } throws: { error in
+      (error as? JobError)?.kind == .usage && "\(error)".contains("is not YAML: ")
     }
+  }
+
+  /// Numbers that no run has are refused, not multiplied.
+  @Test(arguments: [
+    "train.tokens=9223372036854775807", "train.tokens=1e-9K", "train.tokens=99999999T", "train.context=4294967296",
+    "train.global_batch=9223372036854775807", "checkpoints.compression_level=4294967296",
+    "train.changes=[{from_step: 2147483648, global_batch: 8}]",
+    "train.changes=[{from_step: 9, global_batch: 16}, {from_step: 9, global_batch: 8}]",
+  ])
+  func numbersThatNoRunHasAreRefused(set: String) throws {
+    do {
+      _ = try job(Self.good, set: [set])
+      Issue.record("\(set) was accepted")
+    } catch let error as JobError { #expect(error.kind == .usage, "\(error)") }
   }
 
   @Test func schedules() {
@@ -311,5 +322,136 @@ import Training
     #expect(Array(arena.gradients.toArray()[..<100]) == tree(0..<lanes, of: lanes))
     // However many micro-batches there are, no more sums wait than the tree of the lanes has levels.
     #expect(most <= lanes.trailingZeroBitCount, "\(most) sums wait")
+  }
+
+  /// What a job makes of a student depends on its phases, seed and data, and not on how often it saves, validates and logs.
+  @Test func jobsAreKnownByWhatTheyMake() throws {
+    let text = Self.good + "\nvalidation: {every: 5}\ncheckpoints: {every: 5}\n"
+    let known = try job(text).identity([], teacher: "t")
+    for same in [
+      "validation.every=7", "checkpoints.every=9", "checkpoints.keep_last=9", "log_every=3", "run_dir=elsewhere",
+    ] {
+      #expect(try job(text, set: [same]).identity([], teacher: "t") == known, "\(same)")
+    }
+    for other in [
+      "train.lr=2e-3", "train.tokens=128K", "train.context=64", "train.losses.logits=2", "train.seed=2", "train.clip=2",
+      "train.freeze=[mlp]", "train.global_batch=16", "train.weight_decay=0.1", "model.init=random",
+      "spikes.policy=skip",
+    ] {
+      #expect(try job(text, set: [other]).identity([], teacher: "t") != known, "\(other)")
+    }
+    #expect(try job(text).identity([], teacher: "u") != known)
+  }
+
+  // MARK: - Supernets whose mixers are aligned
+
+  private func model(_ settings: String, type: String, seed: UInt64, _ backend: CPUBackend, of teacher: HybridLM? = nil)
+    throws -> HybridLM
+  {
+    let json = """
+      {"model_type": "\(type)", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+       "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": true \(settings)}
+      """
+    let model = HybridLM(try ModelConfiguration(json: Data(json.utf8), path: "config.json"))
+    if let teacher { try model.inherit(from: teacher) }
+    model.initialize(seed: seed, backend: backend)
+    return model
+  }
+
+  private func supernetOfATeacher(_ backend: CPUBackend) throws -> (student: HybridLM, teacher: HybridLM) {
+    let teacher = try model("", type: "qwen2", seed: 1, backend)
+    // Attention that says something.
+    for parameter in teacher.store.parameters where parameter.name.contains("self_attn") && parameter.isMatrix {
+      parameter.value = backend.tensor(
+        randomFloats(parameter.count, seed: UInt64(parameter.count)).map { $0 * 0.3 }, parameter.shape)
+    }
+    let student = try model(
+      """
+      , "layer_types": ["attn", "attn", "attn", "attn"], "supernet_mixer": "gla",
+      "efficient_attention_config": {"gla": {"num_heads": 2, "head_dim": 16}, "swa": {"window_size": 6}}
+      """, type: "jet_nemotron", seed: 2, backend, of: teacher)
+    return (student, teacher)
+  }
+
+  private static func batch(_ seed: UInt64, sequences: Int = 2, length: Int = 24) -> SequenceBatch {
+    var random = RandomStream(seed: seed, name: "tokens")
+    var batch = SequenceBatch()
+    batch.tokens = (0..<sequences * length).map { _ in Int32(random.next() % 64) }
+    batch.labels = batch.tokens.map { _ in -1 }
+    batch.segments = (0..<sequences).map { $0 * length..<($0 + 1) * length }
+    batch.sequenceCount = sequences
+    return batch
+  }
+
+  /// Of a supernet the layers that the drawn path makes linear are compared with the teacher's attention: their linear paths
+  /// have gradients, nothing else has.
+  @Test func supernetsAlignTheLayersThatAreDrawnLinear() throws {
+    let backend = CPUBackend(threads: 1)
+    let (student, teacher) = try supernetOfATeacher(backend)
+    let arena = Arena(student.store, backend: backend) { $0.name.contains("attn") }
+    let losses = MicroBatchLosses(
+      student: student, teacher: teacher, weights: LossWeights(mixerOutput: 1), checkpointing: false, backend: backend)
+    let data = Self.batch(1)
+    for (path, aligned) in [
+      (SupernetPath(full: [1], sliding: [3]), [0, 2]), (SupernetPath(), [0, 1, 2, 3]),
+      (SupernetPath(full: [0, 1, 2, 3]), []),
+    ] {
+      student.path = path
+      arena.beginBackward()
+      var told: [ModelPart] = []
+      let sums = losses(data, gradientsOver: TokenCounts(labels: 0, tokens: data.tokens.count)) { part in
+        told.append(part)
+      }
+      arena.endBackward()
+      #expect((sums.mixerOutput > 0) == !aligned.isEmpty && told == aligned.map { .layer($0) })
+      for entry in arena.entries {
+        let gradient = arena.gradients.rows(entry.range).toArray()
+        let layer = Int(entry.parameter.name.split(separator: ".")[2])!
+        let isAligned = aligned.contains(layer) && entry.parameter.name.contains("linear_attn")
+        #expect(gradient.contains { $0 != 0 } == isAligned, "\(path): \(entry.parameter.name)")
+      }
+      // The mean over aligned layers of each layer's own error.
+      let alone = aligned.map { layer in
+        student.path = SupernetPath(full: (0..<4).filter { $0 != layer })
+        return losses(data, gradientsOver: nil).mixerOutput
+      }
+      let mean = alone.isEmpty ? 0 : alone.reduce(0, +) / Double(alone.count)
+      #expect(abs(sums.mixerOutput - mean) <= 1e-6 * mean)
+    }
+  }
+
+  /// Steps on drawn paths bring every linear path nearer to the teacher's attention, and leave the rest alone.
+  @Test func alignedSupernetsLearn() throws {
+    let backend = CPUBackend(threads: 1)
+    let (student, teacher) = try supernetOfATeacher(backend)
+    let read = try job(
+      Self.good,
+      set: [
+        "train.losses.mixer_output=1", "train.freeze=[mlp, embeddings, norms, attention]", "train.context=24",
+        "train.global_batch=4", "train.lr=1e-2", "train.schedule=constant",
+      ])
+    let sampling = PathSampling(fullLayers: 1, slidingLayers: 1, budgetShare: 0.75)
+    func aligned() -> [Double] {
+      let losses = MicroBatchLosses(
+        student: student, teacher: teacher, weights: read.phases[0].losses, checkpointing: false, backend: backend)
+      return (0..<4).map { layer in
+        student.path = SupernetPath(full: (0..<4).filter { $0 != layer })
+        return losses(Self.batch(99), gradientsOver: nil).mixerOutput
+      }
+    }
+    let frozen = student.store.parameters.filter { !$0.name.contains("linear_attn") }.map { $0.value.toArray() }
+    let before = aligned()
+    let runner = StepRunner(student: student, teacher: teacher, phase: read.phases[0], world: .alone, backend: backend)
+    var updates = PathUpdates(of: student, sampling, seed: 1)
+    for step in 0..<400 {
+      student.path = sampling.path(step: step, layers: 4, seed: 1)
+      let data = (0..<2).map { Self.batch(UInt64(step * 2 + $0)) }
+      _ = try runner.run(data, updates: updates.count(step), learningRate: 1e-2)
+    }
+    try runner.settle()
+    let after = aligned()
+    print("aligned: \(zip(before, after).map { $1 / $0 })")
+    #expect(zip(before, after).allSatisfy { $1 < 0.7 * $0 }, "\(before) \(after)")
+    #expect(student.store.parameters.filter { !$0.name.contains("linear_attn") }.map { $0.value.toArray() } == frozen)
   }
 }

@@ -3,6 +3,7 @@ import Models
 import Ops
 import Tensors
 import TokenStreams
+import Training
 
 /// Mixes attention and linear path of every layer by a gate between 0 and 1, learns the gates by gradient under a pull
 /// towards the budget, and keeps the layers whose gates ended highest.
@@ -48,12 +49,15 @@ package struct GateGradients {
   let parts: [(batches: [SequenceBatch], kl: Bool, weight: Double)]
   let world: any PathExchange
   let backend: any Backend
+  /// Whether this rank wants the search to end early.
+  package var wantsStop: () -> Bool
 
   package init(
     supernet: HybridLM, teacher: HybridLM?, parts: [(batches: [SequenceBatch], kl: Bool, weight: Double)],
-    world: any PathExchange, backend: any Backend
+    world: any PathExchange, backend: any Backend, wantsStop: @escaping () -> Bool = { false }
   ) {
     (self.supernet, self.teacher, self.parts, self.world, self.backend) = (supernet, teacher, parts, world, backend)
+    self.wantsStop = wantsStop
   }
 
   /// A step reads a quarter of every objective's batches, at least one.
@@ -67,6 +71,8 @@ package struct GateGradients {
   var tokensPerStep: Int { parts.reduce(0) { $0 + chosen($1.batches, step: 0).reduce(0) { $0 + $1.tokens.count } } }
 
   /// The gradient by layer, the same on all ranks at any number of them.
+  ///
+  /// - Throws: `Stopped` on all ranks, when one wants to stop
   package func callAsFunction(_ gates: [Double], step: Int) throws -> [Double] {
     var work: [(batch: SequenceBatch, kl: Bool, seed: Double)] = []
     for part in parts {
@@ -80,11 +86,13 @@ package struct GateGradients {
       let gradient = backward(gates, work[index].batch, kl: work[index].kl, seed: Float(work[index].seed))
       mine.replaceSubrange(row * gates.count..<(row + 1) * gates.count, with: gradient)
     }
-    let all = try world.allGather(mine)
+    let width = mine.count + 1
+    let all = try world.allGather(mine + [wantsStop() ? 1 : 0])
+    if (1...world.size).contains(where: { all[$0 * width - 1] > 0 }) { throw Stopped() }
     // In the order of the batches, whoever computed them.
     return gates.indices.map { layer in
       work.indices.reduce(0) { sum, index in
-        sum + all[(index % world.size * rows + index / world.size) * gates.count + layer]
+        sum + all[index % world.size * width + index / world.size * gates.count + layer]
       }
     }
   }

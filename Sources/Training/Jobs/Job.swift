@@ -267,7 +267,7 @@ extension Job {
     checkpointMinutes = checkpoints.number("minutes") ?? 30
     keepLast = checkpoints.integer("keep_last", from: 1) ?? 3
     keepEvery = checkpoints.integer("keep_every") ?? 0
-    compressionLevel = Int32(checkpoints.integer("compression_level", from: -7, to: 22) ?? -1)
+    compressionLevel = Int32(checkpoints.integer("compression_level", from: -7, to: 19) ?? -1)
     onSaveFailure = checkpoints.choice("on_failure", SaveFailurePolicy.self) ?? .retry
     gathersCheckpoints = checkpoints.boolean("gather") ?? false
     checkpoints.rejectUnknownKeys()
@@ -304,7 +304,8 @@ extension Job {
     return object
   }
 
-  private static func apply(_ override: String, to object: inout [String: Any]) throws {
+  /// Sets `key.path=value`, the value taken as YAML.
+  package static func apply(_ override: String, to object: inout [String: Any]) throws {
     let parts = override.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
     guard parts.count == 2, !parts[0].isEmpty else {
       throw JobError(.usage, "--set \(override): expected key.path=value")
@@ -355,11 +356,15 @@ extension Phase {
       if let batch { Self.check(batch, microBatch, ranks: ranks, section) }
       let mix = section.string("mix")
       if batch == nil && mix == nil { section.fault("from_step", "changes neither global_batch nor mix") }
-      if step <= changes.last?.step ?? 0 { section.fault("from_step", "is not behind the change before") }
-      if step >= steps {
-        section.fault("from_step", "\(step) is behind the end of the phase, which has \(steps) steps")
-      }
       section.rejectUnknownKeys()
+      guard step > changes.last?.step ?? 0 else {
+        section.fault("from_step", "is not behind the change before")
+        continue
+      }
+      guard step < steps else {
+        section.fault("from_step", "\(step) is behind the end of the phase, which has \(steps) steps")
+        continue
+      }
       changes.append(PhaseChange(step: step, globalBatch: batch, mixName: mix))
       let now = self.batch(at: step)
       steps = step + (max(0, total - sequences(before: step)) + now - 1) / now
@@ -449,9 +454,8 @@ extension ParameterGroup {
 extension Job {
   /// The `kind` that a job file declares.
   package static func declaredKind(of path: String) throws -> String {
-    let object = try? parseYAML(String(decoding: readFile(path), as: UTF8.self)) as? [String: Any]
-    guard let kind = object?["kind"] as? String else {
-      throw JobError(.usage, "\(path): is missing, or says no kind: pretrain, distill or finetune")
+    guard let kind = try mapping(path)["kind"] as? String else {
+      throw JobError(.usage, "\(path): kind: is missing: pretrain, distill, finetune or search")
     }
     return kind
   }
@@ -459,12 +463,16 @@ extension Job {
   /// The shapes of student and teacher, from their folders or, where those do not exist yet, from the configurations
   /// that the job gives for planning.
   package func configurations() throws -> (student: ModelConfiguration, teacher: ModelConfiguration?) {
-    func configuration(_ path: String, _ planned: String?) throws -> ModelConfiguration {
-      let exists = FileManager.default.fileExists(atPath: path)
-      return try ModelConfiguration(path: exists ? path : planned ?? path)
-    }
-    return (
-      try configuration(student, plannedStudent), try teacher.map { try configuration($0, plannedTeacher) }
-    )
+    (try studentConfiguration(), try teacher.map { try Self.configuration($0, plannedTeacher) })
+  }
+
+  /// The same of the student alone.
+  package func studentConfiguration() throws -> ModelConfiguration {
+    try Self.configuration(student, plannedStudent)
+  }
+
+  private static func configuration(_ path: String, _ planned: String?) throws -> ModelConfiguration {
+    let exists = FileManager.default.fileExists(atPath: path)
+    return try ModelConfiguration(path: exists ? path : planned ?? path)
   }
 }

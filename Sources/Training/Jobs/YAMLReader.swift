@@ -49,14 +49,16 @@ package final class YAMLReader {
 
   package func required(_ key: String, _ what: String) -> String {
     if let value = string(key) { return value }
-    if object[key] == nil { fault(key, "is missing: \(what)") }
+    if !has(key) { fault(key, "is missing: \(what)") }
     return ""
   }
 
   package func boolean(_ key: String) -> Bool? { typed(key, "true or false") { $0 as? Bool } }
 
-  /// - Parameter most: by default more than any job has, and so little that no product of two overflows
-  package func integer(_ key: String, from least: Int = 0, to most: Int = 1 << 31) -> Int? {
+  /// No count of a job comes near it, and no product of two can overflow.
+  package static let most = Int(Int32.max)
+
+  package func integer(_ key: String, from least: Int = 0, to most: Int = most) -> Int? {
     guard let value = typed(key, "a whole number", { $0 as? Int }) else { return nil }
     guard value >= least else {
       fault(key, "must be at least \(least), not \(value)")
@@ -85,10 +87,10 @@ package final class YAMLReader {
   /// A count of tokens: 1000000, 1M, 50B. Exact is whether it was given to the token.
   func tokens(_ key: String) -> (count: Int, isExact: Bool)? {
     typed(key, "a count of tokens such as 500K, 20M or 50B") { raw -> (count: Int, isExact: Bool)? in
-      if let count = raw as? Int { return count > 0 && count < 1_000_000_000_000_000_000 ? (count, true) : nil }
+      if let count = raw as? Int { return (1..<1_000_000_000_000_000).contains(count) ? (count, true) : nil }
       guard let text = raw as? String, let suffix = text.last,
         let factor = ["K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12][suffix.uppercased()],
-        let number = Double(text.dropLast()), number * factor >= 1, number * factor < 1e18
+        let number = Double(text.dropLast()), number * factor >= 1, number * factor < 1e15
       else { return nil }
       return (Int(number * factor), false)
     }
@@ -115,16 +117,16 @@ package final class YAMLReader {
     typed(key, "a list of texts") { raw in raw as? [String] ?? (raw as? String).map { [$0] } }
   }
 
-  /// Whole numbers above zero.
+  /// Whole numbers above zero, none larger than ``most``.
   package func counts(_ key: String) -> [Int]? {
     typed(key, "a list of numbers above zero") { raw in
       guard let values = raw as? [Int] else { return nil }
-      return values.allSatisfy { $0 > 0 } ? values : nil
+      return values.allSatisfy { (1...Self.most).contains($0) } ? values : nil
     }
   }
 
-  /// Whether the file has this key.
-  package func has(_ key: String) -> Bool { object[key] != nil }
+  /// Whether the file gives this key a value; `null` is none.
+  package func has(_ key: String) -> Bool { object[key].map { !($0 is NSNull) } ?? false }
 
   /// The mapping at `key`; an empty one where there is none.
   package func section(_ key: String) -> YAMLReader {

@@ -91,10 +91,11 @@ package final class Supervisor {
     var pause = plan.backoff
     while true {
       let present = answeringHosts()
-      var attempt = Attempt(begin: Date(), hosts: present, ranks: ranks(on: present), from: run.steps.last ?? 0)
+      var attempt = Attempt(
+        begin: Date(), hosts: present, ranks: ranks(on: present), from: Self.saved(in: plan.runFolder))
       try launch(&attempt)
       attempt.seconds = Date().timeIntervalSince(attempt.begin)
-      attempt.reached = max(run.steps.last ?? 0, Self.lastStep(plan.runFolder))
+      attempt.reached = Self.reached(in: plan.runFolder)
       attempts.append(attempt)
       if let status = endedBySignal() { return status }
       if attempt.status == 0 && !attempt.bySignal { return report("finished") }
@@ -221,6 +222,32 @@ package final class Supervisor {
 
   private func createLogs() throws {
     try FileManager.default.createDirectory(atPath: logs, withIntermediateDirectories: true)
+  }
+
+  /// Folders of runs: the run folder itself, and those in the folder of a search.
+  private static func runs(in folder: String) -> [String] {
+    let inner = ["supernet"] + names(in: folder + "/candidates").map { "candidates/" + $0 }
+    return [folder] + inner.map { folder + "/" + $0 }
+  }
+
+  private static func names(in folder: String) -> [String] {
+    ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []).sorted()
+  }
+
+  /// What a search has evaluated.
+  private static func evaluations(in folder: String) -> Int {
+    FileManager.default.contents(atPath: folder + "/evaluations.jsonl")?.split(separator: UInt8(ascii: "\n")).count ?? 0
+  }
+
+  /// How far what is on disk goes: the step of the newest checkpoint; of a search the steps of all its runs, and its
+  /// evaluations.
+  private static func saved(in folder: String) -> Int {
+    runs(in: folder).reduce(evaluations(in: folder)) { $0 + (RunFolder($1).steps.last ?? 0) }
+  }
+
+  /// How far the work has come, counted likewise, what is not yet on disk included.
+  private static func reached(in folder: String) -> Int {
+    runs(in: folder).reduce(evaluations(in: folder)) { $0 + max(RunFolder($1).steps.last ?? 0, lastStep($1)) }
   }
 
   /// The last step in the log of the run.

@@ -41,7 +41,8 @@ package final class StopRequest {
   /// Says what it takes from the wish to stop to a checkpoint on disk, in seconds, as far as is known.
   package func needs(_ seconds: Double) { deadline?.needs(seconds) }
 
-  /// Removes the file, once it was heeded, so that the next start does not stop at once.
+  /// Removes the file, so that the next start does not stop at once. Called by the coordinator of all ranks, when all have
+  /// heeded it: groups of them that train side by side look for it each for itself.
   package func consume() { unlink(file) }
 }
 

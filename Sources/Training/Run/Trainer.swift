@@ -67,14 +67,7 @@ package final class Trainer {
     models = try ModelSetup(job, backend: backend)
     let models = models
     updates = PathUpdates(of: models.student, job.supernet, seed: job.seed)
-    let tokenizer = try makeTokenizer(job.tokenizer)
-    let openShards = ShardCache()
-    plans = try job.phases.enumerated().map { index, phase in
-      let plan = try job.dataPlan(ofPhase: index, cache: openShards)
-      try plan.checkSupply(sequences: phase.sequences(before: phase.steps))
-      try models.check(plan.manifest, tokenizer: tokenizer)
-      return plan
-    }
+    plans = try job.dataPlans(student: models.student.configuration, teacher: models.teacher?.configuration)
     // Hashing billions of weights once is enough.
     var hashes = Data()
     if world.isCoordinator {
@@ -235,6 +228,7 @@ package final class Trainer {
       "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
         + "\(world.size) ranks × \(backend.deviceDescription), \(Int(rate / 1e9)) GF/s a rank, run folder \(run.path)"
     )
+    if position.step == 0, let dropped = models.transferLosses.droppedHeads { say(dropped) }
     var operations = estimatedOperations()
     // A run that was stopped while it validated does so first when it goes on, so that its log lacks nothing.
     var mustStop = try isValidationDue(metrics) ? !validate(metrics, stop) : false
@@ -279,7 +273,6 @@ package final class Trainer {
     watchdog.stop()
     if position.step < job.totalSteps {
       say("stopped at step \(position.step)\(stop?.reason.map { " (\($0))" } ?? "")")
-      if world.isCoordinator { stop?.consume() }
       return .stopped(step: position.step)
     }
     try agree(world) {

@@ -5,25 +5,19 @@ import Hashing
 import Models
 import NN
 import Tensors
-import TokenStreams
-import Tokenizers
 
 /// The models of a job: the student to be trained and, where losses or inheritance need it, its frozen teacher.
 package struct ModelSetup {
   package let student: HybridLM
   package let teacher: HybridLM?
+  /// What the student's layers could not take over from the teacher; empty where it did not begin from one.
+  package let transferLosses: [TransferLoss]
 
   /// Loads and initialises what `job` names.
   package init(_ job: Job, backend: any Backend) throws {
-    teacher = try job.teacher.map { path in
-      guard FileManager.default.fileExists(atPath: path + "/config.json") else {
-        throw JobError(
-          .data,
-          "model.teacher \(path): there is no model folder; train one with `jettrain pretrain`, or give the folder of "
-            + "a downloaded model")
-      }
-      return try HybridLM.load(path, backend: backend)
-    }
+    var losses: [TransferLoss] = []
+    try job.checkTeacher()
+    teacher = try job.teacher.map { try HybridLM.load($0, backend: backend) }
     if job.kind == .finetune {
       guard FileManager.default.fileExists(atPath: job.student + "/config.json") else {
         throw JobError(
@@ -37,15 +31,19 @@ package struct ModelSetup {
       }
       student = try Self.begin(
         ModelConfiguration(path: job.student), weights: job.student, teacher: job.kind == .distill ? teacher : nil,
-        initialization: job.initialization, seed: job.seed, backend: backend)
+        initialization: job.initialization, seed: job.seed, backend: backend
+      ) { losses = $0 }
     }
+    transferLosses = losses
   }
 
   /// The model that a run begins with: from the folder `weights` where that has some (what `convert` wrote), else made
   /// from the teacher, else from nothing.
+  ///
+  /// - Parameter report: is told what a student could not take over from its teacher
   package static func begin(
     _ configuration: ModelConfiguration, weights: String, teacher: HybridLM?, initialization: StudentInitialization,
-    seed: UInt64, backend: any Backend
+    seed: UInt64, backend: any Backend, report: ([TransferLoss]) -> Void = { _ in }
   ) throws -> HybridLM {
     let names = ["model.safetensors", "model.safetensors.index.json"]
     if names.contains(where: { FileManager.default.fileExists(atPath: weights + "/" + $0) }) {
@@ -58,26 +56,8 @@ package struct ModelSetup {
     }
     let student = try Student(
       configuration, of: teacher, initialization: initialization, seed: seed, backend: backend)
-    student.complete()
+    report(student.complete())
     return student.model
-  }
-
-  /// Refuses data whose tokens the models cannot mean.
-  package func check(_ manifest: Manifest, tokenizer: any Tokenizer) throws {
-    guard tokenizer.hash == manifest.tokenizerHash else {
-      throw JobError(
-        .data,
-        "dataset \(manifest.name) was built with tokenizer \(manifest.tokenizer) (\(manifest.tokenizerHash.prefix(12))), "
-          + "the job says \(tokenizer.name) (\(tokenizer.hash.prefix(12)))")
-    }
-    for model in [student, teacher].compactMap({ $0 }) {
-      guard model.configuration.vocabularySize >= manifest.vocabulary else {
-        throw JobError(
-          .data,
-          "dataset \(manifest.name) has ids up to \(manifest.vocabulary - 1), the model a vocabulary of "
-            + "\(model.configuration.vocabularySize)")
-      }
-    }
   }
 
   /// SHA-256 over names and values of the parameters that `isIncluded`.

@@ -75,3 +75,18 @@ package func makeTokenizer(_ name: String?, of path: String) throws -> any Token
   }
   return try makeTokenizer(isThere ? folder! : "bytes")
 }
+
+/// The tokens that end a text of the model at `path`: the tokenizer's, and those of the model's `generation_config.json`
+/// and `config.json`.
+package func endTokens(of path: String, _ tokenizer: any Tokenizer) -> Set<UInt32> {
+  var tokens: Set<UInt32> = [tokenizer.endOfText]
+  guard let folder = companionFolder(of: path) else { return tokens }
+  for name in ["generation_config.json", "config.json"] {
+    guard let data = FileManager.default.contents(atPath: folder + "/" + name),
+      let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
+    else { continue }
+    let ids = object["eos_token_id"] as? [Int] ?? (object["eos_token_id"] as? Int).map { [$0] } ?? []
+    tokens.formUnion(ids.compactMap { UInt32(exactly: $0) })
+  }
+  return tokens
+}

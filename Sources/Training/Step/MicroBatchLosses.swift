@@ -106,14 +106,24 @@ package struct MicroBatchLosses {
     count.map { Float(weight / Double(max(1, $0))) } ?? 0
   }
 
+  /// The layers whose mixers are compared with the teacher's: those of another kind; of a supernet, whose layers all hold
+  /// the teacher's kind, those that the drawn path makes linear.
+  private func replacedLayers(_ teacher: HybridLM) -> [Int] {
+    student.layers.indices.filter { index in
+      student.configuration.supernetMixer == nil
+        ? student.layers[index].type != teacher.layers[index].type : student.path?.role(of: index) == .linear
+    }
+  }
+
   /// Every replaced mixer reads the teacher's normalised input of its layer and is compared with the teacher's
   /// mixer. No gradient crosses a layer, so each layer runs backward at once.
   private func alignMixers(
     _ batch: Batch, _ counts: TokenCounts?, _ willUse: (ModelPart) -> Void, _ hasGradients: (ModelPart) -> Void
   ) -> Double {
     guard let teacher else { preconditionFailure("mixer_output needs a teacher") }
-    let replaced = student.layers.indices.filter { student.layers[$0].type != teacher.layers[$0].type }
-    let share = 1 / Double(max(1, replaced.count))
+    let replaced = replacedLayers(teacher)
+    guard !replaced.isEmpty else { return 0 }
+    let share = 1 / Double(replaced.count)
     var sum = 0.0
     var x = backend.withoutRecording { teacher.embed(batch) }
     for (index, layer) in teacher.layers.enumerated() {
@@ -123,7 +133,7 @@ package struct MicroBatchLosses {
       }
       if replaced.contains(index) {
         willUse(.layer(index))
-        let mixer = student.layers[index].mixer
+        let mixer = student.activeMixer(index)
         if counts != nil {
           let (losses, tape) = backend.recording {
             squaredError(

@@ -41,6 +41,8 @@ package struct StepEstimate {
     // A student shares what it inherits with its teacher; a shape that differs is reported elsewhere.
     if let teacherModel { try? model.inherit(from: teacherModel) }
     model.allocate(on: backend)
+    // Of a supernet the path that trains most: a step's is drawn, and a phase that aligns mixers trains linear ones alone.
+    if student.supernetMixer != nil { model.path = SupernetPath() }
     var runner: StepRunner?
     var saveBytes = 0
     return phases.map { phase in

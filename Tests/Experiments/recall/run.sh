@@ -41,7 +41,7 @@ for seed in "$@"; do
   "$jettrain" search placement $base/supernet/model --full 2 --strategy beam --strategy greedy --strategy random \
     --strategy evolution --strategy predictor --strategy reinforce --strategy differentiable --strategy uniform \
     --strategy exhaustive --width 1 --evaluations 66 --objective accuracy=recall --objective recall:0.001 "${recall[@]}" \
-    --sequences 128 --seed $seed --output $base/search | tee $base/search.txt
+    --sequences 128 --seed $seed --run-dir $base/search | tee $base/search.txt
   # Students: the one found, uniform, none, and five at random.
   python3 - $base $seed <<'PYTHON'
 import json, random, sys
