@@ -24,6 +24,8 @@ package final class CheckpointSave {
   /// What the writing thread and its owner share.
   private final class Work: @unchecked Sendable {
     let slices: [SnapshotBuffer.Slice]
+    /// What the slices read: its owner may let go of it.
+    let buffer: SnapshotBuffer
     let path: String
     let level: Int32
     let digest: UInt64
@@ -34,8 +36,11 @@ package final class CheckpointSave {
     var result: Result<CheckpointManifest.Shard, any Error>?
     var seconds = 0.0
 
-    init(slices: [SnapshotBuffer.Slice], path: String, level: Int32, digest: UInt64, isStale: Bool) {
-      (self.slices, self.path, self.level, self.digest) = (slices, path, level, digest)
+    init(
+      slices: [SnapshotBuffer.Slice], of buffer: SnapshotBuffer, path: String, level: Int32, digest: UInt64,
+      isStale: Bool
+    ) {
+      (self.slices, self.buffer, self.path, self.level, self.digest) = (slices, buffer, path, level, digest)
       self.isStale = isStale
     }
 
@@ -93,7 +98,7 @@ package final class CheckpointSave {
     let name = "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
     let copy = buffer.take(slices)
     work = Work(
-      slices: copy.slices, path: place + "/" + name, level: level, digest: copy.digest,
+      slices: copy.slices, of: buffer, path: place + "/" + name, level: level, digest: copy.digest,
       isStale: copy.trained != nil && copy.trained == staleDigest)
     trainedDigest = copy.trained
     let thread = Thread { [work] in work.write() }

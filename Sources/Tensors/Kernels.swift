@@ -14,7 +14,7 @@ package protocol Kernels: AnyObject {
   func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool)
   /// y = f(x), element by element.
   func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor)
-  /// dx = dy · f′(x); y = f(x).
+  /// dx = dy · f′(x); y = f(x). Read are x of `silu`, `logSigmoid` and `softplus`, and y of the others.
   func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor)
 
   /// y[m] = scales[m] · x[m], for as many rows as there are scales; or added.
