@@ -11,6 +11,9 @@ let kernelFlags: [SwiftSetting] = [
   .unsafeFlags(["-O", "-Xcc", "-march=\(cpu)", "-Xcc", "-fno-math-errno"])
 ]
 
+/// Texts that the C target CUDAKernels embeds.
+let kernels = ["Primitives.cuh", "GatedDeltaRule.cu", "GatedDeltaRuleExact.cu"]
+
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 let yams = Target.Dependency.product(name: "Yams", package: "Yams")
 
@@ -23,6 +26,7 @@ let package = Package(
     .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
   ],
   targets: [
+    .systemLibrary(name: "CCUDA"),
     .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(name: "CMPI", pkgConfig: "ompi-c", providers: [.apt(["libopenmpi-dev"])]),
     .systemLibrary(name: "CStack"),
@@ -34,6 +38,13 @@ let package = Package(
     .target(name: "Tensors"),
     .target(
       name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
+    .target(name: "CUDA", dependencies: ["CCUDA", "Hashing"]),
+    .target(
+      name: "CUDAKernels", path: "Sources/CUDABackend/Kernels", exclude: kernels,
+      cSettings: [.unsafeFlags(["-Wno-c23-extensions"])]),
+    .target(
+      name: "CUDABackend", dependencies: ["CCUDA", "CUDA", "CUDAKernels"], exclude: ["Kernels"],
+      swiftSettings: [.unsafeFlags(["-O"])]),
     .target(name: "Ops", dependencies: ["Tensors"]),
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
@@ -69,8 +80,8 @@ let package = Package(
       name: "jettrain",
       dependencies: [
         "Search",
-        "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel",
-        "Reporting",
+        "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Files", "Models", "MPI", "NN",
+        "Parallel", "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ]),
     .target(
@@ -82,6 +93,17 @@ let package = Package(
       dependencies: [
         "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "NN", "Ops", "Safetensors", "Tensors",
         "TestSupport", "Tokenizers",
+      ]),
+    .target(
+      name: "KernelEmulator", path: "Tests/KernelEmulator", exclude: ["GatedDeltaRule.inc"],
+      cxxSettings: [
+        .headerSearchPath("."), .headerSearchPath("../../Sources/CUDABackend/Kernels"),
+        .unsafeFlags(["-std=c++17", "-O1", "-Wno-pass-failed", "-Wno-unused-function", "-Wno-unknown-pragmas"]),
+      ]),
+    .testTarget(
+      name: "CUDATests",
+      dependencies: [
+        "CPUBackend", "CUDA", "CUDABackend", "jettrain", "KernelEmulator", "Tensors", "TestSupport",
       ]),
     .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"]),
     .testTarget(
