@@ -12,7 +12,11 @@ let kernelFlags: [SwiftSetting] = [
 ]
 
 /// Texts that the C target CUDAKernels embeds.
-let kernels = ["Primitives.cuh", "GatedDeltaRule.cu", "GatedDeltaRuleExact.cu"]
+let kernels = [
+  "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
+  "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu",
+  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Normalization.cu", "Primitives.cuh", "Rows.cuh",
+]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 let yams = Target.Dependency.product(name: "Yams", package: "Yams")

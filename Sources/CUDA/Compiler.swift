@@ -130,6 +130,6 @@ private func withCStrings<R>(_ texts: [String], _ body: (UnsafePointer<UnsafePoi
   -> R
 {
   let copies = texts.map { strdup($0) }
-  defer { copies.forEach { free($0) } }
+  defer { for copy in copies { free(copy) } }
   return try copies.map { $0.map { UnsafePointer($0) } }.withUnsafeBufferPointer { try body($0.baseAddress) }
 }

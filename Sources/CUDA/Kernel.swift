@@ -9,6 +9,8 @@ package struct KernelArgument {
   package init(_ value: Float) { bits = UInt64(value.bitPattern) }
   /// The address of a buffer; null for none.
   package init(_ buffer: DeviceBuffer?) { bits = buffer?.address ?? 0 }
+  /// The address `offset` bytes into a buffer.
+  package init(_ buffer: DeviceBuffer, offset: Int) { bits = buffer.address + UInt64(offset) }
 }
 
 /// Compiled kernels on a card.

@@ -67,7 +67,7 @@ package final class MatrixProducts: @unchecked Sendable {
     var transposed: Int32 = 1
     try check(descriptionSet(description, 3, &transposed, 4), "describing the product")
     var layouts = [cublasLtMatrixLayout_t?](repeating: nil, count: 3)
-    defer { layouts.forEach { if let layout = $0 { _ = layoutDestroy(layout) } } }
+    defer { for layout in layouts where layout != nil { _ = layoutDestroy(layout) } }
     for (i, (rows, columns)) in [(k, n), (k, m), (n, m)].enumerated() {
       try check(layoutCreate(&layouts[i], 14, UInt64(rows), UInt64(columns), Int64(rows)), "describing a matrix")
     }

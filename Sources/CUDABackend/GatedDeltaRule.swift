@@ -1,6 +1,6 @@
 import CUDA
 
-/// The gated delta rule on a card (formulas in Kernels/GatedDeltaRule.cu), for one size of heads.
+/// The gated delta rule on a card (formulas in Kernels/GatedDeltaRule.cuh), for one size of heads.
 ///
 /// N counts tokens, H heads, K and V key and value channels of a head. q, k `[N, H, K]`, v, o `[N, H, V]` and their
 /// gradients are bfloat16 or float32 as `elements` says; g, beta `[N, H]`, states `[segments, H, K, V]` and their
@@ -52,16 +52,16 @@ package final class GatedDeltaRule: @unchecked Sendable {
   /// Nil where the card has too little shared memory for these sizes.
   private static func tensorCores(_ library: KernelLibrary, keySize: Int, valueSize: Int) throws -> Kernels? {
     for stages in [3, 2] {
-      let module = try library.module(
-        "GatedDeltaRule.cu",
-        defines: ["KEY_SIZE": "\(keySize)", "VALUE_SIZE": "\(valueSize)", "BACKWARD_STAGES": "\(stages)"])
-      let sizes = try module.constants("gatedDeltaRuleSizes")
+      let defines = ["KEY_SIZE": "\(keySize)", "VALUE_SIZE": "\(valueSize)", "BACKWARD_STAGES": "\(stages)"]
+      func module(_ part: String) throws -> Module { try library.module("GatedDeltaRule\(part).cu", defines: defines) }
+      let first = try module("Prepare")
+      let sizes = try first.constants("gatedDeltaRuleSizes")
       guard sizes[3...].allSatisfy({ $0 <= library.device.sharedMemory }) else { continue }
       return .tensorCores(
-        prepare: try module.kernel("gatedDeltaRulePrepare", sharedMemory: sizes[3]),
-        forward: try module.kernel("gatedDeltaRuleForward", sharedMemory: sizes[4]),
-        states: try module.kernel("gatedDeltaRuleBackwardStates", sharedMemory: sizes[4]),
-        backward: try module.kernel("gatedDeltaRuleBackward", sharedMemory: sizes[5]),
+        prepare: try first.kernel("gatedDeltaRulePrepare", sharedMemory: sizes[3]),
+        forward: try module("Forward").kernel("gatedDeltaRuleForward", sharedMemory: sizes[4]),
+        states: try module("BackwardStates").kernel("gatedDeltaRuleBackwardStates", sharedMemory: sizes[4]),
+        backward: try module("Backward").kernel("gatedDeltaRuleBackward", sharedMemory: sizes[5]),
         record: sizes[0], state: sizes[1], corrected: sizes[2])
     }
     return nil

@@ -11,12 +11,16 @@ import Testing
   private static let hasCard = (try? Device.count()).map { $0 > 0 } ?? false
 
   /// Kernels and the sizes that they are compiled for: the 2B's heads, the 4B's, the smallest.
-  private static let variants: [(file: String, defines: [String: String])] = [
-    ("GatedDeltaRule.cu", ["KEY_SIZE": "96", "VALUE_SIZE": "256"]),
-    ("GatedDeltaRule.cu", ["KEY_SIZE": "128", "VALUE_SIZE": "256"]),
-    ("GatedDeltaRule.cu", ["KEY_SIZE": "16", "VALUE_SIZE": "16", "BACKWARD_STAGES": "2"]),
-    ("GatedDeltaRuleExact.cu", ["ELEMENT": "float"]), ("GatedDeltaRuleExact.cu", ["ELEMENT": "bf16"]),
-  ]
+  private static let variants: [(file: String, defines: [String: String])] = {
+    let parts = ["Prepare", "Forward", "BackwardStates", "Backward"].map { "GatedDeltaRule\($0).cu" }
+    let sizes = [
+      ["KEY_SIZE": "96", "VALUE_SIZE": "256"], ["KEY_SIZE": "128", "VALUE_SIZE": "256"],
+      ["KEY_SIZE": "16", "VALUE_SIZE": "16", "BACKWARD_STAGES": "2"],
+    ]
+    let plain = ["GatedDeltaRuleExact.cu", "Normalization.cu", "DynamicConvolution.cu", "Elementwise.cu"]
+    return parts.flatMap { file in sizes.map { (file, $0) } }
+      + plain.flatMap { file in ["float", "bf16"].map { (file, ["ELEMENT": $0]) } }
+  }()
 
   @Test(
     .enabled(

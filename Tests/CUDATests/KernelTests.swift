@@ -67,7 +67,7 @@ import Testing
 
   private func emulate<Element>(
     _ check: GatedDeltaRuleCheck, as type: Element.Type, from: ([Float]) -> [Element], to: ([Element]) -> [Float],
-    nan: Element, _ run: (emulated_inputs, emulated_outputs) -> Void
+    nan: Element, with run: (emulated_inputs, emulated_outputs) -> Void
   ) throws {
     let x = check.inputs()
     let reference = check.reference(x)
@@ -91,7 +91,7 @@ import Testing
       .init(q), .init(k), .init(v), .init(dO), .init(g), .init(beta), .init(initial), .init(dFinal), .init(table),
       .init(first), .init(o), .init(dQ), .init(dK), .init(dV), .init(final), .init(dG), .init(dBeta), .init(dInitial),
     ]
-    defer { all.forEach { $0.deallocate() } }
+    defer { for memory in all { memory.deallocate() } }
     run(
       emulated_inputs(
         q: q, k: k, v: v, dO: dO, g: g, beta: beta, initial: initial, dFinal: dFinal, chunks: table, segments: first,
@@ -125,17 +125,17 @@ import Testing
       check.states = true
       check.gates = gates
       check.heads = gates == .initial ? 2 : 1
-      try emulate(check, as: UInt16.self, from: bfloat16, to: widened, nan: 0xffff) {
-        bulk ? emulate_gated_delta_rule_bulk($0, $1) : emulate_gated_delta_rule($0, $1)
-      }
+      try emulate(
+        check, as: UInt16.self, from: bfloat16, to: widened, nan: 0xffff,
+        with: bulk ? emulate_gated_delta_rule_bulk : emulate_gated_delta_rule)
     }
   }
 
   @Test(arguments: [(24, 40), (40, 24)]) func exactGatedDeltaRuleIsRightOnTheEmulator(keys: Int, values: Int) throws {
     var check = GatedDeltaRuleCheck(elements: .float32, keySize: keys, valueSize: values, documents: [1, 63, 65, 130])
     check.states = true
-    try emulate(check, as: Float.self, from: { $0 }, to: { $0 }, nan: .nan) {
-      emulate_gated_delta_rule_exact($0, $1, Int32(keys), Int32(values))
-    }
+    try emulate(
+      check, as: Float.self, from: { $0 }, to: { $0 }, nan: .nan,
+      with: { emulate_gated_delta_rule_exact($0, $1, Int32(keys), Int32(values)) })
   }
 }

@@ -33,6 +33,9 @@ package struct DeviceCheck {
   /// - Parameter small: only the smallest sizes, for `compute-sanitizer`.
   package func run(small: Bool, report: (CheckResult) -> Void) throws {
     try report(checkMatrixProducts())
+    for elements in [RowKernels.Elements.bfloat16, .float32] {
+      try RowKernelCheck(library, elements: elements).run(small: small, report: report)
+    }
     for one in GatedDeltaRuleCheck.cases(small: small) { try report(one.run(library)) }
   }
 

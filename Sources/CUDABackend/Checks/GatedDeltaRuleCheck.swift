@@ -155,7 +155,7 @@ package struct GatedDeltaRuleCheck {
     }
     func once() throws -> (outputs: [[Double]], gradients: [[Double]]) {
       let saved = try rule.makeSaved(chunks)
-      try [saved.records, saved.starts, saved.corrected].forEach { try $0?.fill(byte: 0xff) }
+      for buffer in [saved.records, saved.starts, saved.corrected] { try buffer?.fill(byte: 0xff) }
       let workspace = try poisoned(rule.workspaceByteCount(chunks))
       let size = elements.byteCount
       let (o, dV) = (try poisoned(x.v.count * size), try poisoned(x.v.count * size))

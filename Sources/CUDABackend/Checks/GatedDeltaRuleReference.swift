@@ -77,7 +77,7 @@ package struct GatedDeltaRuleReference: Sendable {
       (dQ, dK, dG, dBeta) = (zeros(keys), zeros(keys), zeros(heads), zeros(heads))
     }
 
-    deinit { [dQ, dK, dG, dBeta].forEach { $0.deallocate() } }
+    deinit { for sums in [dQ, dK, dG, dBeta] { sums.deallocate() } }
   }
 
   private func walk(

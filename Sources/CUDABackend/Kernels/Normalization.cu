@@ -1,0 +1,188 @@
+// Root-mean-square norms, with and without a gate, and SiLU to length one. grid (rows / 8 rounded up), 256 threads.
+#include "Rows.cuh"
+
+DEVICE int ownRow() { return blockIdx.x * 8 + threadIdx.x / 32; }
+
+template <int n, bool gated>
+DEVICE void normalizeRow(
+  const ELEMENT *x, const ELEMENT *gate, const float *weight, int row, int columns, float epsilon, ELEMENT *y,
+  float *inverse) {
+  const int lane = threadIdx.x % 32;
+  const long long first = (long long)row * columns;
+  float sum = 0;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float v[n];
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) sum += v[i] * v[i];
+  }
+  const float scale = rsqrtf(warpTotal(sum) / columns + epsilon);
+  if (lane == 0) inverse[row] = scale;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float v[n], w[n], z[n];
+    read(v, x + first + c);
+    read(w, weight + c);
+    if (gated) read(z, gate + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) v[i] *= scale * w[i] * (gated ? silu(z[i]) : 1.0f);
+    write(y + first + c, v);
+  }
+}
+
+/// y = x / rms(x) weight, with `gate` times SiLU(gate); `inverse` keeps 1 / rms.
+extern "C" __global__ void __launch_bounds__(256) normalize(
+  const ELEMENT *x, const ELEMENT *gate, const float *weight, int rows, int columns, float epsilon, ELEMENT *y,
+  float *inverse) {
+  const int row = ownRow();
+  if (row >= rows) return;
+  if (columns % 8)
+    gate ? normalizeRow<1, true>(x, gate, weight, row, columns, epsilon, y, inverse)
+         : normalizeRow<1, false>(x, gate, weight, row, columns, epsilon, y, inverse);
+  else
+    gate ? normalizeRow<8, true>(x, gate, weight, row, columns, epsilon, y, inverse)
+         : normalizeRow<8, false>(x, gate, weight, row, columns, epsilon, y, inverse);
+}
+
+template <int n, bool gated>
+DEVICE void normalizeRowBackward(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int row,
+  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  const int lane = threadIdx.x % 32;
+  const long long first = (long long)row * columns;
+  const float scale = inverse[row];
+  float sum = 0;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float d[n], v[n], w[n], z[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+    read(w, weight + c);
+    if (gated) read(z, gate + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
+  }
+  const float mean = warpTotal(sum) / columns * scale * scale;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float d[n], v[n], w[n], z[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+    read(w, weight + c);
+    if (gated) {
+      read(z, gate + first + c);
+      float dz[n];
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        dz[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
+        d[i] *= silu(z[i]);
+      }
+      write(dGate + first + c, dz);
+    }
+#pragma unroll
+    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean);
+    write(dx + first + c, v);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
+  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  const int row = ownRow();
+  if (row >= rows) return;
+  if (columns % 8)
+    gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
+         : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+  else
+    gate ? normalizeRowBackward<8, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
+         : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+}
+
+/// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate); the parts are cut by the
+/// number of rows alone. grid (columns / 256 rounded up, parts), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *inverse, int rows, int columns, int rowsPerPart,
+  float *partial) {
+  const int c = blockIdx.x * 256 + threadIdx.x;
+  if (c >= columns) return;
+  const int begin = blockIdx.y * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
+  float sum = 0;
+  for (int row = begin; row < end; ++row) {
+    const long long place = (long long)row * columns + c;
+    const float z = gate ? silu(readElement(gate + place)) : 1.0f;
+    sum += readElement(dy + place) * readElement(x + place) * inverse[row] * z;
+  }
+  partial[(long long)blockIdx.y * columns + c] = sum;
+}
+
+/// sums[c] = partial[0][c] + partial[1][c] + ... in this order, or added. grid (columns / 256 rounded up), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) addParts(
+  const float *partial, int parts, int columns, int adds, float *sums) {
+  const int c = blockIdx.x * 256 + threadIdx.x;
+  if (c >= columns) return;
+  float sum = adds ? sums[c] : 0;
+  for (int part = 0; part < parts; ++part) sum += partial[(long long)part * columns + c];
+  sums[c] = sum;
+}
+
+template <int n>
+DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *y) {
+  const int lane = threadIdx.x % 32;
+  const long long first = (long long)row * columns;
+  float sum = 0;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float v[n];
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) sum += silu(v[i]) * silu(v[i]);
+  }
+  const float scale = rsqrtf(warpTotal(sum) + epsilon);
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float v[n];
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) v[i] = silu(v[i]) * scale;
+    write(y + first + c, v);
+  }
+}
+
+/// y = SiLU(x) / length of SiLU(x), a row a head.
+extern "C" __global__ void __launch_bounds__(256) siluNormalize(
+  const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *y) {
+  const int row = ownRow();
+  if (row >= rows) return;
+  columns % 8 ? siluNormalizeRow<1>(x, row, columns, epsilon, y) : siluNormalizeRow<8>(x, row, columns, epsilon, y);
+}
+
+template <int n>
+DEVICE void siluNormalizeRowBackward(
+  const ELEMENT *dy, const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *dx) {
+  const int lane = threadIdx.x % 32;
+  const long long first = (long long)row * columns;
+  float sum = 0, overlap = 0;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float d[n], v[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const float a = silu(v[i]);
+      sum += a * a;
+      overlap += a * d[i];
+    }
+  }
+  const float scale = rsqrtf(warpTotal(sum) + epsilon), along = warpTotal(overlap) * scale * scale;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float d[n], v[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) d[i] = scale * (d[i] - silu(v[i]) * along) * siluSlope(v[i]);
+    write(dx + first + c, d);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256) siluNormalizeBackward(
+  const ELEMENT *dy, const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *dx) {
+  const int row = ownRow();
+  if (row >= rows) return;
+  columns % 8 ? siluNormalizeRowBackward<1>(dy, x, row, columns, epsilon, dx)
+              : siluNormalizeRowBackward<8>(dy, x, row, columns, epsilon, dx);
+}
