@@ -15,7 +15,7 @@ let kernelFlags: [SwiftSetting] = [
 let kernels = [
   "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
   "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu",
-  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Normalization.cu", "Primitives.cuh", "Rows.cuh",
+  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Rows.cuh",
 ]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")

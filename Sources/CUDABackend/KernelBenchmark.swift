@@ -60,6 +60,113 @@ package struct KernelBenchmark {
     return (times, saved.byteCount)
   }
 
+  /// Nanoseconds a token of kernels over rows at the sizes of a layer, forward and backward, with the bytes that they
+  /// must move.
+  package func rows(
+    tokens: Int, hidden: Int, intermediate: Int, heads: Int, keySize: Int, valueSize: Int, vocabulary: Int, runs: Int
+  ) throws -> [(kernel: String, nanoseconds: Double, bytes: Double)] {
+    let kernels = try RowKernels(library, elements: .bfloat16)
+    func buffer(_ bytes: Int) throws -> DeviceBuffer {
+      let buffer = try DeviceBuffer(device, byteCount: bytes)
+      // 0x3c3c is a small bfloat16.
+      try buffer.fill(byte: 0x3c)
+      return buffer
+    }
+    let channels = heads * valueSize
+    let lossRows = min(tokens, 2048)
+    let wide = tokens * max(2 * intermediate, 4 * channels, hidden) * 2
+    let (a, b, c, d) = (try buffer(wide), try buffer(wide), try buffer(wide), try buffer(wide))
+    let weights = try buffer(max(hidden, channels, 4 * channels) * 4)
+    let sums = try buffer(max(hidden, 4 * channels) * 4)
+    let inverse = try buffer(tokens * heads * 4)
+    let starts = try DeviceBuffer(device, [Int32](repeating: 0, count: tokens))
+    let workspace = try buffer(
+      4
+        * max(
+          RowKernels.convolutionWorkspaceCount(tokens: tokens, channels: channels),
+          RowKernels.normalizeWorkspaceCount(rows: tokens, columns: hidden),
+          RowKernels.normalizeWorkspaceCount(rows: tokens * heads, columns: valueSize)))
+    let (n, h, v, k) = (Double(tokens), Double(2 * hidden), Double(2 * channels), Double(2 * heads * keySize))
+    let i = Double(2 * intermediate)
+    let cases: [(String, Double, () throws -> Void)] = [
+      (
+        "norm", n * 2 * h,
+        {
+          try kernels.normalize(
+            a, weight: weights, rows: tokens, columns: hidden, epsilon: 1e-6, into: b, inverse: inverse)
+        }
+      ),
+      (
+        "norm, backward", n * 3 * h,
+        {
+          try kernels.normalizeBackward(
+            b, a, weight: weights, inverse: inverse, rows: tokens, columns: hidden, dx: c, dWeight: sums,
+            addsWeight: false, workspace: workspace)
+        }
+      ),
+      (
+        "gated norm", n * 3 * v,
+        {
+          try kernels.normalize(
+            a, gate: b, weight: weights, rows: tokens * heads, columns: valueSize, epsilon: 1e-5, into: c,
+            inverse: inverse)
+        }
+      ),
+      (
+        "gated norm, backward", n * 5 * v,
+        {
+          try kernels.normalizeBackward(
+            c, a, gate: b, weight: weights, inverse: inverse, rows: tokens * heads, columns: valueSize, dx: d, dGate: c,
+            dWeight: sums, addsWeight: false, workspace: workspace)
+        }
+      ),
+      (
+        "SiLU norm", n * 2 * k,
+        { try kernels.siluNormalize(a, rows: tokens * heads, columns: keySize, epsilon: 1e-6, into: b) }
+      ),
+      (
+        "SiLU norm, backward", n * 3 * k,
+        {
+          try kernels.siluNormalizeBackward(b, a, rows: tokens * heads, columns: keySize, epsilon: 1e-6, dx: c)
+        }
+      ),
+      (
+        "dynamic convolution", n * 6 * v,
+        {
+          try kernels.dynamicConvolution(
+            a, taps: b, bias: weights, starts: starts, tokens: tokens, channels: channels, into: c)
+        }
+      ),
+      (
+        "dynamic convolution, backward", n * 11 * v,
+        {
+          try kernels.dynamicConvolutionBackward(
+            c, a, taps: b, bias: weights, starts: starts, tokens: tokens, channels: channels, dx: c, dTaps: d,
+            dBias: sums, addsBias: false, workspace: workspace)
+        }
+      ),
+      ("SwiGLU", n * 3 * i, { try kernels.swiGLU(a, rows: tokens, columns: intermediate, into: b) }),
+      (
+        "SwiGLU, backward", n * 5 * i,
+        { try kernels.swiGLUBackward(b, a, rows: tokens, columns: intermediate, into: c) }
+      ),
+    ]
+    var results = try cases.map { name, bytes, body in
+      let seconds = try DeviceRates.medianSeconds(device, runs: runs) { _ in try body() }
+      return (kernel: name, nanoseconds: seconds * 1e9 / n, bytes: bytes / n)
+    }
+    let (logits, teacher) = (try buffer(lossRows * vocabulary * 2), try buffer(lossRows * vocabulary * 2))
+    let labels = try DeviceBuffer(device, [Int32](repeating: 1, count: lossRows))
+    let seconds = try DeviceRates.medianSeconds(device, runs: runs) { _ in
+      try kernels.vocabularyLoss(
+        logits: logits, teacherLogits: teacher, labels: labels, rows: lossRows, columns: vocabulary,
+        crossEntropyScale: 0, klScale: 1, crossEntropy: inverse, kl: sums)
+    }
+    results.append(
+      (kernel: "KL", nanoseconds: seconds * 1e9 / Double(lossRows), bytes: Double(vocabulary) * 2 * 5))
+    return results
+  }
+
   /// Random inputs as JetBlock begins with them.
   private struct Inputs {
     let q, k, v, g, beta, dO: DeviceBuffer

@@ -1,7 +1,7 @@
 import CUDA
 
-/// Kernels over rows and elements: norms, gates, the dynamic convolution, AdamW (Kernels/Normalization.cu,
-/// DynamicConvolution.cu, Elementwise.cu).
+/// Kernels over rows and elements: norms, gates, the dynamic convolution, losses, AdamW (Kernels/Normalization.cu,
+/// DynamicConvolution.cu, Losses.cu, Elementwise.cu).
 ///
 /// Activations and their gradients are of the type that `elements` says; weights, their gradients and what is kept beside
 /// activations are float32. Everything runs in stream order; the same inputs give the same bits.
@@ -20,6 +20,7 @@ package final class RowKernels: @unchecked Sendable {
         "normalize", "normalizeBackward", "normalizeWeightParts", "addParts", "siluNormalize", "siluNormalizeBackward",
       ],
       "DynamicConvolution.cu": ["dynamicConvolution", "dynamicConvolutionBackward"],
+      "Losses.cu": ["vocabularyLoss", "squaredError"],
       "Elementwise.cu": ["decayGate", "decayGateBackward", "swiGLU", "swiGLUBackward", "adamW", "sumsOfSquares"],
     ]
     var kernels: [String: Kernel] = [:]
@@ -30,13 +31,15 @@ package final class RowKernels: @unchecked Sendable {
     self.kernels = kernels
   }
 
-  private func launch(_ name: String, grid: (Int, Int), _ arguments: [KernelArgument]) throws {
-    try kernels[name]!.launch(grid: (grid.0, grid.1, 1), threads: 256, arguments)
+  private func launch(
+    _ name: String, grid: (Int, Int), threads: Int = 256, _ arguments: [KernelArgument]
+  ) throws {
+    try kernels[name]!.launch(grid: (grid.0, grid.1, 1), threads: threads, arguments)
   }
 
   /// Parts that sums over rows are cut into, by the number of rows alone.
   private static func parts(rows: Int) -> (count: Int, rows: Int) {
-    let rowsPerPart = max(32, (rows + 127) / 128)
+    let rowsPerPart = max(32, (rows + 1023) / 1024)
     return ((rows + rowsPerPart - 1) / rowsPerPart, rowsPerPart)
   }
 
@@ -74,21 +77,21 @@ package final class RowKernels: @unchecked Sendable {
     _ partial: DeviceBuffer, parts: Int, columns: Int, adds: Bool, into sums: DeviceBuffer
   ) throws {
     try launch(
-      "addParts", grid: ((columns + 255) / 256, 1), [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
+      "addParts", grid: ((columns + 31) / 32, 1), [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
   }
 
   /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over rows of `columns`.
   package func siluNormalize(
     _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, into y: DeviceBuffer
   ) throws {
-    try launch("siluNormalize", grid: ((rows + 7) / 8, 1), [A(x), A(rows), A(columns), A(epsilon), A(y)])
+    try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), A(rows), A(columns), A(epsilon), A(y)])
   }
 
   package func siluNormalizeBackward(
     _ dy: DeviceBuffer, _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, dx: DeviceBuffer
   ) throws {
     try launch(
-      "siluNormalizeBackward", grid: ((rows + 7) / 8, 1), [A(dy), A(x), A(rows), A(columns), A(epsilon), A(dx)])
+      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [A(dy), A(x), A(rows), A(columns), A(epsilon), A(dx)])
   }
 
   /// Tokens that a thread of the convolution takes; as RUN of DynamicConvolution.cu.
@@ -161,6 +164,29 @@ package final class RowKernels: @unchecked Sendable {
       [
         A(dy), A(packed), A(packed, offset: offset), A(columns), A(2 * columns), A(dPacked), A(dPacked, offset: offset),
       ])
+  }
+
+  /// Turns logits [rows, columns] into their gradient (as `Backend.vocabularyLoss`): of cross-entropy with `labels`, and
+  /// of KL(teacher ‖ student) where there are the teacher's logits. Rows whose label is negative count for nothing.
+  package func vocabularyLoss(
+    logits: DeviceBuffer, teacherLogits: DeviceBuffer?, labels: DeviceBuffer, rows: Int, columns: Int,
+    crossEntropyScale: Float, klScale: Float, crossEntropy: DeviceBuffer, kl: DeviceBuffer
+  ) throws {
+    try launch(
+      "vocabularyLoss", grid: (rows, 1), threads: 512,
+      [
+        A(logits), A(teacherLogits), A(labels), A(columns), A(crossEntropyScale), A(klScale), A(crossEntropy), A(kl),
+      ])
+  }
+
+  /// losses[n] = mean of (x − target)² over row n; dx, where given, becomes `seed` times its gradient, or has it added.
+  package func squaredError(
+    _ x: DeviceBuffer, target: DeviceBuffer, rows: Int, columns: Int, seed: Float, losses: DeviceBuffer,
+    into dx: DeviceBuffer?, adds: Bool
+  ) throws {
+    try launch(
+      "squaredError", grid: ((rows + 7) / 8, 1),
+      [A(x), A(target), A(rows), A(columns), A(seed), A(losses), A(dx), A(adds ? 1 : 0)])
   }
 
   /// What a step of AdamW is made with: corrections are 1 − betaᵗ.

@@ -103,13 +103,17 @@ extension Bench {
     @Option(help: "Value channels of a head.") var valueSize = 256
     @Option(help: "Sequences side by side.") var sequences = 2
     @Option(help: "Tokens of a sequence.") var length = 4096
+    @Option(help: "Channels of the residual stream.") var hidden = 1536
+    @Option(help: "Channels of the MLP.") var intermediate = 8960
+    @Option(help: "Rows of the vocabulary.") var vocabulary = 151_936
     @Option(help: "Timed runs; the median counts.") var runs = 31
     @Flag(help: "Time the float32 mode too.") var float32 = false
 
     func validate() throws {
       for (name, value) in [
         ("--heads", heads), ("--key-size", keySize), ("--value-size", valueSize), ("--sequences", sequences),
-        ("--length", length), ("--runs", runs),
+        ("--length", length), ("--runs", runs), ("--hidden", hidden), ("--intermediate", intermediate),
+        ("--vocabulary", vocabulary),
       ] where value < 1 {
         throw ValidationError("\(name) is \(value): it must be at least 1")
       }
@@ -120,6 +124,16 @@ extension Bench {
         let card = try Device(device)
         let bandwidth = try DeviceRates.copyBandwidth(card)
         let benchmark = try KernelBenchmark(card)
+        for (kernel, nanoseconds, bytes) in try benchmark.rows(
+          tokens: sequences * length, hidden: hidden, intermediate: intermediate, heads: heads, keySize: keySize,
+          valueSize: valueSize, vocabulary: vocabulary, runs: runs)
+        {
+          try Bench.emit([
+            "bench": "kernels", "kernel": kernel, "ns_per_token": nanoseconds, "bytes_per_token": bytes,
+            "share_of_copy": bytes / (nanoseconds * 1e-9) / bandwidth, "copy_tb_s": bandwidth / 1e12,
+            "tokens": sequences * length, "mode": "bfloat16", "card": card.name,
+          ])
+        }
         for elements in [GatedDeltaRule.Elements.bfloat16] + (float32 ? [.float32] : []) {
           let (times, saved) = try benchmark.gatedDeltaRule(
             heads: heads, keySize: keySize, valueSize: valueSize, sequences: sequences, length: length,

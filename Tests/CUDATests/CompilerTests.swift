@@ -17,7 +17,7 @@ import Testing
       ["KEY_SIZE": "96", "VALUE_SIZE": "256"], ["KEY_SIZE": "128", "VALUE_SIZE": "256"],
       ["KEY_SIZE": "16", "VALUE_SIZE": "16", "BACKWARD_STAGES": "2"],
     ]
-    let plain = ["GatedDeltaRuleExact.cu", "Normalization.cu", "DynamicConvolution.cu", "Elementwise.cu"]
+    let plain = ["GatedDeltaRuleExact.cu", "Normalization.cu", "DynamicConvolution.cu", "Elementwise.cu", "Losses.cu"]
     return parts.flatMap { file in sizes.map { (file, $0) } }
       + plain.flatMap { file in ["float", "bf16"].map { (file, ["ELEMENT": $0]) } }
   }()

@@ -1,7 +1,7 @@
 // A block of CUDA threads on one CPU thread, so that the kernels' logic is tested where no card is: every thread is a
 // fiber; collectives of a warp and barriers switch among fibers. Asynchronous copies happen only when they are waited
-// for, and shared memory begins as NaN, so that a missing wait shows. What it cannot show are races between threads that
-// no barrier orders: compute-sanitizer's racecheck does that on a card.
+// for, and shared memory begins as NaN, so that a missing wait shows. What it cannot show are races between threads
+// that no barrier orders: compute-sanitizer's racecheck does that on a card.
 #pragma once
 #define JETTRAIN_EMULATED
 #include <cmath>
@@ -189,6 +189,7 @@ static inline u32 roundToBF16(float f) {
 }
 static inline u32 pack(float low, float high) { return roundToBF16(low) | roundToBF16(high) << 16; }
 static inline float exponential(float x) { return expf(x); }
+static inline float reciprocal(float x) { return 1 / x; }
 static inline float exactExponential(float x) { return expf(x); }
 
 static inline void copyAsync(void *to, const void *from, bool valid) {

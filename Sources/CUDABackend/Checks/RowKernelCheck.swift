@@ -79,6 +79,10 @@ struct RowKernelCheck {
       report(try convolution(documents, channels))
     }
     for (tokens, heads) in small ? [(65, 2)] : [(1, 12), (1000, 12), (65, 5)] { report(try gates(tokens, heads)) }
+    for (rows, columns) in small ? [(3, 65)] : [(1, 1000), (65, 1001), (63, 4096)] {
+      for distills in [false, true] { report(try vocabulary(rows, columns, distills: distills)) }
+      report(try squaredError(rows, columns))
+    }
     if elements == .float32 { for count in small ? [1000] : [1, 50_001] { report(try optimizer(count)) } }
   }
 
@@ -262,6 +266,71 @@ struct RowKernelCheck {
       try kernels.decayGateBackward(
         dG: bdG, dBeta: bdBeta, a: ba, beta: results[1].buffer, aLog: bLog, dtBias: bBias, tokens: tokens, heads: heads,
         dA: results[2].buffer, dB: results[3].buffer, dALog: results[4].buffer, dDtBias: results[5].buffer)
+    }
+  }
+
+  private func vocabulary(_ rows: Int, _ columns: Int, distills: Bool) throws -> CheckResult {
+    var random = Random(seed: UInt64(rows * 13 + columns))
+    let logits = rounded((0..<rows * columns).map { _ in Float(random.normal() * 4) })
+    let teacher = rounded((0..<rows * columns).map { _ in Float(random.normal() * 4) })
+    let labels = (0..<rows).map { $0 % 5 == 3 ? Int32(-1) : Int32(random.next() % UInt64(columns)) }
+    let (ceScale, klScale) = (0.7, distills ? 1.3 : 0)
+    var (losses, divergences, gradient) = ([Double](), [Double](), [Double]())
+    for row in 0..<rows {
+      let z = logits[row * columns..<(row + 1) * columns].map(Double.init)
+      let t = teacher[row * columns..<(row + 1) * columns].map(Double.init)
+      guard labels[row] >= 0 else {
+        losses.append(0)
+        divergences.append(0)
+        gradient += [Double](repeating: 0, count: columns)
+        continue
+      }
+      func logSum(_ x: [Double]) -> Double {
+        let most = x.max()!
+        return most + log(x.reduce(0) { $0 + exp($1 - most) })
+      }
+      let (zSum, tSum) = (logSum(z), logSum(t))
+      losses.append(zSum - z[Int(labels[row])])
+      divergences.append(
+        distills ? zip(z, t).reduce(0) { $0 + exp($1.1 - tSum) * ($1.1 - tSum - $1.0 + zSum) } : 0)
+      for c in 0..<columns {
+        let p = exp(z[c] - zSum)
+        let q = distills ? exp(t[c] - tSum) : 0
+        gradient.append(ceScale * (p - (c == Int(labels[row]) ? 1 : 0)) + klScale * (p - q))
+      }
+    }
+    let (bLogits, bTeacher) = (try upload(logits), distills ? try upload(teacher) : nil)
+    let bLabels = try DeviceBuffer(device, labels)
+    let results = [try output(gradient, gradient: true), try floats(losses), try floats(divergences)]
+    return try compare(
+      distills ? "cross-entropy and KL" : "cross-entropy", "\(rows) x \(columns)", results
+    ) {
+      try results[0].buffer.copy(from: bLogits)
+      try kernels.vocabularyLoss(
+        logits: results[0].buffer, teacherLogits: bTeacher, labels: bLabels, rows: rows, columns: columns,
+        crossEntropyScale: Float(ceScale), klScale: Float(klScale), crossEntropy: results[1].buffer,
+        kl: results[2].buffer)
+    }
+  }
+
+  private func squaredError(_ rows: Int, _ columns: Int) throws -> CheckResult {
+    var random = Random(seed: UInt64(rows * 17 + columns))
+    func draw() -> [Float] { rounded((0..<rows * columns).map { _ in Float(random.normal()) }) }
+    let (x, target, before) = (draw(), draw(), draw())
+    let seed = 100.0
+    var (losses, dx) = ([Double](repeating: 0, count: rows), [Double]())
+    for i in x.indices {
+      let difference = Double(x[i]) - Double(target[i])
+      losses[i / columns] += difference * difference / Double(columns)
+      dx.append(Double(before[i]) + seed * 2 / Double(columns) * difference)
+    }
+    let (bx, bTarget, bBefore) = (try upload(x), try upload(target), try upload(before))
+    let results = [try floats(losses), try output(dx, gradient: true)]
+    return try compare("squared error", "\(rows) x \(columns)", results) {
+      try results[1].buffer.copy(from: bBefore)
+      try kernels.squaredError(
+        bx, target: bTarget, rows: rows, columns: columns, seed: Float(seed), losses: results[0].buffer,
+        into: results[1].buffer, adds: true)
     }
   }
 

@@ -99,8 +99,9 @@ extern "C" __global__ void __launch_bounds__(256) swiGLUBackward(
 /// One step of AdamW on float32 masters and moments; `copy`, where given, receives the masters rounded to bfloat16.
 /// grid (count / 256 rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) adamW(
-  float *parameters, const float *gradients, float *moment1, float *moment2, bf16 *copy, int count, float gradientScale,
-  float beta1, float beta2, float correction1, float correction2, float epsilon, float learningRate, float weightDecay) {
+  float *parameters, const float *gradients, float *moment1, float *moment2, bf16 *copy, int count,
+  float gradientScale, float beta1, float beta2, float correction1, float correction2, float epsilon,
+  float learningRate, float weightDecay) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= count) return;
   const float gradient = gradients[i] * gradientScale;
@@ -116,7 +117,8 @@ extern "C" __global__ void __launch_bounds__(256) adamW(
 }
 
 /// sums[b] = sum of x^2 over the b-th run of `blockSize`, in double precision. grid (runs), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) sumsOfSquares(const float *x, int count, int blockSize, double *sums) {
+extern "C" __global__ void __launch_bounds__(256) sumsOfSquares(
+  const float *x, int count, int blockSize, double *sums) {
   __shared__ double parts[256];
   const long long begin = (long long)blockIdx.x * blockSize;
   const long long end = begin + blockSize < count ? begin + blockSize : count;

@@ -7,8 +7,8 @@
 //   P = scale (Q K^T o D), lower                      U = T V - W S0
 //   O = scale diag(e^gamma) Q S0 + P U                S = e^gamma_C S0 + (diag(e^(gamma_C - gamma)) K)^T U
 //
-// `prepare` makes T, P and -W of all chunks at once and lays them, with keys, queries and gates, in a record that is read
-// as it lies. `forward` walks the chunks of a sequence and head; a warp owns 16
+// `prepare` makes T, P and -W of all chunks at once and lays them, with keys, queries and gates, in a record that is
+// read as it lies. `forward` walks the chunks of a sequence and head; a warp owns 16
 // value channels and keeps their state, transposed [16, KEY_SIZE], in registers as float32: accumulators of one product
 // are left operands of the next, so nothing of U, S or O is exchanged between warps. `backwardStates` walks back:
 //
@@ -42,8 +42,8 @@ static_assert(KEYS % 16 == 0 && KEYS <= 128 && VALUES % 16 == 0, "head sizes");
 /// Elements of [CHUNK, KEYS], and of a lower triangle of 16 x 16 blocks of [CHUNK, CHUNK].
 constexpr int ROWS = 4 * KEY_BLOCKS * BLOCK;
 constexpr int TRIANGLE = 10 * BLOCK;
-/// What `prepare` leaves of a chunk and head: -W, K, Q, T, P in blocks; then gamma, e^gamma, e^(gamma_C - gamma) and beta
-/// as float32. K, Q and the gates are what `backward` reads.
+/// What `prepare` leaves of a chunk and head: -W, K, Q, T, P in blocks; then gamma, e^gamma, e^(gamma_C - gamma) and
+/// beta as float32. K, Q and the gates are what `backward` reads.
 constexpr int RECORD_KEYS = ROWS, RECORD_QUERIES = 2 * ROWS, RECORD_T = 3 * ROWS, RECORD_P = RECORD_T + TRIANGLE;
 constexpr int RECORD_GATES = RECORD_P + TRIANGLE, RECORD = RECORD_GATES + 2 * BLOCK;
 /// Elements of a state and of U of a chunk and head.

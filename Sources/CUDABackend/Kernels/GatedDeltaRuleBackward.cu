@@ -7,7 +7,7 @@ DEVICE float total(float x) {
   return x;
 }
 
-/// The inner product of row `row` of a matrix in blocks with accumulators of that row, complete in every lane of a quad.
+/// The inner product of a row of a matrix in blocks with accumulators of that row, complete in every lane of a quad.
 DEVICE float rowProduct(const bf16 *rows, int m, int half, const float (&x)[2 * KEY_BLOCKS][4], int lane) {
   float sum = 0;
 #pragma unroll
@@ -214,7 +214,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gatedDeltaRuleBackward(
       storeOperand(square + triangle(m, kk), left, lane);
 #pragma unroll
       for (int n = 0; n < KEY_BLOCKS; ++n)
-        multiplyAdd(x[2 * n], x[2 * n + 1], left, loadMatrixTransposed(keys + (kk * KEY_BLOCKS + n) * BLOCK + crossed(lane)));
+        multiplyAdd(
+          x[2 * n], x[2 * n + 1], left, loadMatrixTransposed(keys + (kk * KEY_BLOCKS + n) * BLOCK + crossed(lane)));
     }
     syncBlock();
     if (forQueries) {
@@ -237,8 +238,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) gatedDeltaRuleBackward(
         const Quad b = loadMatrixTransposed(dA + triangle(kk, m) + straight(lane));
 #pragma unroll
         for (int n = 0; n < KEY_BLOCKS; ++n) {
-          multiplyAdd(z[2 * n], z[2 * n + 1], a, loadMatrixTransposed(queries + (kk * KEY_BLOCKS + n) * BLOCK + crossed(lane)));
-          multiplyAdd(z[2 * n], z[2 * n + 1], b, loadMatrixTransposed(keys + (kk * KEY_BLOCKS + n) * BLOCK + crossed(lane)));
+          const int block = (kk * KEY_BLOCKS + n) * BLOCK + crossed(lane);
+          multiplyAdd(z[2 * n], z[2 * n + 1], a, loadMatrixTransposed(queries + block));
+          multiplyAdd(z[2 * n], z[2 * n + 1], b, loadMatrixTransposed(keys + block));
         }
       }
 #pragma unroll

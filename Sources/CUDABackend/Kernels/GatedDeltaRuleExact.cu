@@ -1,6 +1,6 @@
 // The gated delta rule by chunks of 64 tokens in plain float32 arithmetic, for any head sizes: the float32 mode, and
-// what bfloat16 falls back to where GatedDeltaRule.cu has no kernel. ELEMENT is float or bf16: the type of q, k, v, o
-// and their gradients. Formulas as in GatedDeltaRule.cu, but for dbeta, which also holds where beta is 0:
+// what bfloat16 falls back to where GatedDeltaRule.cuh has no kernel. ELEMENT is float or bf16: the type of q, k, v, o
+// and their gradients. Formulas as in GatedDeltaRule.cuh, but for dbeta, which also holds where beta is 0:
 //
 //   dbeta_t = dR_t . R_t + sum over i < t of dA[t, i] M[t, i],  R = V - diag(e^gamma) K S0,  M = K K^T o D
 //
@@ -123,7 +123,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gatedDeltaRuleExactForw
     product(c, values, keys, key, state, [&](int t, int j, float x) {
       u[t * values + j] = gates.beta[t] * (read(vs + t * valueStride + j) - gates.exp[t] * x);
     });
-    product(c, values, keys, query, state, [&](int t, int j, float x) { y[t * values + j] = scale * gates.exp[t] * x; });
+    product(c, values, keys, query, state,
+            [&](int t, int j, float x) { y[t * values + j] = scale * gates.exp[t] * x; });
     syncBlock();
     for (int j = thread; j < values; j += THREADS)
       for (int t = 1; t < c; ++t) {

@@ -217,6 +217,6 @@ extern "C" __global__ void __launch_bounds__(128) gatedDeltaRulePrepare(
     reinterpret_cast<Quad *>(record + RECORD_GATES)[thread] = reinterpret_cast<const Quad *>(gates)[thread];
 }
 
-/// What the host must know: elements of a record, a state and U; bytes of shared memory of prepare, the walks, backward.
+/// What the host must know: elements of a record, a state and U; bytes of shared memory of prepare, walks, backward.
 extern "C" __device__ int gatedDeltaRuleSizes[6] = {RECORD, STATE, CORRECTED, PREPARE_SHARED, WALK_SHARED,
                                                     BACKWARD_SHARED};

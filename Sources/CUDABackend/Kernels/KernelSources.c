@@ -28,6 +28,9 @@ static const char gatedDeltaRulePrepare[] = {
 static const char gatedDeltaRuleWalkHeader[] = {
 #embed "GatedDeltaRuleWalk.cuh"
   , 0};
+static const char losses[] = {
+#embed "Losses.cu"
+  , 0};
 static const char normalization[] = {
 #embed "Normalization.cu"
   , 0};
@@ -49,6 +52,7 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"GatedDeltaRuleForward.cu", gatedDeltaRuleForward, sizeof gatedDeltaRuleForward - 1},
     {"GatedDeltaRulePrepare.cu", gatedDeltaRulePrepare, sizeof gatedDeltaRulePrepare - 1},
     {"GatedDeltaRuleWalk.cuh", gatedDeltaRuleWalkHeader, sizeof gatedDeltaRuleWalkHeader - 1},
+    {"Losses.cu", losses, sizeof losses - 1},
     {"Normalization.cu", normalization, sizeof normalization - 1},
     {"Primitives.cuh", primitivesHeader, sizeof primitivesHeader - 1},
     {"Rows.cuh", rowsHeader, sizeof rowsHeader - 1},

@@ -16,7 +16,7 @@ DEVICE void normalizeRow(
 #pragma unroll
     for (int i = 0; i < n; ++i) sum += v[i] * v[i];
   }
-  const float scale = rsqrtf(warpTotal(sum) / columns + epsilon);
+  const float scale = rsqrtf(laneTotal(sum) / columns + epsilon);
   if (lane == 0) inverse[row] = scale;
   for (int c = lane * n; c < columns; c += 32 * n) {
     float v[n], w[n], z[n];
@@ -60,7 +60,7 @@ DEVICE void normalizeRowBackward(
 #pragma unroll
     for (int i = 0; i < n; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
   }
-  const float mean = warpTotal(sum) / columns * scale * scale;
+  const float mean = laneTotal(sum) / columns * scale * scale;
   for (int c = lane * n; c < columns; c += 32 * n) {
     float d[n], v[n], w[n], z[n];
     read(d, dy + first + c);
@@ -95,15 +95,16 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
          : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
 }
 
-/// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate); the parts are cut by the
-/// number of rows alone. grid (columns / 256 rounded up, parts), 256 threads.
+/// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate). The parts are cut by
+/// the number of rows alone. grid (columns / 256 rounded up, parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
-  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *inverse, int rows, int columns, int rowsPerPart,
-  float *partial) {
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *inverse, int rows, int columns,
+  int rowsPerPart, float *partial) {
   const int c = blockIdx.x * 256 + threadIdx.x;
   if (c >= columns) return;
   const int begin = blockIdx.y * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
   float sum = 0;
+#pragma unroll 4
   for (int row = begin; row < end; ++row) {
     const long long place = (long long)row * columns + c;
     const float z = gate ? silu(readElement(gate + place)) : 1.0f;
@@ -112,29 +113,39 @@ extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
   partial[(long long)blockIdx.y * columns + c] = sum;
 }
 
-/// sums[c] = partial[0][c] + partial[1][c] + ... in this order, or added. grid (columns / 256 rounded up), 256 threads.
+/// sums[c] = the sum of partial[part][c] over all parts, or added: eight threads a column take every eighth part each,
+/// in order, and are added in order. grid (columns / 32 rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) addParts(
   const float *partial, int parts, int columns, int adds, float *sums) {
-  const int c = blockIdx.x * 256 + threadIdx.x;
-  if (c >= columns) return;
-  float sum = adds ? sums[c] : 0;
-  for (int part = 0; part < parts; ++part) sum += partial[(long long)part * columns + c];
+  __shared__ float shares[8][32];
+  const int lane = threadIdx.x % 32, group = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+  float sum = 0;
+  if (c < columns) {
+#pragma unroll 4
+    for (int part = group; part < parts; part += 8) sum += partial[(long long)part * columns + c];
+  }
+  shares[group][lane] = sum;
+  syncBlock();
+  if (group > 0 || c >= columns) return;
+  sum = adds ? sums[c] : 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += shares[i][lane];
   sums[c] = sum;
 }
 
-template <int n>
+template <int n, int lanes>
 DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *y) {
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % lanes;
   const long long first = (long long)row * columns;
   float sum = 0;
-  for (int c = lane * n; c < columns; c += 32 * n) {
+  for (int c = lane * n; c < columns; c += lanes * n) {
     float v[n];
     read(v, x + first + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) sum += silu(v[i]) * silu(v[i]);
   }
-  const float scale = rsqrtf(warpTotal(sum) + epsilon);
-  for (int c = lane * n; c < columns; c += 32 * n) {
+  const float scale = rsqrtf(laneTotal<lanes>(sum) + epsilon);
+  for (int c = lane * n; c < columns; c += lanes * n) {
     float v[n];
     read(v, x + first + c);
 #pragma unroll
@@ -143,21 +154,29 @@ DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsil
   }
 }
 
-/// y = SiLU(x) / length of SiLU(x), a row a head.
+/// y = SiLU(x) / length of SiLU(x), a row a head; half a warp takes a row of at most 128 bfloat16. grid (rows / 16
+/// rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) siluNormalize(
   const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *y) {
-  const int row = ownRow();
-  if (row >= rows) return;
-  columns % 8 ? siluNormalizeRow<1>(x, row, columns, epsilon, y) : siluNormalizeRow<8>(x, row, columns, epsilon, y);
+  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+    // All lanes of the warp take part in its sums.
+    const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
+    siluNormalizeRow<8, 16>(x, last, columns, epsilon, y);
+    return;
+  }
+#pragma unroll 1
+  for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
+    columns % 8 ? siluNormalizeRow<1, 32>(x, row, columns, epsilon, y)
+                : siluNormalizeRow<8, 32>(x, row, columns, epsilon, y);
 }
 
-template <int n>
+template <int n, int lanes>
 DEVICE void siluNormalizeRowBackward(
   const ELEMENT *dy, const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *dx) {
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % lanes;
   const long long first = (long long)row * columns;
   float sum = 0, overlap = 0;
-  for (int c = lane * n; c < columns; c += 32 * n) {
+  for (int c = lane * n; c < columns; c += lanes * n) {
     float d[n], v[n];
     read(d, dy + first + c);
     read(v, x + first + c);
@@ -168,8 +187,8 @@ DEVICE void siluNormalizeRowBackward(
       overlap += a * d[i];
     }
   }
-  const float scale = rsqrtf(warpTotal(sum) + epsilon), along = warpTotal(overlap) * scale * scale;
-  for (int c = lane * n; c < columns; c += 32 * n) {
+  const float scale = rsqrtf(laneTotal<lanes>(sum) + epsilon), along = laneTotal<lanes>(overlap) * scale * scale;
+  for (int c = lane * n; c < columns; c += lanes * n) {
     float d[n], v[n];
     read(d, dy + first + c);
     read(v, x + first + c);
@@ -181,8 +200,13 @@ DEVICE void siluNormalizeRowBackward(
 
 extern "C" __global__ void __launch_bounds__(256) siluNormalizeBackward(
   const ELEMENT *dy, const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *dx) {
-  const int row = ownRow();
-  if (row >= rows) return;
-  columns % 8 ? siluNormalizeRowBackward<1>(dy, x, row, columns, epsilon, dx)
-              : siluNormalizeRowBackward<8>(dy, x, row, columns, epsilon, dx);
+  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+    const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
+    siluNormalizeRowBackward<8, 16>(dy, x, last, columns, epsilon, dx);
+    return;
+  }
+#pragma unroll 1
+  for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
+    columns % 8 ? siluNormalizeRowBackward<1, 32>(dy, x, row, columns, epsilon, dx)
+                : siluNormalizeRowBackward<8, 32>(dy, x, row, columns, epsilon, dx);
 }

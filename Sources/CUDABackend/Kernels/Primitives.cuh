@@ -97,15 +97,16 @@ template <int pending> DEVICE void waitCopies() { asm volatile("cp.async.wait_gr
 #ifdef HAS_BULK_COPIES
 // The copy engine of Hopper and later: one instruction copies many bytes, a barrier in shared memory counts them.
 
-/// A barrier that one arrival and the bytes that it announces complete, phase after phase. By one thread; the block must
-/// synchronize before others use it.
+/// A barrier that one arrival and the bytes that it announces complete, phase after phase. By one thread; the block
+/// must synchronize before others use it.
 DEVICE void initializeBarrier(u64 *barrier) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(sharedAddress(barrier)) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 /// The arrival of a phase: so many bytes will come.
 DEVICE void expectBytes(u64 *barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(sharedAddress(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(sharedAddress(barrier)), "r"(bytes)
+               : "memory");
 }
 /// Copies `bytes`, a multiple of 16, between places that are multiples of 16.
 DEVICE void copyBulk(void *shared, const void *global, int bytes, u64 *barrier) {
@@ -116,8 +117,8 @@ DEVICE void copyBulk(void *shared, const void *global, int bytes, u64 *barrier) 
 }
 /// Waits for the end of the phases of this parity: 0 for the first, 1 for the second.
 DEVICE void waitBarrier(u64 *barrier, int parity) {
-  asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
-                 sharedAddress(barrier)),
+  asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+               "@!done bra again;\n}" ::"r"(sharedAddress(barrier)),
                "r"(parity)
                : "memory");
 }
@@ -127,6 +128,12 @@ DEVICE void waitBarrier(u64 *barrier, int parity) {
 DEVICE float exponential(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  return y;
+}
+/// 1 / x, to about one unit in the last place.
+DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 /// e^x as exact as the machine's library has it: float32 mode.
@@ -141,9 +148,10 @@ DEVICE float upper(u32 x) { return asFloat(x & 0xffff0000u); }
 DEVICE float widened(bf16 x) { return asFloat(static_cast<u32>(x) << 16); }
 DEVICE bf16 rounded(float x) { return static_cast<bf16>(pack(x, 0.0f)); }
 
-// A block [16, 16] of a product comes by one ldmatrix whose lanes each point at 16 bytes. Four registers in a row must be
-// the left operand, or two and two the right operands of 8 columns each, or moves would take as long as the products: so
-// the tiles are fetched `straight`, in the order in which they lie, or `crossed`, the two in the middle exchanged.
+// A block [16, 16] of a product comes by one ldmatrix whose lanes each point at 16 bytes. Four registers in a row must
+// be the left operand, or two and two the right operands of 8 columns each, or moves would take as long as the
+// products: so the tiles are fetched `straight`, in the order in which they lie, or `crossed`, the two in the middle
+// exchanged.
 //
 //   left operand a[16 rows, 16]      stored [row][k]: crossed          stored [k][row]: transposed, straight
 //   right operand b[16, 16 columns]  stored [column][k]: straight      stored [k][column]: transposed, crossed

@@ -1,6 +1,6 @@
-// What kernels over rows share. ELEMENT is float or bf16: the type of activations and their gradients; weights, sums and
-// what is kept beside activations are float32. A warp takes a row; rows of a multiple of 8 columns move 16 bytes or more
-// at a time.
+// What kernels over rows share. ELEMENT is float or bf16: the type of activations and their gradients; weights, sums
+// and what is kept beside activations are float32. A warp takes a row; rows of a multiple of 8 columns move 16 bytes or
+// more at a time.
 #pragma once
 #include "Primitives.cuh"
 
@@ -40,16 +40,22 @@ DEVICE void write(float *p, const float (&x)[8]) {
       {asBits(x[4 * half]), asBits(x[4 * half + 1]), asBits(x[4 * half + 2]), asBits(x[4 * half + 3])}};
 }
 
-DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exactExponential(-x)); }
+/// 1 / (1 + e^-x), to about a unit in the last place in float32, two where activations are bfloat16. A division would
+/// be a call.
+DEVICE float sigmoid(float x) {
+  if (sizeof(ELEMENT) == 2) return reciprocal(1.0f + exponential(-x));
+  const float y = fminf(1.0f + exactExponential(-x), 1e38f), r = reciprocal(y);
+  return fmaf(r, fmaf(-y, r, 1.0f), r);
+}
 DEVICE float silu(float x) { return x * sigmoid(x); }
 DEVICE float siluSlope(float x) {
   const float s = sigmoid(x);
   return s * (1.0f + x * (1.0f - s));
 }
 
-/// The sum of x over the warp, in every lane.
-DEVICE float warpTotal(float x) {
+/// The sum of x over groups of `lanes` neighbours, in each of them.
+template <int lanes = 32> DEVICE float laneTotal(float x) {
 #pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) x += shuffleXor(x, mask);
+  for (int mask = lanes / 2; mask > 0; mask /= 2) x += shuffleXor(x, mask);
   return x;
 }
