@@ -40,20 +40,27 @@ package final class GatedDeltaRule: @unchecked Sendable {
   /// Whether tensor cores are used: bfloat16 with sizes that are multiples of 16, K at most 128.
   package var usesTensorCores: Bool { if case .tensorCores = kernels { true } else { false } }
 
-  package init(_ library: KernelLibrary, heads: Int, keySize: Int, valueSize: Int, elements: Elements) throws {
+  /// - Parameter plainCopies: whether copies are those of cards before Hopper, for checks.
+  package init(
+    _ library: KernelLibrary, heads: Int, keySize: Int, valueSize: Int, elements: Elements, plainCopies: Bool = false
+  ) throws {
     (device, self.heads, self.keySize, self.valueSize) = (library.device, heads, keySize, valueSize)
     self.elements = elements
     let fits = keySize % 16 == 0 && keySize <= 128 && valueSize % 16 == 0
     let fast =
-      elements == .bfloat16 && fits ? try Self.tensorCores(library, keySize: keySize, valueSize: valueSize) : nil
+      elements == .bfloat16 && fits
+      ? try Self.tensorCores(library, keySize: keySize, valueSize: valueSize, plainCopies: plainCopies) : nil
     kernels = try fast ?? Self.exact(library, elements)
   }
 
   /// Nil where the card has too little shared memory for these sizes.
-  private static func tensorCores(_ library: KernelLibrary, keySize: Int, valueSize: Int) throws -> Kernels? {
+  private static func tensorCores(
+    _ library: KernelLibrary, keySize: Int, valueSize: Int, plainCopies: Bool
+  ) throws -> Kernels? {
     for stages in [3, 2] {
-      let defines = ["KEY_SIZE": "\(keySize)", "VALUE_SIZE": "\(valueSize)", "BACKWARD_STAGES": "\(stages)"]
-      func module(_ part: String) throws -> Module { try library.module("GatedDeltaRule\(part).cu", defines: defines) }
+      var defines = ["KEY_SIZE": "\(keySize)", "VALUE_SIZE": "\(valueSize)", "BACKWARD_STAGES": "\(stages)"]
+      if plainCopies { defines["PLAIN_COPIES"] = "1" }
+      let module = { (part: String) in try library.module("GatedDeltaRule\(part).cu", defines: defines) }
       let first = try module("Prepare")
       let sizes = try first.constants("gatedDeltaRuleSizes")
       guard sizes[3...].allSatisfy({ $0 <= library.device.sharedMemory }) else { continue }

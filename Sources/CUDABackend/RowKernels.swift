@@ -17,7 +17,8 @@ package final class RowKernels: @unchecked Sendable {
     (device, self.elements) = (library.device, elements)
     let files = [
       "Normalization.cu": [
-        "normalize", "normalizeBackward", "normalizeWeightParts", "addParts", "siluNormalize", "siluNormalizeBackward",
+        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeWeightParts", "addParts",
+        "siluNormalize", "siluNormalizeBackward",
       ],
       "DynamicConvolution.cu": ["dynamicConvolution", "dynamicConvolutionBackward"],
       "Losses.cu": ["vocabularyLoss", "squaredError"],
@@ -39,7 +40,7 @@ package final class RowKernels: @unchecked Sendable {
 
   /// Parts that sums over rows are cut into, by the number of rows alone.
   private static func parts(rows: Int) -> (count: Int, rows: Int) {
-    let rowsPerPart = max(32, (rows + 1023) / 1024)
+    let rowsPerPart = max(32, (rows + 511) / 512)
     return ((rows + rowsPerPart - 1) / rowsPerPart, rowsPerPart)
   }
 
@@ -61,12 +62,22 @@ package final class RowKernels: @unchecked Sendable {
     rows: Int, columns: Int, dx: DeviceBuffer, dGate: DeviceBuffer? = nil, dWeight: DeviceBuffer?, addsWeight: Bool,
     workspace: DeviceBuffer
   ) throws {
+    let parts = Self.parts(rows: rows)
+    precondition(
+      dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
+    if let dWeight, columns % 8 == 0, columns <= 2048 {
+      try launch(
+        "normalizeBackwardWithParts", grid: (parts.count, 1),
+        [
+          A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(dGate),
+          A(workspace),
+        ])
+      return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+    }
     try launch(
       "normalizeBackward", grid: ((rows + 7) / 8, 1),
       [A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(dx), A(dGate)])
     guard let dWeight else { return }
-    let parts = Self.parts(rows: rows)
-    precondition(workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
     try launch(
       "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
       [A(dy), A(x), A(gate), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])

@@ -21,6 +21,8 @@ package struct GatedDeltaRuleCheck {
   package var gates = Gates.initial
   /// Whether states are handed in and out.
   package var states = false
+  /// Whether copies are those of cards before Hopper.
+  package var plainCopies = false
 
   package init(elements: GatedDeltaRule.Elements, keySize: Int, valueSize: Int, documents: [Int]) {
     (self.elements, self.keySize, self.valueSize) = (elements, keySize, valueSize)
@@ -44,7 +46,9 @@ package struct GatedDeltaRuleCheck {
       odd.states = true
       var even = make(32, 80, [1, 65, 3])
       even.states = true
-      return both(even) + [odd]
+      var plain = even
+      plain.plainCopies = true
+      return both(even) + [plain, odd]
     }
     var cases = [1, 63, 65, 1000].flatMap { both(make(96, 256, [$0])) }
     let many = [17, 64, 1, 128, 63, 65, 130, 2, 200]
@@ -53,6 +57,9 @@ package struct GatedDeltaRuleCheck {
       one.states = true
       cases += both(one)
     }
+    var plain = make(96, 256, many)
+    (plain.states, plain.plainCopies) = (true, true)
+    cases.append(plain)
     for gates in [Gates.strong, .none] {
       var one = make(96, 256, [300, 65])
       one.gates = gates
@@ -138,7 +145,8 @@ package struct GatedDeltaRuleCheck {
     let x = inputs()
     let reference = reference(x)
 
-    let rule = try GatedDeltaRule(library, heads: heads, keySize: keySize, valueSize: valueSize, elements: elements)
+    let rule = try GatedDeltaRule(
+      library, heads: heads, keySize: keySize, valueSize: valueSize, elements: elements, plainCopies: plainCopies)
     let chunks = try ChunkTable(device, segments: segments)
     func upload(_ values: [Float]) throws -> DeviceBuffer {
       elements == .bfloat16 ? try DeviceBuffer(device, bfloat16(values)) : try DeviceBuffer(device, values)
@@ -194,7 +202,9 @@ package struct GatedDeltaRuleCheck {
       zip(results, references).map { relativeError($0, $1) }.reduce(0) { $1.isNaN || $1 > $0 ? $1 : $0 }
     }
     let lengths = documents.count == 1 ? "\(documents[0])" : "\(documents.reduce(0, +)) in \(documents.count)"
-    let path = elements == .float32 ? "float32" : rule.usesTensorCores ? "bf16" : "bf16, plain"
+    let path =
+      elements == .float32
+      ? "float32" : !rule.usesTensorCores ? "bf16, plain" : plainCopies ? "bf16, copies of sm_80" : "bf16"
     return CheckResult(
       kernel: "gated delta rule, \(path)",
       shape: "\(keySize) x \(valueSize) x \(heads), \(lengths) tokens"

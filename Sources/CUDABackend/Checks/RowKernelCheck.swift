@@ -68,7 +68,7 @@ struct RowKernelCheck {
   }
 
   func run(small: Bool, report: (CheckResult) -> Void) throws {
-    for (rows, columns) in small ? [(3, 40)] : [(1, 256), (63, 96), (65, 1536), (1000, 256), (1000, 50)] {
+    for (rows, columns) in small ? [(3, 40)] : [(1, 256), (63, 96), (65, 1536), (1000, 256), (1000, 50), (33, 2056)] {
       for gated in [false, true] { report(try norm(rows, columns, gated: gated)) }
       report(try siluNorm(rows, columns))
       report(try swiGLU(rows, columns))

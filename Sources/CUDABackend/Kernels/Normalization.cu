@@ -95,6 +95,92 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
          : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
 }
 
+/// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane keeps those of its columns in registers.
+/// `sums`: shared memory for a row.
+template <int chunks, bool gated>
+DEVICE void normalizePartBackward(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
+  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial, float *sums) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
+  float own[chunks][8] = {};
+  for (int row = begin + warp; row < end; row += 8) {
+    const long long first = (long long)row * columns;
+    const float scale = inverse[row];
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < chunks; ++j) {
+      const int c = j * 256 + lane * 8;
+      if (c >= columns) continue;
+      float d[8], v[8], w[8], z[8];
+      read(d, dy + first + c);
+      read(v, x + first + c);
+      read(w, weight + c);
+      if (gated) read(z, gate + first + c);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
+    }
+    const float mean = laneTotal(sum) / columns * scale * scale;
+#pragma unroll
+    for (int j = 0; j < chunks; ++j) {
+      const int c = j * 256 + lane * 8;
+      if (c >= columns) continue;
+      float d[8], v[8], w[8], z[8];
+      read(d, dy + first + c);
+      read(v, x + first + c);
+      read(w, weight + c);
+      if (gated) {
+        read(z, gate + first + c);
+        float dz[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          dz[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
+          d[i] *= silu(z[i]);
+        }
+        write(dGate + first + c, dz);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own[j][i] += d[i] * v[i] * scale;
+        v[i] = scale * (d[i] * w[i] - v[i] * mean);
+      }
+      write(dx + first + c, v);
+    }
+  }
+  // One warp after the other adds its rows.
+  for (int turn = 0; turn < 8; ++turn) {
+    if (turn == warp) {
+#pragma unroll
+      for (int j = 0; j < chunks; ++j)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const int c = j * 256 + lane * 8 + i;
+          if (c < columns) sums[c] = turn == 0 ? own[j][i] : sums[c] + own[j][i];
+        }
+    }
+    syncBlock();
+  }
+  for (int c = threadIdx.x; c < columns; c += 256) partial[(long long)blockIdx.x * columns + c] = sums[c];
+}
+
+/// normalizeBackward and normalizeWeightParts in one, for rows of a multiple of 8 columns, at most 2048.
+/// grid (parts), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
+  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial) {
+  __shared__ float sums[2048];
+  if (columns <= 256)
+    gate ? normalizePartBackward<1, true>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+         : normalizePartBackward<1, false>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+  else
+    gate ? normalizePartBackward<8, true>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+         : normalizePartBackward<8, false>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+}
+
 /// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate). The parts are cut by
 /// the number of rows alone. grid (columns / 256 rounded up, parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
