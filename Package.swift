@@ -12,6 +12,13 @@ let kernelFlags: [SwiftSetting] = [.unsafeFlags(["-Xcc", "-march=\(cpu)", "-Xcc"
 /// tests have one configuration, release.
 let unoptimized: [SwiftSetting] = [.unsafeFlags(["-Onone"])]
 
+/// Texts that the C target CUDAKernels embeds.
+let kernels = [
+  "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
+  "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu",
+  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Rows.cuh",
+]
+
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
 let yams = Target.Dependency.product(name: "Yams", package: "Yams")
 
@@ -24,6 +31,7 @@ let package = Package(
     .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
   ],
   targets: [
+    .systemLibrary(name: "CCUDA"),
     .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(name: "CMPI", pkgConfig: "ompi-c", providers: [.apt(["libopenmpi-dev"])]),
     .systemLibrary(name: "CStack"),
@@ -36,6 +44,11 @@ let package = Package(
     .target(
       name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "Fabric", dependencies: ["CPUBackend", "MPI", "Tensors"]),
+    .target(name: "CUDA", dependencies: ["CCUDA", "Hashing"]),
+    .target(
+      name: "CUDAKernels", path: "Sources/CUDABackend/Kernels", exclude: kernels,
+      cSettings: [.unsafeFlags(["-Wno-c23-extensions"])]),
+    .target(name: "CUDABackend", dependencies: ["CCUDA", "CUDA", "CUDAKernels"], exclude: ["Kernels"]),
     .target(name: "Ops", dependencies: ["Tensors"]),
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
@@ -71,8 +84,8 @@ let package = Package(
       name: "jettrain",
       dependencies: [
         "Search",
-        "Checkpointing", "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "MPI", "NN", "Parallel",
-        "Reporting",
+        "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Files", "Models", "MPI", "NN",
+        "Parallel", "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ], swiftSettings: unoptimized),
     .target(name: "TestSupport", dependencies: ["CPUBackend", "Tensors"], path: "Tests/TestSupport"),
@@ -83,6 +96,17 @@ let package = Package(
       dependencies: [
         "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "NN", "Ops", "Safetensors", "Tensors",
         "TestSupport", "Tokenizers",
+      ], swiftSettings: unoptimized),
+    .target(
+      name: "KernelEmulator", path: "Tests/KernelEmulator", exclude: ["GatedDeltaRule.inc"],
+      cxxSettings: [
+        .headerSearchPath("."), .headerSearchPath("../../Sources/CUDABackend/Kernels"),
+        .unsafeFlags(["-std=c++17", "-O1", "-Wno-pass-failed", "-Wno-unused-function", "-Wno-unknown-pragmas"]),
+      ]),
+    .testTarget(
+      name: "CUDATests",
+      dependencies: [
+        "CPUBackend", "CUDA", "CUDABackend", "jettrain", "KernelEmulator", "Tensors", "TestSupport",
       ], swiftSettings: unoptimized),
     .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"], swiftSettings: unoptimized),
     .testTarget(

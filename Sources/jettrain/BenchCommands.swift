@@ -14,7 +14,9 @@ import Training
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Measure this machine: one JSON line a figure, with the ceiling measured in the same process.",
-    subcommands: [Step.self, Data.self, CheckpointBench.self, TokenizerBench.self, Decode.self, Mixers.self])
+    subcommands: [
+      Step.self, Data.self, CheckpointBench.self, TokenizerBench.self, Decode.self, Mixers.self, Kernels.self,
+    ])
 
   static func emit(_ fields: [String: Any]) throws { FileHandle.standardOutput.write(try jsonLine(fields)) }
 

@@ -1,3 +1,4 @@
+import CUDA
 import Checkpointing
 import Files
 import Foundation
@@ -11,6 +12,8 @@ import Training
 enum ExitStatus {
   static let usage: Int32 = 64
   static let badData: Int32 = 65
+  /// No card where one was asked for, or one that failed.
+  static let cardFault: Int32 = 69
   static let internalFault: Int32 = 70
   static let inputOutput: Int32 = 74
   static let stoppedOnRequest: Int32 = 75
@@ -28,6 +31,7 @@ enum ExitStatus {
     case let error as FileError: error.kind == .system ? inputOutput : badData
     case is CheckpointError, is ModelError, is SafetensorsError, is PeerError: badData
     case is TokenizerError: badData
+    case let error as CUDAError: error.kind == .compilation ? internalFault : cardFault
     case is CocoaError: inputOutput
     default: internalFault
     }

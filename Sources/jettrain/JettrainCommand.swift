@@ -8,5 +8,6 @@ struct JettrainCommand: ParsableCommand {
     subcommands: [
       Pretrain.self, Distill.self, Finetune.self, Launch.self, PlanCommand.self, Tokens.self, CheckpointCommand.self,
       Convert.self, Search.self, Verify.self, Eval.self, Generate.self, Compare.self, Bench.self,
+      Devices.self,
     ])
 }

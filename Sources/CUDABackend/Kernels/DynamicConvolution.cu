@@ -1,0 +1,106 @@
+// The causal convolution whose four taps are computed per token and channel, with bias and SiLU:
+//
+//   u[t, c] = sum over w of (taps[t, c, w] + bias[c, w]) x[t - 3 + w, c],  y = SiLU(u)
+//
+// within the document that begins at starts[t]. A thread takes a channel and RUN tokens, and keeps the last inputs in
+// registers.
+#include "Rows.cuh"
+
+constexpr int RUN = 32;
+
+struct Taps {
+  float w[4];
+};
+DEVICE Taps readTaps(const float *taps, const float *bias) {
+  const Quad a = *reinterpret_cast<const Quad *>(taps), b = *reinterpret_cast<const Quad *>(bias);
+  Taps k;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) k.w[i] = asFloat(a.x[i]) + asFloat(b.x[i]);
+  return k;
+}
+DEVICE Taps readTaps(const bf16 *taps, const float *bias) {
+  const u64 a = *reinterpret_cast<const u64 *>(taps);
+  const Quad b = *reinterpret_cast<const Quad *>(bias);
+  Taps k;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) k.w[i] = widened((bf16)(a >> (16 * i))) + asFloat(b.x[i]);
+  return k;
+}
+DEVICE void writeTaps(float *taps, const float (&x)[4]) {
+  *reinterpret_cast<Quad *>(taps) = {{asBits(x[0]), asBits(x[1]), asBits(x[2]), asBits(x[3])}};
+}
+DEVICE void writeTaps(bf16 *taps, const float (&x)[4]) {
+  *reinterpret_cast<u64 *>(taps) = (u64)pack(x[0], x[1]) | (u64)pack(x[2], x[3]) << 32;
+}
+
+/// The input of token t, or zero before its document.
+DEVICE float inputAt(const ELEMENT *x, int t, int start, int channels, int c) {
+  return t >= start ? readElement(x + (long long)t * channels + c) : 0.0f;
+}
+
+/// grid (channels / 256 rounded up, tokens / RUN rounded up), 256 threads
+extern "C" __global__ void __launch_bounds__(256) dynamicConvolution(
+  const ELEMENT *x, const ELEMENT *taps, const float *bias, const int *starts, int tokens, int channels, ELEMENT *y) {
+  const int c = blockIdx.x * 256 + threadIdx.x, first = blockIdx.y * RUN;
+  if (c >= channels) return;
+  const int end = first + RUN < tokens ? first + RUN : tokens;
+  float window[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < 3; ++i) window[i + 1] = inputAt(x, first - 3 + i, starts[first], channels, c);
+  for (int t = first; t < end; ++t) {
+    const int start = starts[t];
+    const long long place = (long long)t * channels + c;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) window[i] = t - 3 + i >= start ? window[i + 1] : 0.0f;
+    window[3] = readElement(x + place);
+    const Taps k = readTaps(taps + place * 4, bias + c * 4);
+    const float u = k.w[0] * window[0] + k.w[1] * window[1] + k.w[2] * window[2] + k.w[3] * window[3];
+    writeElement(y + place, silu(u));
+  }
+}
+
+/// dBiasParts: [tokens / RUN rounded up, channels, 4]   the same grid
+extern "C" __global__ void __launch_bounds__(256) dynamicConvolutionBackward(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *taps, const float *bias, const int *starts, int tokens,
+  int channels, ELEMENT *dx, ELEMENT *dTaps, float *dBiasParts) {
+  const int c = blockIdx.x * 256 + threadIdx.x, first = blockIdx.y * RUN;
+  if (c >= channels) return;
+  const int end = first + RUN < tokens ? first + RUN : tokens;
+  float window[4] = {0, 0, 0, 0}, sums[4] = {0, 0, 0, 0};
+  // What the inputs of the last three tokens have gathered so far; complete once the fourth token has been seen.
+  float gathered[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < 3; ++i) window[i + 1] = inputAt(x, first - 3 + i, starts[first], channels, c);
+  // Three tokens more than the run: their outputs see its last inputs.
+  for (int t = first; t < end + 3; ++t) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) gathered[i] = gathered[i + 1];
+    gathered[3] = 0;
+    // A token of a later document sees nothing of the run.
+    if (t < tokens && (t < end || starts[t] < end)) {
+      const int start = starts[t];
+      const long long place = (long long)t * channels + c;
+#pragma unroll
+      for (int i = 0; i < 3; ++i) window[i] = t - 3 + i >= start ? window[i + 1] : 0.0f;
+      window[3] = readElement(x + place);
+      const Taps k = readTaps(taps + place * 4, bias + c * 4);
+      const float u = k.w[0] * window[0] + k.w[1] * window[1] + k.w[2] * window[2] + k.w[3] * window[3];
+      const float du = readElement(dy + place) * siluSlope(u);
+      float d[4];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        d[w] = du * window[w];
+        if (t - 3 + w >= start) gathered[w] += du * k.w[w];
+      }
+      if (t < end) {
+        writeTaps(dTaps + place * 4, d);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) sums[w] += d[w];
+      }
+    }
+    const int done = t - 3;
+    if (done >= first && done < end) writeElement(dx + (long long)done * channels + c, gathered[0]);
+  }
+#pragma unroll
+  for (int w = 0; w < 4; ++w) dBiasParts[((long long)blockIdx.y * channels + c) * 4 + w] = sums[w];
+}

@@ -1,0 +1,134 @@
+// Gates of the delta rule, SwiGLU, AdamW and the sums of squares of gradients.
+#include "Rows.cuh"
+
+/// log(1 + e^x)
+DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(exactExponential(-fabsf(x))); }
+
+/// g = -e^aLog softplus(a + dtBias), beta = sigmoid(b). grid (count / 256 rounded up), 256 threads; count = N heads.
+extern "C" __global__ void __launch_bounds__(256) decayGate(
+  const ELEMENT *a, const ELEMENT *b, const float *aLog, const float *dtBias, int count, int heads, float *g,
+  float *beta) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= count) return;
+  const int h = i % heads;
+  g[i] = -exactExponential(aLog[h]) * softplus(readElement(a + i) + dtBias[h]);
+  beta[i] = sigmoid(readElement(b + i));
+}
+
+/// grid (heads), 256 threads: a block sums over the tokens of a head, each thread in order, then the threads in order.
+extern "C" __global__ void __launch_bounds__(256) decayGateBackward(
+  const float *dG, const float *dBeta, const ELEMENT *a, const float *beta, const float *aLog, const float *dtBias,
+  int tokens, int heads, ELEMENT *dA, ELEMENT *dB, float *dALog, float *dDtBias) {
+  __shared__ float logs[256], biases[256];
+  const int h = blockIdx.x;
+  const float rate = -exactExponential(aLog[h]), bias = dtBias[h];
+  float sumLog = 0, sumBias = 0;
+  for (int n = threadIdx.x; n < tokens; n += 256) {
+    const int i = n * heads + h;
+    const float z = readElement(a + i) + bias;
+    sumLog += dG[i] * rate * softplus(z);
+    const float d = dG[i] * rate * sigmoid(z);
+    sumBias += d;
+    writeElement(dA + i, d);
+    writeElement(dB + i, dBeta[i] * beta[i] * (1.0f - beta[i]));
+  }
+  logs[threadIdx.x] = sumLog;
+  biases[threadIdx.x] = sumBias;
+  syncBlock();
+  for (int half = 128; half > 0; half /= 2) {
+    if ((int)threadIdx.x < half) {
+      logs[threadIdx.x] += logs[threadIdx.x + half];
+      biases[threadIdx.x] += biases[threadIdx.x + half];
+    }
+    syncBlock();
+  }
+  if (threadIdx.x == 0) {
+    dALog[h] = logs[0];
+    dDtBias[h] = biases[0];
+  }
+}
+
+template <int n>
+DEVICE void swiGLUAt(const ELEMENT *gate, const ELEMENT *up, ELEMENT *y) {
+  float a[n], b[n];
+  read(a, gate);
+  read(b, up);
+#pragma unroll
+  for (int i = 0; i < n; ++i) a[i] = silu(a[i]) * b[i];
+  write(y, a);
+}
+template <int n>
+DEVICE void swiGLUBackwardAt(
+  const ELEMENT *dy, const ELEMENT *gate, const ELEMENT *up, ELEMENT *dGate, ELEMENT *dUp) {
+  float d[n], a[n], b[n];
+  read(d, dy);
+  read(a, gate);
+  read(b, up);
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const float g = d[i] * b[i] * siluSlope(a[i]);
+    b[i] = d[i] * silu(a[i]);
+    a[i] = g;
+  }
+  write(dGate, a);
+  write(dUp, b);
+}
+
+/// y = SiLU(gate) up, [rows, columns]; rows of gate and up are `stride` apart, as in one packed product. grid (rows),
+/// 256 threads.
+extern "C" __global__ void __launch_bounds__(256) swiGLU(
+  const ELEMENT *gate, const ELEMENT *up, int columns, int stride, ELEMENT *y) {
+  const long long from = (long long)blockIdx.x * stride, to = (long long)blockIdx.x * columns;
+  if (columns % 8 || stride % 8)
+    for (int c = threadIdx.x; c < columns; c += 256) swiGLUAt<1>(gate + from + c, up + from + c, y + to + c);
+  else
+    for (int c = threadIdx.x * 8; c < columns; c += 2048) swiGLUAt<8>(gate + from + c, up + from + c, y + to + c);
+}
+
+extern "C" __global__ void __launch_bounds__(256) swiGLUBackward(
+  const ELEMENT *dy, const ELEMENT *gate, const ELEMENT *up, int columns, int stride, ELEMENT *dGate, ELEMENT *dUp) {
+  const long long from = (long long)blockIdx.x * stride, to = (long long)blockIdx.x * columns;
+  if (columns % 8 || stride % 8)
+    for (int c = threadIdx.x; c < columns; c += 256)
+      swiGLUBackwardAt<1>(dy + to + c, gate + from + c, up + from + c, dGate + from + c, dUp + from + c);
+  else
+    for (int c = threadIdx.x * 8; c < columns; c += 2048)
+      swiGLUBackwardAt<8>(dy + to + c, gate + from + c, up + from + c, dGate + from + c, dUp + from + c);
+}
+
+/// One step of AdamW on float32 masters and moments; `copy`, where given, receives the masters rounded to bfloat16.
+/// grid (count / 256 rounded up), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) adamW(
+  float *parameters, const float *gradients, float *moment1, float *moment2, bf16 *copy, int count,
+  float gradientScale, float beta1, float beta2, float correction1, float correction2, float epsilon,
+  float learningRate, float weightDecay) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i >= count) return;
+  const float gradient = gradients[i] * gradientScale;
+  const float first = moment1[i] * beta1 + gradient * (1 - beta1);
+  const float second = moment2[i] * beta2 + gradient * gradient * (1 - beta2);
+  moment1[i] = first;
+  moment2[i] = second;
+  const float update = (first / correction1) / (sqrtf(second / correction2) + epsilon);
+  const float old = parameters[i];
+  const float now = old - old * (learningRate * weightDecay) - update * learningRate;
+  parameters[i] = now;
+  if (copy) copy[i] = rounded(now);
+}
+
+/// sums[b] = sum of x^2 over the b-th run of `blockSize`, in double precision. grid (runs), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) sumsOfSquares(
+  const float *x, int count, int blockSize, double *sums) {
+  __shared__ double parts[256];
+  const long long begin = (long long)blockIdx.x * blockSize;
+  const long long end = begin + blockSize < count ? begin + blockSize : count;
+  double sum = 0;
+  for (long long i = begin + threadIdx.x; i < end; i += 256) sum += (double)x[i] * x[i];
+  parts[threadIdx.x] = sum;
+  syncBlock();
+  for (int half = 128; half > 0; half /= 2) {
+    if ((int)threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+    syncBlock();
+  }
+  if (threadIdx.x == 0) sums[blockIdx.x] = parts[0];
+}

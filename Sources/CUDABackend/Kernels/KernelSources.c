@@ -1,0 +1,62 @@
+#include "KernelSources.h"
+
+// clang records what #embed reads as a dependency, so that an edit of a kernel is built in by the next build.
+static const char dynamicConvolution[] = {
+#embed "DynamicConvolution.cu"
+  , 0};
+static const char elementwise[] = {
+#embed "Elementwise.cu"
+  , 0};
+static const char gatedDeltaRuleHeader[] = {
+#embed "GatedDeltaRule.cuh"
+  , 0};
+static const char gatedDeltaRuleBackward[] = {
+#embed "GatedDeltaRuleBackward.cu"
+  , 0};
+static const char gatedDeltaRuleBackwardStates[] = {
+#embed "GatedDeltaRuleBackwardStates.cu"
+  , 0};
+static const char gatedDeltaRuleExact[] = {
+#embed "GatedDeltaRuleExact.cu"
+  , 0};
+static const char gatedDeltaRuleForward[] = {
+#embed "GatedDeltaRuleForward.cu"
+  , 0};
+static const char gatedDeltaRulePrepare[] = {
+#embed "GatedDeltaRulePrepare.cu"
+  , 0};
+static const char gatedDeltaRuleWalkHeader[] = {
+#embed "GatedDeltaRuleWalk.cuh"
+  , 0};
+static const char losses[] = {
+#embed "Losses.cu"
+  , 0};
+static const char normalization[] = {
+#embed "Normalization.cu"
+  , 0};
+static const char primitivesHeader[] = {
+#embed "Primitives.cuh"
+  , 0};
+static const char rowsHeader[] = {
+#embed "Rows.cuh"
+  , 0};
+
+jettrain_kernel_source jettrain_kernel_source_at(int index) {
+  static const jettrain_kernel_source sources[] = {
+    {"DynamicConvolution.cu", dynamicConvolution, sizeof dynamicConvolution - 1},
+    {"Elementwise.cu", elementwise, sizeof elementwise - 1},
+    {"GatedDeltaRule.cuh", gatedDeltaRuleHeader, sizeof gatedDeltaRuleHeader - 1},
+    {"GatedDeltaRuleBackward.cu", gatedDeltaRuleBackward, sizeof gatedDeltaRuleBackward - 1},
+    {"GatedDeltaRuleBackwardStates.cu", gatedDeltaRuleBackwardStates, sizeof gatedDeltaRuleBackwardStates - 1},
+    {"GatedDeltaRuleExact.cu", gatedDeltaRuleExact, sizeof gatedDeltaRuleExact - 1},
+    {"GatedDeltaRuleForward.cu", gatedDeltaRuleForward, sizeof gatedDeltaRuleForward - 1},
+    {"GatedDeltaRulePrepare.cu", gatedDeltaRulePrepare, sizeof gatedDeltaRulePrepare - 1},
+    {"GatedDeltaRuleWalk.cuh", gatedDeltaRuleWalkHeader, sizeof gatedDeltaRuleWalkHeader - 1},
+    {"Losses.cu", losses, sizeof losses - 1},
+    {"Normalization.cu", normalization, sizeof normalization - 1},
+    {"Primitives.cuh", primitivesHeader, sizeof primitivesHeader - 1},
+    {"Rows.cuh", rowsHeader, sizeof rowsHeader - 1},
+  };
+  static const jettrain_kernel_source none = {0, 0, 0};
+  return index >= 0 && index < (int)(sizeof sources / sizeof sources[0]) ? sources[index] : none;
+}

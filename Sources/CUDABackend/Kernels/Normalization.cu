@@ -1,0 +1,298 @@
+// Root-mean-square norms, with and without a gate, and SiLU to length one. grid (rows / 8 rounded up), 256 threads.
+#include "Rows.cuh"
+
+DEVICE int ownRow() { return blockIdx.x * 8 + threadIdx.x / 32; }
+
+template <int n, bool gated>
+DEVICE void normalizeRow(
+  const ELEMENT *x, const ELEMENT *gate, const float *weight, int row, int columns, float epsilon, ELEMENT *y,
+  float *inverse) {
+  const int lane = threadIdx.x % 32;
+  const long long first = (long long)row * columns;
+  float sum = 0;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float v[n];
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) sum += v[i] * v[i];
+  }
+  const float scale = rsqrtf(laneTotal(sum) / columns + epsilon);
+  if (lane == 0) inverse[row] = scale;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float v[n], w[n], z[n];
+    read(v, x + first + c);
+    read(w, weight + c);
+    if (gated) read(z, gate + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) v[i] *= scale * w[i] * (gated ? silu(z[i]) : 1.0f);
+    write(y + first + c, v);
+  }
+}
+
+/// y = x / rms(x) weight, with `gate` times SiLU(gate); `inverse` keeps 1 / rms.
+extern "C" __global__ void __launch_bounds__(256) normalize(
+  const ELEMENT *x, const ELEMENT *gate, const float *weight, int rows, int columns, float epsilon, ELEMENT *y,
+  float *inverse) {
+  const int row = ownRow();
+  if (row >= rows) return;
+  if (columns % 8)
+    gate ? normalizeRow<1, true>(x, gate, weight, row, columns, epsilon, y, inverse)
+         : normalizeRow<1, false>(x, gate, weight, row, columns, epsilon, y, inverse);
+  else
+    gate ? normalizeRow<8, true>(x, gate, weight, row, columns, epsilon, y, inverse)
+         : normalizeRow<8, false>(x, gate, weight, row, columns, epsilon, y, inverse);
+}
+
+template <int n, bool gated>
+DEVICE void normalizeRowBackward(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int row,
+  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  const int lane = threadIdx.x % 32;
+  const long long first = (long long)row * columns;
+  const float scale = inverse[row];
+  float sum = 0;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float d[n], v[n], w[n], z[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+    read(w, weight + c);
+    if (gated) read(z, gate + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
+  }
+  const float mean = laneTotal(sum) / columns * scale * scale;
+  for (int c = lane * n; c < columns; c += 32 * n) {
+    float d[n], v[n], w[n], z[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+    read(w, weight + c);
+    if (gated) {
+      read(z, gate + first + c);
+      float dz[n];
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        dz[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
+        d[i] *= silu(z[i]);
+      }
+      write(dGate + first + c, dz);
+    }
+#pragma unroll
+    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean);
+    write(dx + first + c, v);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
+  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  const int row = ownRow();
+  if (row >= rows) return;
+  if (columns % 8)
+    gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
+         : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+  else
+    gate ? normalizeRowBackward<8, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
+         : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+}
+
+/// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane keeps those of its columns in registers.
+/// `sums`: shared memory for a row.
+template <int chunks, bool gated>
+DEVICE void normalizePartBackward(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
+  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial, float *sums) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
+  float own[chunks][8] = {};
+  for (int row = begin + warp; row < end; row += 8) {
+    const long long first = (long long)row * columns;
+    const float scale = inverse[row];
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < chunks; ++j) {
+      const int c = j * 256 + lane * 8;
+      if (c >= columns) continue;
+      float d[8], v[8], w[8], z[8];
+      read(d, dy + first + c);
+      read(v, x + first + c);
+      read(w, weight + c);
+      if (gated) read(z, gate + first + c);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
+    }
+    const float mean = laneTotal(sum) / columns * scale * scale;
+#pragma unroll
+    for (int j = 0; j < chunks; ++j) {
+      const int c = j * 256 + lane * 8;
+      if (c >= columns) continue;
+      float d[8], v[8], w[8], z[8];
+      read(d, dy + first + c);
+      read(v, x + first + c);
+      read(w, weight + c);
+      if (gated) {
+        read(z, gate + first + c);
+        float dz[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          dz[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
+          d[i] *= silu(z[i]);
+        }
+        write(dGate + first + c, dz);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own[j][i] += d[i] * v[i] * scale;
+        v[i] = scale * (d[i] * w[i] - v[i] * mean);
+      }
+      write(dx + first + c, v);
+    }
+  }
+  // One warp after the other adds its rows.
+  for (int turn = 0; turn < 8; ++turn) {
+    if (turn == warp) {
+#pragma unroll
+      for (int j = 0; j < chunks; ++j)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const int c = j * 256 + lane * 8 + i;
+          if (c < columns) sums[c] = turn == 0 ? own[j][i] : sums[c] + own[j][i];
+        }
+    }
+    syncBlock();
+  }
+  for (int c = threadIdx.x; c < columns; c += 256) partial[(long long)blockIdx.x * columns + c] = sums[c];
+}
+
+/// normalizeBackward and normalizeWeightParts in one, for rows of a multiple of 8 columns, at most 2048.
+/// grid (parts), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
+  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial) {
+  __shared__ float sums[2048];
+  if (columns <= 256)
+    gate ? normalizePartBackward<1, true>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+         : normalizePartBackward<1, false>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+  else
+    gate ? normalizePartBackward<8, true>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+         : normalizePartBackward<8, false>(
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+}
+
+/// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate). The parts are cut by
+/// the number of rows alone. grid (columns / 256 rounded up, parts), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *inverse, int rows, int columns,
+  int rowsPerPart, float *partial) {
+  const int c = blockIdx.x * 256 + threadIdx.x;
+  if (c >= columns) return;
+  const int begin = blockIdx.y * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
+  float sum = 0;
+#pragma unroll 4
+  for (int row = begin; row < end; ++row) {
+    const long long place = (long long)row * columns + c;
+    const float z = gate ? silu(readElement(gate + place)) : 1.0f;
+    sum += readElement(dy + place) * readElement(x + place) * inverse[row] * z;
+  }
+  partial[(long long)blockIdx.y * columns + c] = sum;
+}
+
+/// sums[c] = the sum of partial[part][c] over all parts, or added: eight threads a column take every eighth part each,
+/// in order, and are added in order. grid (columns / 32 rounded up), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) addParts(
+  const float *partial, int parts, int columns, int adds, float *sums) {
+  __shared__ float shares[8][32];
+  const int lane = threadIdx.x % 32, group = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+  float sum = 0;
+  if (c < columns) {
+#pragma unroll 4
+    for (int part = group; part < parts; part += 8) sum += partial[(long long)part * columns + c];
+  }
+  shares[group][lane] = sum;
+  syncBlock();
+  if (group > 0 || c >= columns) return;
+  sum = adds ? sums[c] : 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += shares[i][lane];
+  sums[c] = sum;
+}
+
+template <int n, int lanes>
+DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *y) {
+  const int lane = threadIdx.x % lanes;
+  const long long first = (long long)row * columns;
+  float sum = 0;
+  for (int c = lane * n; c < columns; c += lanes * n) {
+    float v[n];
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) sum += silu(v[i]) * silu(v[i]);
+  }
+  const float scale = rsqrtf(laneTotal<lanes>(sum) + epsilon);
+  for (int c = lane * n; c < columns; c += lanes * n) {
+    float v[n];
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) v[i] = silu(v[i]) * scale;
+    write(y + first + c, v);
+  }
+}
+
+/// y = SiLU(x) / length of SiLU(x), a row a head; half a warp takes a row of at most 128 bfloat16. grid (rows / 16
+/// rounded up), 256 threads.
+extern "C" __global__ void __launch_bounds__(256) siluNormalize(
+  const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *y) {
+  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+    // All lanes of the warp take part in its sums.
+    const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
+    siluNormalizeRow<8, 16>(x, last, columns, epsilon, y);
+    return;
+  }
+#pragma unroll 1
+  for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
+    columns % 8 ? siluNormalizeRow<1, 32>(x, row, columns, epsilon, y)
+                : siluNormalizeRow<8, 32>(x, row, columns, epsilon, y);
+}
+
+template <int n, int lanes>
+DEVICE void siluNormalizeRowBackward(
+  const ELEMENT *dy, const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *dx) {
+  const int lane = threadIdx.x % lanes;
+  const long long first = (long long)row * columns;
+  float sum = 0, overlap = 0;
+  for (int c = lane * n; c < columns; c += lanes * n) {
+    float d[n], v[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const float a = silu(v[i]);
+      sum += a * a;
+      overlap += a * d[i];
+    }
+  }
+  const float scale = rsqrtf(laneTotal<lanes>(sum) + epsilon), along = laneTotal<lanes>(overlap) * scale * scale;
+  for (int c = lane * n; c < columns; c += lanes * n) {
+    float d[n], v[n];
+    read(d, dy + first + c);
+    read(v, x + first + c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) d[i] = scale * (d[i] - silu(v[i]) * along) * siluSlope(v[i]);
+    write(dx + first + c, d);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256) siluNormalizeBackward(
+  const ELEMENT *dy, const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *dx) {
+  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+    const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
+    siluNormalizeRowBackward<8, 16>(dy, x, last, columns, epsilon, dx);
+    return;
+  }
+#pragma unroll 1
+  for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
+    columns % 8 ? siluNormalizeRowBackward<1, 32>(dy, x, row, columns, epsilon, dx)
+                : siluNormalizeRowBackward<8, 32>(dy, x, row, columns, epsilon, dx);
+}

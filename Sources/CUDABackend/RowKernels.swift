@@ -1,0 +1,235 @@
+import CUDA
+
+/// Kernels over rows and elements: norms, gates, the dynamic convolution, losses, AdamW (Kernels/Normalization.cu,
+/// DynamicConvolution.cu, Losses.cu, Elementwise.cu).
+///
+/// Activations and their gradients are of the type that `elements` says; weights, their gradients and what is kept beside
+/// activations are float32. Everything runs in stream order; the same inputs give the same bits.
+package final class RowKernels: @unchecked Sendable {
+  package typealias Elements = GatedDeltaRule.Elements
+
+  package let device: Device
+  package let elements: Elements
+  private let kernels: [String: Kernel]
+  private typealias A = KernelArgument
+
+  package init(_ library: KernelLibrary, elements: Elements) throws {
+    (device, self.elements) = (library.device, elements)
+    let files = [
+      "Normalization.cu": [
+        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeWeightParts", "addParts",
+        "siluNormalize", "siluNormalizeBackward",
+      ],
+      "DynamicConvolution.cu": ["dynamicConvolution", "dynamicConvolutionBackward"],
+      "Losses.cu": ["vocabularyLoss", "squaredError"],
+      "Elementwise.cu": ["decayGate", "decayGateBackward", "swiGLU", "swiGLUBackward", "adamW", "sumsOfSquares"],
+    ]
+    var kernels: [String: Kernel] = [:]
+    for (file, names) in files {
+      let module = try library.module(file, defines: ["ELEMENT": elements == .bfloat16 ? "bf16" : "float"])
+      for name in names { kernels[name] = try module.kernel(name) }
+    }
+    self.kernels = kernels
+  }
+
+  private func launch(
+    _ name: String, grid: (Int, Int), threads: Int = 256, _ arguments: [KernelArgument]
+  ) throws {
+    try kernels[name]!.launch(grid: (grid.0, grid.1, 1), threads: threads, arguments)
+  }
+
+  /// Parts that sums over rows are cut into, by the number of rows alone.
+  private static func parts(rows: Int) -> (count: Int, rows: Int) {
+    let rowsPerPart = max(32, (rows + 511) / 512)
+    return ((rows + rowsPerPart - 1) / rowsPerPart, rowsPerPart)
+  }
+
+  /// y = x / rms(x) · weight over rows of `columns`, with `gate` times SiLU(gate); `inverse` [rows] keeps 1 / rms.
+  package func normalize(
+    _ x: DeviceBuffer, gate: DeviceBuffer? = nil, weight: DeviceBuffer, rows: Int, columns: Int, epsilon: Float,
+    into y: DeviceBuffer, inverse: DeviceBuffer
+  ) throws {
+    try launch(
+      "normalize", grid: ((rows + 7) / 8, 1),
+      [A(x), A(gate), A(weight), A(rows), A(columns), A(epsilon), A(y), A(inverse)])
+  }
+
+  /// Floats of scratch memory that the gradient of a norm's weight wants.
+  package static func normalizeWorkspaceCount(rows: Int, columns: Int) -> Int { parts(rows: rows).count * columns }
+
+  package func normalizeBackward(
+    _ dy: DeviceBuffer, _ x: DeviceBuffer, gate: DeviceBuffer? = nil, weight: DeviceBuffer, inverse: DeviceBuffer,
+    rows: Int, columns: Int, dx: DeviceBuffer, dGate: DeviceBuffer? = nil, dWeight: DeviceBuffer?, addsWeight: Bool,
+    workspace: DeviceBuffer
+  ) throws {
+    let parts = Self.parts(rows: rows)
+    precondition(
+      dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
+    if let dWeight, columns % 8 == 0, columns <= 2048 {
+      try launch(
+        "normalizeBackwardWithParts", grid: (parts.count, 1),
+        [
+          A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(dGate),
+          A(workspace),
+        ])
+      return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+    }
+    try launch(
+      "normalizeBackward", grid: ((rows + 7) / 8, 1),
+      [A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(dx), A(dGate)])
+    guard let dWeight else { return }
+    try launch(
+      "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
+      [A(dy), A(x), A(gate), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
+    try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+  }
+
+  private func addParts(
+    _ partial: DeviceBuffer, parts: Int, columns: Int, adds: Bool, into sums: DeviceBuffer
+  ) throws {
+    try launch(
+      "addParts", grid: ((columns + 31) / 32, 1), [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
+  }
+
+  /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over rows of `columns`.
+  package func siluNormalize(
+    _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, into y: DeviceBuffer
+  ) throws {
+    try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), A(rows), A(columns), A(epsilon), A(y)])
+  }
+
+  package func siluNormalizeBackward(
+    _ dy: DeviceBuffer, _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, dx: DeviceBuffer
+  ) throws {
+    try launch(
+      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [A(dy), A(x), A(rows), A(columns), A(epsilon), A(dx)])
+  }
+
+  /// Tokens that a thread of the convolution takes; as RUN of DynamicConvolution.cu.
+  private static let run = 32
+
+  /// y[t, c] = SiLU(Σ_w (taps[t, c, w] + bias[c, w]) · x[t − 3 + w, c]) within the document that begins at starts[t];
+  /// x, y [N, C], taps [N, C, 4], bias [C, 4], starts [N] int32.
+  package func dynamicConvolution(
+    _ x: DeviceBuffer, taps: DeviceBuffer, bias: DeviceBuffer, starts: DeviceBuffer, tokens: Int, channels: Int,
+    into y: DeviceBuffer
+  ) throws {
+    try launch(
+      "dynamicConvolution", grid: ((channels + 255) / 256, (tokens + Self.run - 1) / Self.run),
+      [A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(y)])
+  }
+
+  /// Floats of scratch memory that the gradient of the taps' bias wants.
+  package static func convolutionWorkspaceCount(tokens: Int, channels: Int) -> Int {
+    (tokens + run - 1) / run * channels * 4
+  }
+
+  package func dynamicConvolutionBackward(
+    _ dy: DeviceBuffer, _ x: DeviceBuffer, taps: DeviceBuffer, bias: DeviceBuffer, starts: DeviceBuffer, tokens: Int,
+    channels: Int, dx: DeviceBuffer, dTaps: DeviceBuffer, dBias: DeviceBuffer, addsBias: Bool, workspace: DeviceBuffer
+  ) throws {
+    let runs = (tokens + Self.run - 1) / Self.run
+    precondition(
+      workspace.byteCount >= 4 * Self.convolutionWorkspaceCount(tokens: tokens, channels: channels),
+      "a workspace of \(workspace.byteCount) bytes")
+    try launch(
+      "dynamicConvolutionBackward", grid: ((channels + 255) / 256, runs),
+      [A(dy), A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(dx), A(dTaps), A(workspace)])
+    try addParts(workspace, parts: runs, columns: channels * 4, adds: addsBias, into: dBias)
+  }
+
+  /// g = −e^aLog · softplus(a + dtBias), beta = sigmoid(b); a, b [N, H], g, beta [N, H] float32.
+  package func decayGate(
+    a: DeviceBuffer, b: DeviceBuffer, aLog: DeviceBuffer, dtBias: DeviceBuffer, tokens: Int, heads: Int,
+    g: DeviceBuffer, beta: DeviceBuffer
+  ) throws {
+    try launch(
+      "decayGate", grid: ((tokens * heads + 255) / 256, 1),
+      [A(a), A(b), A(aLog), A(dtBias), A(tokens * heads), A(heads), A(g), A(beta)])
+  }
+
+  package func decayGateBackward(
+    dG: DeviceBuffer, dBeta: DeviceBuffer, a: DeviceBuffer, beta: DeviceBuffer, aLog: DeviceBuffer,
+    dtBias: DeviceBuffer, tokens: Int, heads: Int, dA: DeviceBuffer, dB: DeviceBuffer, dALog: DeviceBuffer,
+    dDtBias: DeviceBuffer
+  ) throws {
+    try launch(
+      "decayGateBackward", grid: (heads, 1),
+      [
+        A(dG), A(dBeta), A(a), A(beta), A(aLog), A(dtBias), A(tokens), A(heads), A(dA), A(dB), A(dALog), A(dDtBias),
+      ])
+  }
+
+  /// y = SiLU(gate) · up [rows, columns]; `packed` [rows, 2 columns] holds gate and up side by side.
+  package func swiGLU(_ packed: DeviceBuffer, rows: Int, columns: Int, into y: DeviceBuffer) throws {
+    let up = KernelArgument(packed, offset: columns * elements.byteCount)
+    try launch("swiGLU", grid: (rows, 1), [A(packed), up, A(columns), A(2 * columns), A(y)])
+  }
+
+  package func swiGLUBackward(
+    _ dy: DeviceBuffer, _ packed: DeviceBuffer, rows: Int, columns: Int, into dPacked: DeviceBuffer
+  ) throws {
+    let offset = columns * elements.byteCount
+    try launch(
+      "swiGLUBackward", grid: (rows, 1),
+      [
+        A(dy), A(packed), A(packed, offset: offset), A(columns), A(2 * columns), A(dPacked), A(dPacked, offset: offset),
+      ])
+  }
+
+  /// Turns logits [rows, columns] into their gradient (as `Backend.vocabularyLoss`): of cross-entropy with `labels`, and
+  /// of KL(teacher ‖ student) where there are the teacher's logits. Rows whose label is negative count for nothing.
+  package func vocabularyLoss(
+    logits: DeviceBuffer, teacherLogits: DeviceBuffer?, labels: DeviceBuffer, rows: Int, columns: Int,
+    crossEntropyScale: Float, klScale: Float, crossEntropy: DeviceBuffer, kl: DeviceBuffer
+  ) throws {
+    try launch(
+      "vocabularyLoss", grid: (rows, 1), threads: 512,
+      [
+        A(logits), A(teacherLogits), A(labels), A(columns), A(crossEntropyScale), A(klScale), A(crossEntropy), A(kl),
+      ])
+  }
+
+  /// losses[n] = mean of (x − target)² over row n; dx, where given, becomes `seed` times its gradient, or has it added.
+  package func squaredError(
+    _ x: DeviceBuffer, target: DeviceBuffer, rows: Int, columns: Int, seed: Float, losses: DeviceBuffer,
+    into dx: DeviceBuffer?, adds: Bool
+  ) throws {
+    try launch(
+      "squaredError", grid: ((rows + 7) / 8, 1),
+      [A(x), A(target), A(rows), A(columns), A(seed), A(losses), A(dx), A(adds ? 1 : 0)])
+  }
+
+  /// What a step of AdamW is made with: corrections are 1 − betaᵗ.
+  package struct AdamWStep: Sendable {
+    package var gradientScale, beta1, beta2, correction1, correction2, epsilon, learningRate, weightDecay: Float
+
+    package init(
+      gradientScale: Float, beta1: Float, beta2: Float, correction1: Float, correction2: Float, epsilon: Float,
+      learningRate: Float, weightDecay: Float
+    ) {
+      (self.gradientScale, self.beta1, self.beta2) = (gradientScale, beta1, beta2)
+      (self.correction1, self.correction2, self.epsilon) = (correction1, correction2, epsilon)
+      (self.learningRate, self.weightDecay) = (learningRate, weightDecay)
+    }
+  }
+
+  /// Updates masters and moments, float32; `copy` receives the masters in bfloat16.
+  package func adamW(
+    parameters: DeviceBuffer, gradients: DeviceBuffer, moment1: DeviceBuffer, moment2: DeviceBuffer,
+    copy: DeviceBuffer?, count: Int, step s: AdamWStep
+  ) throws {
+    try launch(
+      "adamW", grid: ((count + 255) / 256, 1),
+      [
+        A(parameters), A(gradients), A(moment1), A(moment2), A(copy), A(count), A(s.gradientScale), A(s.beta1),
+        A(s.beta2), A(s.correction1), A(s.correction2), A(s.epsilon), A(s.learningRate), A(s.weightDecay),
+      ])
+  }
+
+  /// sums[b] = Σ x² over the b-th run of `blockSize`, float64.
+  package func sumsOfSquares(_ x: DeviceBuffer, count: Int, blockSize: Int, into sums: DeviceBuffer) throws {
+    try launch(
+      "sumsOfSquares", grid: ((count + blockSize - 1) / blockSize, 1), [A(x), A(count), A(blockSize), A(sums)])
+  }
+}

@@ -1,0 +1,136 @@
+import CPUBackend
+import CUDA
+import CUDABackend
+import Foundation
+import KernelEmulator
+import Tensors
+import TestSupport
+import Testing
+
+/// The kernels where no card is: their logic on the emulator, which serves one test at a time, and that they are the ones
+/// built in.
+@Suite(.serialized) struct KernelTests {
+  private static let folder =
+    URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent().path + "/Sources/CUDABackend/Kernels"
+
+  @Test func embeddedKernelsAreTheFiles() throws {
+    let files = try FileManager.default.contentsOfDirectory(atPath: Self.folder)
+      .filter { $0.hasSuffix(".cu") || $0.hasSuffix(".cuh") }
+    #expect(Set(files) == Set(KernelSources.all.keys))
+    for file in files {
+      let text = try String(contentsOfFile: Self.folder + "/" + file, encoding: .utf8)
+      #expect(KernelSources.all[file]?.text == text, "\(file) is not what the program was built with")
+    }
+  }
+
+  // MARK: The reference that kernels are compared with
+
+  @Test func referenceMatchesTheCPU() throws {
+    var check = GatedDeltaRuleCheck(elements: .float32, keySize: 24, valueSize: 40, documents: [1, 65, 130])
+    check.states = true
+    let (x, y) = (check.inputs(), check.reference(check.inputs()))
+    let backend = CPUBackend(threads: 2)
+    let (n, h, k, v) = (196, 2, 24, 40)
+    let tensor = backend.tensor as ([Float], [Int]) -> Tensor
+    func values(_ t: Tensor) -> [Double] { t.toArray().map(Double.init) }
+    let layout = Layout(Segments(check.segments), on: backend)
+    let (q, key, value) = (tensor(x.q, [n, h, k]), tensor(x.k, [n, h, k]), tensor(x.v, [n, h, v]))
+    let (g, beta, dO) = (tensor(x.g, [n, h]), tensor(x.beta, [n, h]), tensor(x.dO, [n, h, v]))
+    let states = [3, h, k, v]
+    let (initial, dFinal) = (tensor(x.initial!, states), tensor(x.dFinal!, states))
+    let (o, final) = (backend.empty([n, h, v]), backend.empty(states))
+    let saved = try #require(
+      backend.gatedDeltaRule(
+        q: q, k: key, v: value, g: g, beta: beta, scale: check.scale, layout: layout, initial: initial, o: o,
+        final: final, saves: true))
+    let (dQ, dK, dV) = (backend.empty([n, h, k]), backend.empty([n, h, k]), backend.empty([n, h, v]))
+    let (dG, dBeta, dInitial) = (backend.empty([n, h]), backend.empty([n, h]), backend.empty(states))
+    backend.gatedDeltaRuleBackward(
+      dO: dO, dFinal: dFinal, q: q, k: key, v: value, g: g, beta: beta, scale: check.scale, layout: layout,
+      saved: saved, dQ: dQ, dK: dK, dV: dV, dG: dG, dBeta: dBeta, dInitial: dInitial)
+    for (name, a, b) in [
+      ("o", o, y.o), ("final", final, y.final), ("dQ", dQ, y.dQ), ("dK", dK, y.dK), ("dV", dV, y.dV), ("dG", dG, y.dG),
+      ("dBeta", dBeta, y.dBeta), ("dInitial", dInitial, y.dInitial),
+    ] {
+      let error = relativeError(values(a), b)
+      #expect(error < 2e-6, "\(name): \(error)")
+    }
+  }
+
+  // MARK: The kernels on the emulator
+
+  private func emulate<Element>(
+    _ check: GatedDeltaRuleCheck, as type: Element.Type, from: ([Float]) -> [Element], to: ([Element]) -> [Float],
+    nan: Element, with run: (emulated_inputs, emulated_outputs) -> Void
+  ) throws {
+    let x = check.inputs()
+    let reference = check.reference(x)
+    let (chunks, firstChunks) = ChunkTable.tables(check.segments)
+    func memory<T>(_ values: [T]) -> UnsafeMutablePointer<T> {
+      let p = UnsafeMutableRawPointer.allocate(byteCount: max(64, values.count * MemoryLayout<T>.stride), alignment: 64)
+      let typed = p.bindMemory(to: T.self, capacity: values.count)
+      typed.initialize(from: values, count: values.count)
+      return typed
+    }
+    func blank(_ count: Int) -> UnsafeMutablePointer<Element> { memory([Element](repeating: nan, count: count)) }
+    func blankFloats(_ count: Int) -> UnsafeMutablePointer<Float> { memory([Float](repeating: .nan, count: count)) }
+    let (q, k, v, dO) = (memory(from(x.q)), memory(from(x.k)), memory(from(x.v)), memory(from(x.dO)))
+    let (g, beta, initial, dFinal) = (memory(x.g), memory(x.beta), memory(x.initial!), memory(x.dFinal!))
+    let (table, first) = (memory(chunks), memory(firstChunks))
+    let (o, dQ, dK, dV) = (blank(x.v.count), blank(x.q.count), blank(x.k.count), blank(x.v.count))
+    let states = reference.final.count
+    let (final, dG) = (blankFloats(states), blankFloats(x.g.count))
+    let (dBeta, dInitial) = (blankFloats(x.g.count), blankFloats(states))
+    let all: [UnsafeMutableRawPointer] = [
+      .init(q), .init(k), .init(v), .init(dO), .init(g), .init(beta), .init(initial), .init(dFinal), .init(table),
+      .init(first), .init(o), .init(dQ), .init(dK), .init(dV), .init(final), .init(dG), .init(dBeta), .init(dInitial),
+    ]
+    defer { for memory in all { memory.deallocate() } }
+    run(
+      emulated_inputs(
+        q: q, k: k, v: v, dO: dO, g: g, beta: beta, initial: initial, dFinal: dFinal, chunks: table, segments: first,
+        tokens: Int32(check.documents.reduce(0, +)), chunkCount: Int32(chunks.count / 2),
+        segmentCount: Int32(check.documents.count), heads: Int32(check.heads), scale: check.scale),
+      emulated_outputs(o: o, dQ: dQ, dK: dK, dV: dV, final: final, dG: dG, dBeta: dBeta, dInitial: dInitial))
+    func error(_ p: UnsafeMutablePointer<Element>, _ y: [Double]) -> Double {
+      relativeError(to(Array(UnsafeBufferPointer(start: p, count: y.count))).map(Double.init), y)
+    }
+    func error(_ p: UnsafeMutablePointer<Float>, floats y: [Double]) -> Double {
+      relativeError((0..<y.count).map { Double(p[$0]) }, y)
+    }
+    let errors = [
+      ("o", error(o, reference.o), check.bounds.output),
+      ("final", error(final, floats: reference.final), check.bounds.output),
+      ("dQ", error(dQ, reference.dQ), check.bounds.gradient), ("dK", error(dK, reference.dK), check.bounds.gradient),
+      ("dV", error(dV, reference.dV), check.bounds.gradient),
+      ("dG", error(dG, floats: reference.dG), check.bounds.gradient),
+      ("dBeta", error(dBeta, floats: reference.dBeta), check.bounds.gradient),
+      ("dInitial", error(dInitial, floats: reference.dInitial), check.bounds.gradient),
+    ]
+    print("emulated: " + errors.map { "\($0.0) \(String(format: "%.1e", $0.1))" }.joined(separator: ", "))
+    for (name, error, bound) in errors { #expect(error <= bound, "\(name): \(error)") }
+  }
+
+  @Test(arguments: [false, true]) func gatedDeltaRuleIsRightOnTheEmulator(bulk: Bool) throws {
+    for gates in [GatedDeltaRuleCheck.Gates.initial, .strong] {
+      var check = GatedDeltaRuleCheck(
+        elements: .bfloat16, keySize: EMULATED_KEY_SIZE, valueSize: EMULATED_VALUE_SIZE,
+        documents: [1, 63, 65, 130])
+      check.states = true
+      check.gates = gates
+      check.heads = gates == .initial ? 2 : 1
+      try emulate(
+        check, as: UInt16.self, from: bfloat16, to: widened, nan: 0xffff,
+        with: bulk ? emulate_gated_delta_rule_bulk : emulate_gated_delta_rule)
+    }
+  }
+
+  @Test(arguments: [(24, 40), (40, 24)]) func exactGatedDeltaRuleIsRightOnTheEmulator(keys: Int, values: Int) throws {
+    var check = GatedDeltaRuleCheck(elements: .float32, keySize: keys, valueSize: values, documents: [1, 63, 65, 130])
+    check.states = true
+    try emulate(
+      check, as: Float.self, from: { $0 }, to: { $0 }, nan: .nan,
+      with: { emulate_gated_delta_rule_exact($0, $1, Int32(keys), Int32(values)) })
+  }
+}

@@ -1,0 +1,32 @@
+// The kernels of the gated delta rule, run on the CPU (Emulator.h). Arrays as the kernels take them, chunks and segments
+// as `ChunkTable` makes them; bfloat16 as its bits.
+#pragma once
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct {
+  const void *q, *k, *v, *dO;
+  const float *g, *beta, *initial, *dFinal;
+  const int *chunks, *segments;
+  int tokens, chunkCount, segmentCount, heads;
+  float scale;
+} emulated_inputs;
+
+typedef struct {
+  void *o, *dQ, *dK, *dV;
+  float *final, *dG, *dBeta, *dInitial;
+} emulated_outputs;
+
+/// Head sizes that the tensor-core kernels are emulated with.
+enum { EMULATED_KEY_SIZE = 48, EMULATED_VALUE_SIZE = 80 };
+
+/// GatedDeltaRule.cu on bfloat16, with the copies of sm_80 or with the bulk copies of sm_90.
+void emulate_gated_delta_rule(emulated_inputs, emulated_outputs);
+void emulate_gated_delta_rule_bulk(emulated_inputs, emulated_outputs);
+/// GatedDeltaRuleExact.cu on float32, with any head sizes.
+void emulate_gated_delta_rule_exact(emulated_inputs, emulated_outputs, int keySize, int valueSize);
+
+#ifdef __cplusplus
+}
+#endif
