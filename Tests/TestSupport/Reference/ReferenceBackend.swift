@@ -11,6 +11,8 @@ package final class ReferenceBackend: Backend {
   package private(set) var liveBytes = 0
   package private(set) var peakBytes = 0
   package private(set) var operations = 0.0
+  /// How often elements came from the host.
+  package private(set) var uploads = 0
   /// How often elements were asked for by the host.
   package private(set) var downloads = 0
   package var deviceDescription: String { "reference" }
@@ -80,6 +82,7 @@ package final class ReferenceBackend: Backend {
   }
 
   package func upload(_ bytes: UnsafeRawBufferPointer, into x: Tensor) -> any Event {
+    uploads += 1
     let values = view(x)
     precondition(bytes.count == x.count * x.dtype.size, "\(bytes.count) bytes into \(x.dtype) of shape \(x.shape)")
     let before = Array(bytes)
