@@ -62,6 +62,12 @@ extension Tensor {
     return hostAddress.assumingMemoryBound(to: Int32.self)
   }
 
+  /// The elements of a float64 tensor.
+  package var doubles: UnsafeMutablePointer<Double> {
+    precondition(dtype == .float64, "expected float64, got \(dtype)")
+    return hostAddress.assumingMemoryBound(to: Double.self)
+  }
+
   /// The elements of a bfloat16 tensor, as the upper halves of float32.
   package var bfloats: UnsafeMutablePointer<UInt16> {
     precondition(dtype == .bfloat16, "expected bfloat16, got \(dtype)")

@@ -21,22 +21,4 @@ extension CPUBackend {
       }
     }
   }
-
-  package func sumsOfSquares(_ x: Tensor, blockSize: Int) -> [Double] {
-    let p = x.floats
-    let blocks = (x.count + blockSize - 1) / blockSize
-    var sums = [Double](repeating: 0, count: blocks)
-    sums.withUnsafeMutableBufferPointer { sums in
-      let out = sums.baseAddress!
-      parallel(blocks) { b in
-        var sum = SIMD16<Double>.zero
-        sweep(min(blockSize, x.count - b * blockSize)) { i, n in
-          let value = SIMD16<Double>(p.lanes(b * blockSize + i, n))
-          sum = sum.addingProduct(value, value)
-        }
-        out[b] = sum.sum()
-      }
-    }
-    return sums
-  }
 }

@@ -38,7 +38,7 @@ package struct Evaluation: Sendable {
   package let kl: Double?
   package let labels: Int
 
-  /// Runs `model` on the batches of `text`, one at a time.
+  /// Runs `model` on the batches of `text`, one at a time, and reads their losses back at the end.
   ///
   /// - Throws: `JobError` where the text has ids that the models have no rows for
   package init(model: HybridLM, teacher: HybridLM?, text: EvaluationText, backend: any Backend) throws {
@@ -49,8 +49,8 @@ package struct Evaluation: Sendable {
       backend: backend)
     var sums = LossSums()
     var counts = TokenCounts(labels: 0, tokens: 0)
-    for batch in text.batches {
-      sums = LossSums(values: zip(sums.values, losses(batch, gradientsOver: nil).values).map(+))
+    for (batch, found) in zip(text.batches, losses.sums(of: text.batches)) {
+      sums = LossSums(values: zip(sums.values, found.values).map(+))
       counts.labels += batch.countedLabels
       counts.tokens += batch.tokens.count
     }

@@ -47,6 +47,12 @@ extension Tensor {
     return hostElements(Int32.self)
   }
 
+  /// The elements of a float64 tensor.
+  package func toDoubles() -> [Double] {
+    precondition(dtype == .float64, "expected float64, got \(dtype)")
+    return hostElements(Double.self)
+  }
+
   private func hostElements<Element>(_ type: Element.Type) -> [Element] {
     [Element](unsafeUninitializedCapacity: count) { buffer, initialized in
       let bytes = UnsafeMutableRawBufferPointer(start: buffer.baseAddress, count: count * dtype.size)
@@ -55,6 +61,10 @@ extension Tensor {
     }
   }
 
-  /// The sum of the elements in their order, in double precision.
-  package func hostSum() -> Double { toArray().reduce(0) { $0 + Double($1) } }
+  /// The sum of the elements in double precision, on the host.
+  package func hostSum() -> Double {
+    let sum = backend.empty([1], .float64)
+    backend.sumElements(self, scale: 1, into: sum)
+    return sum.toDoubles()[0]
+  }
 }

@@ -80,8 +80,12 @@ package protocol Kernels: AnyObject {
   /// One AdamW step on equally long flat arrays.
   func adamW(
     parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep)
-  /// Sums of squares of each `blockSize` elements, in double precision.
-  func sumsOfSquares(_ x: Tensor, blockSize: Int) -> [Double]
+
+  /// sum = scale · Σ x, in double precision: sum is one float64, x float32 or float64. Of no elements it is zero.
+  func sumElements(_ x: Tensor, scale: Double, into sum: Tensor)
+  /// sums[b] = the sum of squares of the elements of x from b · blockSize on, of which the last block may have fewer, in
+  /// double precision: sums are float64.
+  func sumsOfSquares(_ x: Tensor, blockSize: Int, into sums: Tensor)
 }
 
 /// Functions of one element.

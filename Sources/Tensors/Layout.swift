@@ -15,10 +15,12 @@ package struct Segments: Sendable {
   package var tokenCount: Int { ranges.last?.upperBound ?? 0 }
 }
 
-/// Tables that a backend derives, once, from what stands still for a batch: in host memory or its own, in whatever form
-/// its kernels read.
+/// What is derived once from what stands still, for a batch or for as long as a model lives: in host memory or a backend's
+/// own, in whatever form its kernels read.
 package class Tables {
   private var made: [AnyHashable: Any] = [:]
+
+  package init() {}
 
   /// The table of this name, made at its first use.
   package final func table<Table>(_ name: some Hashable, make: () -> Table) -> Table {

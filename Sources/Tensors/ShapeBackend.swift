@@ -136,10 +136,6 @@ package final class ShapeBackend: Backend {
       * (stateProducts * keys * values + chunk * (chunkProducts.keys * keys + chunkProducts.values * values))
   }
 
-  package func sumsOfSquares(_ x: Tensor, blockSize: Int) -> [Double] {
-    [Double](repeating: 0, count: (x.count + blockSize - 1) / blockSize)
-  }
-
   package func dynamicConvolveBackward(
     _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor
   ) {
@@ -200,6 +196,8 @@ package final class ShapeBackend: Backend {
   package func adamW(
     parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep
   ) {}
+  package func sumElements(_ x: Tensor, scale: Double, into sum: Tensor) {}
+  package func sumsOfSquares(_ x: Tensor, blockSize: Int, into sums: Tensor) {}
   package func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor) {}
   package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {}
   package func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {}

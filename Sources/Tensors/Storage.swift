@@ -1,9 +1,15 @@
-/// The element types of a tensor.
+/// The element types of a tensor; float64 is that of sums alone.
 package enum DType: Sendable, Equatable {
-  case float32, int32, bfloat16
+  case float32, int32, bfloat16, float64
 
   /// Bytes of one element.
-  package var size: Int { self == .bfloat16 ? 2 : 4 }
+  package var size: Int {
+    switch self {
+    case .bfloat16: 2
+    case .float32, .int32: 4
+    case .float64: 8
+    }
+  }
 }
 
 /// A block of a backend's memory, which returns there when its last tensor is gone. Only the backend knows where it

@@ -56,6 +56,23 @@ import Tokenizers
     return model
   }
 
+  /// Of a second batch, of another length, tokens and positions go up, and nothing that mixers make on the host.
+  @Test func constantsOfMixersGoUpOnce() throws {
+    let backend = ReferenceBackend()
+    let model = try Self.modelOfAllMixers(backend)
+    func uploads(_ tokens: Int) -> Int {
+      let before = backend.uploads
+      _ = backend.withoutRecording {
+        model(
+          Batch(
+            tokens: backend.tensor((0..<tokens).map { Int32($0) }), segments: Segments(count: 1, length: tokens)))
+      }
+      return backend.uploads - before
+    }
+    let counts = [5, 7, 6].map(uploads)
+    #expect(counts[0] > 2 && counts[1...] == [2, 2], "\(counts)")
+  }
+
   /// The same of all linear mixers: chunks of a prompt, then token by token, as one pass; and packed documents.
   @Test(arguments: [1, 3, 40], [TestBackend.cpu(threads: 2), .reference])
   func everyMixerContinuesExactly(chunk: Int, kind: TestBackend) throws {

@@ -71,10 +71,44 @@ import Testing
         parameters: w, gradients: g, moment1: m, moment2: v,
         step: AdamWStep(
           learningRate: 0.01, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weightDecay: 0.1, step: 3, gradientScale: 0.5))
-      let sums = backend.sumsOfSquares(g, blockSize: 64)
-      return [w, m, v, backend.tensor(sums.map(Float.init), [sums.count])]
+      return [w, m, v]
     }
     #expect(errors.allSatisfy { $0 < 1e-6 }, "\(errors)")
+  }
+
+  /// Sums in double precision: of float32 and of sums, scaled, of nothing, block by block with a last one that is short, each
+  /// where it belongs in a larger tensor. What is not finite passes through.
+  @Test(arguments: [0, 1, 15, 63, 64, 65, 1009]) func doubleSumsMatch(count: Int) {
+    let blocks = (count + 63) / 64
+    for (fault, place) in [(Float(0), 0), (.nan, count / 2), (.infinity, count - 1), (-.infinity, 0)] {
+      var values = randomFloats(count, seed: 1)
+      if fault != 0, count > 0 { values[place] = fault }
+      func sums(_ backend: any Backend) -> [Double] {
+        let x = backend.tensor(values, [count])
+        let sums = backend.empty([blocks + 4], .float64)
+        backend.sumElements(x, scale: 1, into: sums.rows(0..<1))
+        backend.sumElements(x, scale: 1.0 / 3, into: sums.rows(1..<2))
+        backend.sumsOfSquares(x, blockSize: 64, into: sums.rows(2..<2 + blocks))
+        backend.sumElements(sums.rows(1..<2 + blocks), scale: 0.5, into: sums.rows(2 + blocks..<3 + blocks))
+        backend.sumElements(sums.rows(0..<0), scale: 2, into: sums.rows(3 + blocks..<4 + blocks))
+        return sums.toDoubles()
+      }
+      let expected = sums(ReferenceBackend())
+      let plain = values.reduce(0.0) { $0 + Double($1) }
+      let isFaulty = fault != 0 && count > 0
+      #expect(expected[0].isFinite != isFaulty && expected.last == 0)
+      // The same from right to left, up to a few last bits of what was added up.
+      let size = values.reduce(1.0) { $0 + Double(abs($1)) }
+      if !isFaulty { #expect(abs(values.reversed().reduce(0.0) { $0 + Double($1) } - expected[0]) < 1e-15 * size) }
+      for kind in TestBackend.fast {
+        let found = sums(kind.make())
+        // In the order of the elements, to the bit: a run's log must not depend on the version that wrote it.
+        if !isFaulty { #expect(found[0] == plain && found[1] == plain * (1.0 / 3)) }
+        for (x, y) in zip(found, expected) {
+          #expect(x == y || (x.isNaN && y.isNaN) || abs(x - y) < 1e-14 * max(size, abs(y)), "\(kind): \(x) \(y)")
+        }
+      }
+    }
   }
 
   /// One query a span, over keys that end to end are of different lengths: the kernel of decoding.

@@ -399,10 +399,12 @@ import Training
       student.path = path
       arena.beginBackward()
       var told: [ModelPart] = []
-      let sums = losses(data, gradientsOver: TokenCounts(labels: 0, tokens: data.tokens.count)) { part in
-        told.append(part)
-      }
+      let stepSums = StepSums(microBatches: 1, on: backend)
+      losses(
+        data, gradientsOver: TokenCounts(labels: 0, tokens: data.tokens.count), into: stepSums.losses(of: 0),
+        hasGradients: { told.append($0) })
       arena.endBackward()
+      let sums = stepSums.readBack().losses[0]
       #expect((sums.mixerOutput > 0) == !aligned.isEmpty && told == aligned.map { .layer($0) })
       for entry in arena.entries {
         let gradient = arena.gradients.rows(entry.range).toArray()
@@ -413,7 +415,7 @@ import Training
       // The mean over aligned layers of each layer's own error.
       let alone = aligned.map { layer in
         student.path = SupernetPath(full: (0..<4).filter { $0 != layer })
-        return losses(data, gradientsOver: nil).mixerOutput
+        return losses.sums(of: [data])[0].mixerOutput
       }
       let mean = alone.isEmpty ? 0 : alone.reduce(0, +) / Double(alone.count)
       #expect(abs(sums.mixerOutput - mean) <= 1e-6 * mean)
@@ -436,7 +438,7 @@ import Training
         student: student, teacher: teacher, weights: read.phases[0].losses, checkpointing: false, backend: backend)
       return (0..<4).map { layer in
         student.path = SupernetPath(full: (0..<4).filter { $0 != layer })
-        return losses(Self.batch(99), gradientsOver: nil).mixerOutput
+        return losses.sums(of: [Self.batch(99)])[0].mixerOutput
       }
     }
     let frozen = student.store.parameters.filter { !$0.name.contains("linear_attn") }.map { $0.value.toArray() }

@@ -64,12 +64,18 @@ struct DeltaNet: TokenMixer {
         final: cache?.state)
     }
     guard let gating else {
-      let y = mixed(x.backend.zeros([n, shape.heads]), apply(.sigmoid, b(x)))
+      let gates = batch.layout.table(NoDecay(heads: shape.heads)) { x.backend.zeros([n, shape.heads]) }
+      let y = mixed(gates, apply(.sigmoid, b(x)))
       return o(rmsNorm(y, weight: norm.weight.value, epsilon: norm.epsilon).reshaped([n, values.columns]))
     }
     let gates = decayGate(a: gating.a(x), b: b(x), aLog: gating.aLog.value, dtBias: gating.dtBias.value)
     return o(
       gatedRMSNorm(mixed(gates.g, gates.beta), gate: gating.g(x), weight: norm.weight.value, epsilon: norm.epsilon))
+  }
+
+  /// The gates of a state that does not decay, which all layers of as many heads share.
+  private struct NoDecay: Hashable {
+    let heads: Int
   }
 
   private var channels: [Int] {

@@ -13,6 +13,8 @@ struct Retention: TokenMixer {
   private let o: Linear
   private let norm: RMSNorm
   private let shape: LinearConfiguration
+  /// The decays of the heads, on each backend that the mixer ran on.
+  private let decays = Tables()
 
   init(_ scope: ParameterScope, hidden: Int, _ shape: LinearConfiguration) {
     self.shape = shape
@@ -32,8 +34,14 @@ struct Retention: TokenMixer {
       rotaryEmbedding(x.reshaped([n, shape.heads, shape.keySize]), layout: batch.layout, theta: 10_000)
     }
     let gates = batch.layout.table(Gates(heads: shape.heads)) {
-      let decays = (0..<shape.heads).map { Float(log1p(-exp2(-5 - Double($0)))) }
-      return x.backend.tensor((0..<n).flatMap { _ in decays }, [n, shape.heads])
+      let backend = x.backend
+      // A tensor keeps its backend, so that nobody else will have this name.
+      let logarithms = decays.table(ObjectIdentifier(backend)) {
+        backend.tensor((0..<shape.heads).map { Float(log1p(-exp2(-5 - Double($0)))) }, [shape.heads])
+      }
+      let gates = backend.filled([n, shape.heads], with: 1)
+      backend.scaleColumns(gates, by: logarithms, into: gates, adds: false)
+      return gates
     }
     let mixed = decayedAttention(
       q: rotated(q(x)), k: rotated(k(x)), v: v(x).reshaped([n, shape.heads, shape.valueSize]), g: gates,

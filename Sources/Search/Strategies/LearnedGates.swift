@@ -99,12 +99,16 @@ package struct GateGradients {
 
   private func backward(_ gates: [Double], _ data: SequenceBatch, kl: Bool, seed: Float) -> [Double] {
     let batch = Batch(tokens: backend.tensor(data.tokens), segments: Segments(data.segments))
-    func gate(_ value: Double) -> Tensor {
-      var tensor = backend.tensor([Float(value)], [1])
-      tensor.slot = GradientSlot(shape: [1], backend: backend)
-      return tensor
+    // The gates of all layers, open and then closed, and their gradients go up and come down together.
+    let count = gates.count
+    let values = backend.tensor((gates + gates.map { 1 - $0 }).map { Float($0) }, [2 * count])
+    let gradients = backend.zeros([2 * count])
+    let ways = (0..<2 * count).map { index in
+      var gate = values.rows(index..<index + 1)
+      gate.slot = GradientSlot(shape: [1], backend: backend, home: gradients.rows(index..<index + 1))
+      return gate
     }
-    let (open, closed) = (gates.map(gate), gates.map { gate(1 - $0) })
+    let (open, closed) = (Array(ways[..<count]), Array(ways[count...]))
     var head: TeacherHead?
     if kl, let teacher {
       head = backend.withoutRecording { TeacherHead(hidden: teacher(batch), weight: teacher.head) }
@@ -117,11 +121,8 @@ package struct GateGradients {
         klSeed: kl ? seed : 0)
     }
     tape.backward()
-    return gates.indices.map { layer in
-      let up = open[layer].slot?.take().map { Double($0.toArray()[0]) } ?? 0
-      let down = closed[layer].slot?.take().map { Double($0.toArray()[0]) } ?? 0
-      return up - down
-    }
+    let found = gradients.toArray()
+    return gates.indices.map { Double(found[$0]) - Double(found[count + $0]) }
   }
 
   /// The last hidden states, where every layer's attention counts by its open gate and its linear path by its closed one.

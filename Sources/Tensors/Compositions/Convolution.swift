@@ -53,8 +53,10 @@ extension Backend {
 
   /// One tap of the token before, minus one of the token itself.
   private func shiftTaps(_ x: Tensor) -> Tensor {
-    let taps = (0..<x.columns).flatMap { _ in [0, 0, 1, -1] as [Float] }
-    return everywhere(tensor(taps, [x.columns, 4]), x.rows)
+    let taps = empty([x.columns, 4])
+    addColumns(filled([x.columns, 1], with: 1), into: taps, 2..<3, adds: false)
+    addColumns(filled([x.columns, 1], with: -1), into: taps, 3..<4, adds: true)
+    return everywhere(taps, x.rows)
   }
 
   /// The taps `[C, …, 4]` for each of `tokens` tokens.

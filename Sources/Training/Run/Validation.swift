@@ -27,11 +27,14 @@ struct Validation {
     let width = LossSums.names.count + 2
     let round = 4 * world.size
     for first in stride(from: 0, to: places.count, by: round) {
-      var mine: [Double] = []
-      for index in first..<min(first + round, places.count) where index % world.size == world.rank {
+      let indices = (first..<min(first + round, places.count)).filter { $0 % world.size == world.rank }
+      let batches = try indices.map { index in
         var batch = SequenceBatch()
         try plan.sources[places[index].source].holdout.read(places[index].sequence, into: &batch)
-        mine += losses(batch, gradientsOver: nil).values + [Double(batch.countedLabels), Double(batch.tokens.count)]
+        return batch
+      }
+      var mine = losses.sums(of: batches).enumerated().flatMap { index, sums in
+        sums.values + [Double(batches[index].countedLabels), Double(batches[index].tokens.count)]
       }
       mine += [Double](repeating: 0, count: 4 * width - mine.count)
       let all = try world.allGather(mine + [wantsStop() ? 1 : 0])

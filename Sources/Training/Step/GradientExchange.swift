@@ -191,12 +191,30 @@ package final class GradientExchange {
       })
   }
 
-  /// The norm of the summed gradient, from the sums of squares of all blocks in their order.
-  package func norm() throws -> Double {
-    let sums = slices.flatMap { backend.sumsOfSquares(arena.gradients.rows($0), blockSize: Arena.blockSize) }
-    let counts = (0..<world.size).map { rank in buckets.indices.reduce(0) { $0 + share($1, of: rank).count } }
-    let width = counts.max()!
-    let all = try world.allGather(sums + [Double](repeating: 0, count: width - sums.count))
+  /// Blocks that `rank` owns, of all buckets.
+  private func blockCount(of rank: Int) -> Int { buckets.indices.reduce(0) { $0 + share($1, of: rank).count } }
+
+  /// Blocks that this rank owns.
+  package var ownedBlocks: Int { blockCount(of: world.rank) }
+
+  /// squares [``ownedBlocks``] = the sums of squares of this rank's blocks of the summed gradient, bucket by bucket.
+  package func sumSquares(into squares: Tensor) {
+    var first = 0
+    for bucket in buckets.indices {
+      let blocks = share(bucket, of: world.rank)
+      backend.sumsOfSquares(
+        arena.gradients.rows(elements(blocks)), blockSize: Arena.blockSize,
+        into: squares.rows(first..<first + blocks.count))
+      first += blocks.count
+    }
+  }
+
+  /// The norm of the summed gradient, from the squares of all ranks' blocks in the order of the arena.
+  ///
+  /// - Parameter squares: what ``sumSquares(into:)`` has found on this rank
+  package func norm(ofSquares squares: [Double]) throws -> Double {
+    let width = (0..<world.size).map(blockCount).max()!
+    let all = try world.allGather(squares + [Double](repeating: 0, count: width - squares.count))
     var next = (0..<world.size).map { $0 * width }
     var total = 0.0
     for bucket in buckets.indices {

@@ -77,30 +77,54 @@ package struct MicroBatchLosses {
   /// Whether gradients go through all layers, so that the last layer has its own first; else the first layer has.
   package var crossesLayers: Bool { weights.hidden + weights.logits + weights.crossEntropy > 0 }
 
-  /// The sums of the losses of `data`. With `counts`, the gradients of the means over the global batch are added
-  /// up in the slots of the student's parameters.
+  /// Writes the sums of the losses of `data`, which stay on the device. With `counts`, the gradients of the means over
+  /// the global batch are added up in the slots of the student's parameters.
   ///
   /// - Parameters:
+  ///   - sums: float64, in the order of ``LossSums/names``
   ///   - willUse: is told of every part of the student before its parameters are read
   ///   - hasGradients: is told of every part once nothing more will be added to its gradients
   package func callAsFunction(
-    _ data: SequenceBatch, gradientsOver counts: TokenCounts?, willUse: @escaping (ModelPart) -> Void = { _ in },
-    hasGradients: @escaping (ModelPart) -> Void = { _ in }
-  ) -> LossSums {
+    _ data: SequenceBatch, gradientsOver counts: TokenCounts?, into sums: Tensor,
+    willUse: @escaping (ModelPart) -> Void = { _ in }, hasGradients: @escaping (ModelPart) -> Void = { _ in }
+  ) {
     let batch = Batch(tokens: backend.tensor(data.tokens), segments: Segments(data.segments))
-    var sums = LossSums()
+    let sums = SumsByKind(sums)
     if weights.mixerOutput > 0 {
-      sums.mixerOutput = alignMixers(batch, counts, willUse) { if !crossesLayers { hasGradients($0) } }
+      alignMixers(batch, counts, into: sums.mixerOutput, willUse) { if !crossesLayers { hasGradients($0) } }
+    } else {
+      clear(sums.mixerOutput)
     }
-    if crossesLayers {
-      runEndToEnd(batch, labels: backend.tensor(data.labels), counts, &sums) { part in
-        willUse(part)
-        // Recorded before the part runs forward, it is reached when the part has run backward.
-        backend.tape?.append { hasGradients(part) }
-      }
+    guard crossesLayers else { return [sums.crossEntropy, sums.logits, sums.hidden].forEach(clear) }
+    runEndToEnd(batch, labels: backend.tensor(data.labels), counts, into: sums) { part in
+      willUse(part)
+      // Recorded before the part runs forward, it is reached when the part has run backward.
+      backend.tape?.append { hasGradients(part) }
     }
-    return sums
   }
+
+  /// The sums of the losses of each of `batches`, without gradients, read back together.
+  package func sums(of batches: [SequenceBatch]) -> [LossSums] {
+    let sums = StepSums(microBatches: batches.count, on: backend)
+    for (index, batch) in batches.enumerated() { self(batch, gradientsOver: nil, into: sums.losses(of: index)) }
+    return sums.readBack().losses
+  }
+
+  /// Where the sums of one micro-batch go, one element each.
+  private struct SumsByKind {
+    let crossEntropy: Tensor
+    let logits: Tensor
+    let hidden: Tensor
+    let mixerOutput: Tensor
+
+    init(_ sums: Tensor) {
+      let places = LossSums.names.indices.map { sums.rows($0..<$0 + 1) }
+      (crossEntropy, logits, hidden, mixerOutput) = (places[0], places[1], places[2], places[3])
+    }
+  }
+
+  /// A sum of nothing.
+  private func clear(_ sum: Tensor) { backend.sumElements(sum.rows(0..<0), scale: 1, into: sum) }
 
   private func seed(_ weight: Double, _ count: Int?) -> Float {
     count.map { Float(weight / Double(max(1, $0))) } ?? 0
@@ -118,44 +142,47 @@ package struct MicroBatchLosses {
   /// Every replaced mixer reads the teacher's normalised input of its layer and is compared with the teacher's
   /// mixer. No gradient crosses a layer, so each layer runs backward at once.
   private func alignMixers(
-    _ batch: Batch, _ counts: TokenCounts?, _ willUse: (ModelPart) -> Void, _ hasGradients: (ModelPart) -> Void
-  ) -> Double {
+    _ batch: Batch, _ counts: TokenCounts?, into sum: Tensor, _ willUse: (ModelPart) -> Void,
+    _ hasGradients: (ModelPart) -> Void
+  ) {
     guard let teacher else { preconditionFailure("mixer_output needs a teacher") }
     let replaced = replacedLayers(teacher)
-    guard !replaced.isEmpty else { return 0 }
+    guard !replaced.isEmpty else { return clear(sum) }
     let share = 1 / Double(replaced.count)
-    var sum = 0.0
+    let layerSums = backend.empty([replaced.count], .float64)
     var x = backend.withoutRecording { teacher.embed(batch) }
     for (index, layer) in teacher.layers.enumerated() {
       let (input, target) = backend.withoutRecording { () -> (Tensor, Tensor) in
         let input = layer.mixerInput(x)
         return (input, layer.mixer(input, batch, cache: nil))
       }
-      if replaced.contains(index) {
+      if let place = replaced.firstIndex(of: index) {
+        let losses: Tensor
         willUse(.layer(index))
         let mixer = student.activeMixer(index)
         if counts != nil {
-          let (losses, tape) = backend.recording {
+          let (recorded, tape) = backend.recording {
             squaredError(
               mixer(input, batch, cache: nil), target: target,
               seed: seed(weights.mixerOutput * share, counts?.tokens))
           }
           tape.backward()
           hasGradients(.layer(index))
-          sum += losses.hostSum() * share
+          losses = recorded
         } else {
           let output = backend.withoutRecording { mixer(input, batch, cache: nil) }
-          sum += squaredError(output, target: target, seed: 0).hostSum() * share
+          losses = squaredError(output, target: target, seed: 0)
         }
+        backend.sumElements(losses, scale: share, into: layerSums.rows(place..<place + 1))
         if index == replaced.last { break }
       }
       x = backend.withoutRecording { layer.complete(x, mixed: target) }
     }
-    return sum
+    backend.sumElements(layerSums, scale: 1, into: sum)
   }
 
   private func runEndToEnd(
-    _ batch: Batch, labels: Tensor, _ counts: TokenCounts?, _ sums: inout LossSums, willRun: (ModelPart) -> Void
+    _ batch: Batch, labels: Tensor, _ counts: TokenCounts?, into sums: SumsByKind, willRun: (ModelPart) -> Void
   ) {
     // What the teacher makes of it; nothing of it is recorded.
     var targets: [Tensor] = []
@@ -169,13 +196,13 @@ package struct MicroBatchLosses {
       }
     }
     let share = 1 / Double(student.layers.count)
-    var hiddenLosses: [Tensor] = []
+    let layerSums = backend.empty([weights.hidden > 0 ? student.layers.count : 0], .float64)
     func forward() -> VocabularyLosses? {
       // A student that only imitates hidden states needs no head.
       let hidden = student(batch, checkpointing: checkpointing, willRun: willRun) { index, x in
         if weights.hidden > 0 {
-          hiddenLosses.append(
-            squaredError(x, target: targets[index], seed: seed(weights.hidden * share, counts?.tokens)))
+          let losses = squaredError(x, target: targets[index], seed: seed(weights.hidden * share, counts?.tokens))
+          backend.sumElements(losses, scale: 1, into: layerSums.rows(index..<index + 1))
         }
       }
       guard weights.logits + weights.crossEntropy > 0 || counts == nil else { return nil }
@@ -192,8 +219,12 @@ package struct MicroBatchLosses {
     } else {
       losses = backend.withoutRecording(forward)
     }
-    sums.crossEntropy = losses?.crossEntropy.hostSum() ?? 0
-    sums.logits = losses?.kl.hostSum() ?? 0
-    sums.hidden = hiddenLosses.reduce(0) { $0 + $1.hostSum() } * share
+    if let losses {
+      backend.sumElements(losses.crossEntropy, scale: 1, into: sums.crossEntropy)
+      backend.sumElements(losses.kl, scale: 1, into: sums.logits)
+    } else {
+      [sums.crossEntropy, sums.logits].forEach(clear)
+    }
+    backend.sumElements(layerSums, scale: share, into: sums.hidden)
   }
 }

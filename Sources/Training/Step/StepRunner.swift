@@ -120,12 +120,13 @@ package final class StepRunner {
   ///
   /// - Parameter wantsStop: asked between micro-batches, if at all. The answer of any rank travels during the next micro-batch, after
   ///   which all ranks leave the step; the last micro-batch, whose gradients travel already, is never left.
-  /// - Returns: nil when the step was left: nothing has changed
+  /// - Returns: the losses, on the device, with room for the squares of this rank's blocks; nil when the step was left:
+  ///   nothing has changed
   package func accumulate(
     _ batches: [SequenceBatch], over counts: TokenCounts, asksForStop: Bool = false, wantsStop: () -> Bool = { false }
-  ) throws -> [LossSums]? {
+  ) throws -> StepSums? {
     var vote: GradientExchange.Vote?
-    var sums: [LossSums] = []
+    let sums = StepSums(microBatches: batches.count, blocks: exchange.ownedBlocks, on: arena.gradients.backend)
     let lanes = phase.lanes / world.size
     for lane in 0..<lanes {
       let places = batches.count * lane / lanes..<batches.count * (lane + 1) / lanes
@@ -138,11 +139,10 @@ package final class StepRunner {
         }
         vote = isLast || !asksForStop ? nil : exchange.cast(wantsStop())
         FailPoint.lag()
-        sums.append(
-          losses(
-            batches[index], gradientsOver: counts,
-            willUse: { [self] in exchange.waitForParameters(self.places[$0] ?? 0..<0) },
-            hasGradients: { [self] in if isLast && overlaps { exchange.complete(self.places[$0] ?? 0..<0) } }))
+        losses(
+          batches[index], gradientsOver: counts, into: sums.losses(of: index),
+          willUse: { [self] in exchange.waitForParameters(self.places[$0] ?? 0..<0) },
+          hasGradients: { [self] in if isLast && overlaps { exchange.complete(self.places[$0] ?? 0..<0) } })
       }
       // The last lane, which is never empty, completes part by part.
       if lane < lanes - 1 { exchange.endLane(isEmpty: places.isEmpty) }
@@ -181,10 +181,12 @@ package final class StepRunner {
     watchdog?.enter(.reduce)
     try FailPoint.reach(.step)
     try exchange.reduce()
+    exchange.sumSquares(into: sums.squares)
+    let found = sums.readBack()
     // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its flags and how
     // long it took.
     let gathered = try world.allGather(
-      sums.flatMap(\.values) + [Double(flags().rawValue), dataSeconds, clock.seconds["compute"]!])
+      found.losses.flatMap(\.values) + [Double(flags().rawValue), dataSeconds, clock.seconds["compute"]!])
     var total = [Double](repeating: 0, count: LossSums.names.count)
     var everyFlag: [RankFlags] = []
     var rankSeconds: (data: [Double], compute: [Double]) = ([], [])
@@ -200,7 +202,7 @@ package final class StepRunner {
     }
     isSlow = rankSeconds.compute.max()! >= Self.slowSeconds
     try FailPoint.reach(.collective)
-    let norm = try exchange.norm()
+    let norm = try exchange.norm(ofSquares: found.squares)
     clock.mark("reduce")
     let means = LossSums(values: total).means(counts)
     let loss = means.weighted(phase.losses)

@@ -11,6 +11,10 @@ package final class ReferenceBackend: Backend {
   package private(set) var liveBytes = 0
   package private(set) var peakBytes = 0
   package private(set) var operations = 0.0
+  /// How often elements came from the host.
+  package private(set) var uploads = 0
+  /// How often elements were asked for by the host.
+  package private(set) var downloads = 0
   package var deviceDescription: String { "reference" }
   package var kernelIdentity: String { "reference" }
   package func companion() -> any Backend { ReferenceBackend(roundsToSingle: roundsToSingle) }
@@ -67,7 +71,8 @@ package final class ReferenceBackend: Backend {
 
   func view(_ x: Tensor) -> View {
     guard let values = x.storage as? Values else { preconditionFailure("a tensor of another backend") }
-    return View(values.elements.baseAddress! + x.offset, count: x.count, rounds: roundsToSingle)
+    return View(
+      values.elements.baseAddress! + x.offset, count: x.count, rounds: roundsToSingle && x.dtype != .float64)
   }
 
   package func allocate(byteCount: Int) -> any Storage {
@@ -77,6 +82,7 @@ package final class ReferenceBackend: Backend {
   }
 
   package func upload(_ bytes: UnsafeRawBufferPointer, into x: Tensor) -> any Event {
+    uploads += 1
     let values = view(x)
     precondition(bytes.count == x.count * x.dtype.size, "\(bytes.count) bytes into \(x.dtype) of shape \(x.shape)")
     let before = Array(bytes)
@@ -86,6 +92,7 @@ package final class ReferenceBackend: Backend {
         switch x.dtype {
         case .float32: Double(bytes.loadUnaligned(fromByteOffset: at, as: Float.self))
         case .int32: Double(bytes.loadUnaligned(fromByteOffset: at, as: Int32.self))
+        case .float64: bytes.loadUnaligned(fromByteOffset: at, as: Double.self)
         case .bfloat16:
           Double(Float(bitPattern: UInt32(bytes.loadUnaligned(fromByteOffset: at, as: UInt16.self)) << 16))
         }
@@ -94,6 +101,7 @@ package final class ReferenceBackend: Backend {
   }
 
   package func download(_ x: Tensor, into bytes: UnsafeMutableRawBufferPointer) -> any Event {
+    downloads += 1
     let values = view(x).array
     let (type, size) = (x.dtype, x.dtype.size)
     precondition(bytes.count == values.count * size, "\(type) of shape \(x.shape) into \(bytes.count) bytes")
@@ -103,6 +111,7 @@ package final class ReferenceBackend: Backend {
         switch type {
         case .float32: bytes.storeBytes(of: Float(value), toByteOffset: i * size, as: Float.self)
         case .int32: bytes.storeBytes(of: Int32(value), toByteOffset: i * size, as: Int32.self)
+        case .float64: bytes.storeBytes(of: value, toByteOffset: i * size, as: Double.self)
         case .bfloat16:
           bytes.storeBytes(of: UInt16(Float(value).bitPattern >> 16), toByteOffset: i * size, as: UInt16.self)
         }

@@ -211,10 +211,17 @@ extension ReferenceBackend {
     }
   }
 
-  package func sumsOfSquares(_ x: Tensor, blockSize: Int) -> [Double] {
-    let x = view(x)
-    return stride(from: 0, to: x.count, by: blockSize).map { first in
-      (first..<min(first + blockSize, x.count)).reduce(0) { $0 + x[$1] * x[$1] }
+  package func sumElements(_ x: Tensor, scale: Double, into sum: Tensor) {
+    precondition(sum.count == 1 && sum.dtype == .float64, "a sum into \(sum.dtype) of shape \(sum.shape)")
+    view(sum)[0] = scale * view(x).array.reduce(0, +)
+  }
+
+  package func sumsOfSquares(_ x: Tensor, blockSize: Int, into sums: Tensor) {
+    precondition(sums.dtype == .float64, "sums into \(sums.dtype)")
+    let (x, sums) = (view(x), view(sums))
+    for block in 0..<sums.count {
+      let elements = block * blockSize..<min((block + 1) * blockSize, x.count)
+      sums[block] = elements.reduce(0) { $0 + x[$1] * x[$1] }
     }
   }
 }
