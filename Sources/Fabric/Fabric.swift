@@ -6,8 +6,8 @@ import Tensors
 /// Every rank must ask for the same exchanges in the same order. What is sent and received must stay where it is until the
 /// transfer is done.
 package protocol Fabric: AnyObject {
-  /// Begins to send the elements `ranges[r]` of `send`, float32, to every rank r, and to receive from every rank what is meant for this
-  /// one, end to end in the order of the ranks.
+  /// Begins to send the elements `ranges[r]` of `send`, float32, to every rank r, and to receive from every rank what is
+  /// meant for this one, end to end in the order of the ranks.
   ///
   /// - Parameters:
   ///   - received: `ranges.count` times the length of this rank's range

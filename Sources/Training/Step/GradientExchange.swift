@@ -10,8 +10,8 @@ import Tensors
 /// The micro-batches of a step are cut into lanes, contiguous and fixed by the job. A lane adds up in the gradient arena,
 /// micro-batch by micro-batch; lanes, of which every rank has as many, join in one binary tree.
 ///
-/// The sections of the arena are cut into buckets, of each of which every rank owns a part. A thread of its own reduces a bucket as soon as
-/// backward is done with it, and brings the updated parameters back while the next step has begun.
+/// The sections of the arena are cut into buckets, of each of which every rank owns a part. A thread of its own reduces a
+/// bucket as soon as backward is done with it, and brings the updated parameters back while the next step has begun.
 package final class GradientExchange {
   private let world: Communicator
   private let fabric: any Fabric

@@ -81,8 +81,9 @@ package final class StepRunner {
   }
 
   /// Puts the runner of `phase` in the place of that of the phase before, which goes first: gradients and moments at once,
-  /// values as the parameters move. Unless a checkpoint is to be read into them, they must have been raised (``raise()``). What other phases of the run train is float32 of the student's own from the beginning,
-  /// so that a run holds the same memory, and computes the same bits, whether it was resumed or not.
+  /// values as the parameters move. Unless a checkpoint is to be read into them, they must have been raised (``raise()``).
+  /// What other phases of the run train is float32 of the student's own from the beginning, so that a run holds the same
+  /// memory, and computes the same bits, whether it was resumed or not.
   ///
   /// - Parameter phases: all of the run
   package static func replace(
