@@ -57,6 +57,20 @@ extension RankTests {
     }
   }
 
+  /// Phases may differ in it, and what has not begun may still be changed.
+  @Test(arguments: ["float32", "bfloat16"]) func phasesMayDifferInPrecision(first: String) throws {
+    let second = first == "float32" ? "bfloat16" : "float32"
+    let job = ["distill", "--job", "distill.yaml", "--set", "phases.0.compute=\(first)", "--set"]
+    try jettrain(ranks: 0, job + ["phases.1.compute=\(second)", "--run-dir", "whole"])
+    try jettrain(ranks: 4, job + ["phases.1.compute=\(second)", "--run-dir", "ranks-4"])
+    try identical("whole", "ranks-4")
+    try jettrain(
+      ranks: 2, job + ["phases.1.compute=\(first)", "--run-dir", "stopped", "--stop-at-step", "5"], expecting: 75)
+    let output = try jettrain(ranks: 1, job + ["phases.1.compute=\(second)", "--run-dir", "stopped"])
+    #expect(output.contains("the job was changed: phases.1.compute was \(first), is \(second)"), "\(output)")
+    try identical("whole", "stopped")
+  }
+
   /// What is saved and exported are the masters, of which most values are no bfloat16.
   @Test func mastersAreSavedAndExported() throws {
     let job = ["distill", "--job", "distill.yaml", "--set", "phases.1.freeze=[]"]
