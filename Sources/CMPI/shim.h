@@ -5,6 +5,7 @@
 static inline MPI_Comm jettrain_comm_world(void) { return MPI_COMM_WORLD; }
 static inline MPI_Datatype jettrain_byte(void) { return MPI_BYTE; }
 static inline MPI_Datatype jettrain_float(void) { return MPI_FLOAT; }
+static inline MPI_Datatype jettrain_uint16(void) { return MPI_UINT16_T; }
 static inline MPI_Datatype jettrain_double(void) { return MPI_DOUBLE; }
 static inline MPI_Datatype jettrain_int64(void) { return MPI_INT64_T; }
 static inline MPI_Op jettrain_sum(void) { return MPI_SUM; }

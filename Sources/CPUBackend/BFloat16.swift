@@ -25,6 +25,25 @@ func widen(_ source: BFloatPointer, into out: FloatPointer, _ count: Int) {
   for i in whole..<count { out[i] = source.single(i) }
 }
 
+/// out = the `count` values at `source` as bfloat16: to nearest, ties to even, NaN stays NaN.
+@inline(__always)
+func round(_ source: FloatPointer, into out: BFloatPointer, _ count: Int) {
+  let whole = count / laneCount * laneCount
+  for i in stride(from: 0, to: whole, by: laneCount) {
+    let value = source.lanes(i)
+    let bits = unsafeBitCast(value, to: SIMD16<UInt32>.self)
+    let halves = bits &>> 16
+    // A NaN whose payload lies below would become infinity: it is made quiet.
+    let rounded = ((bits &+ 0x7FFF &+ (halves & 1)) &>> 16).replacing(with: halves | 0x40, where: value .!= value)
+    UnsafeMutableRawPointer(out + i).storeBytes(
+      of: SIMD16<UInt16>(truncatingIfNeeded: rounded), as: SIMD16<UInt16>.self)
+  }
+  for i in whole..<count {
+    let (bits, half) = (source[i].bitPattern, source[i].bitPattern >> 16)
+    out[i] = UInt16(truncatingIfNeeded: source[i].isNaN ? half | 0x40 : (bits &+ 0x7FFF &+ (half & 1)) >> 16)
+  }
+}
+
 extension CPUBackend {
   /// Rows up to which a product reads each weight once for all of them, at the speed of memory.
   private static let fewRows = 16

@@ -12,6 +12,10 @@ extension CPUBackend {
       let (source, target) = (x.bfloats, y.floats)
       return forEachSlice(count: x.count) { offset, count in widen(source + offset, into: target + offset, count) }
     }
+    if y.dtype == .bfloat16 {
+      let (source, target) = (x.floats, y.bfloats)
+      return forEachSlice(count: x.count) { offset, count in round(source + offset, into: target + offset, count) }
+    }
     let (source, target) = (x.floats, y.floats)
     forEachSlice(count: x.count) { offset, count in
       (target + offset).update(from: source + offset, count: count)

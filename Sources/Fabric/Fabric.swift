@@ -6,8 +6,8 @@ import Tensors
 /// Every rank must ask for the same exchanges in the same order. What is sent and received must stay where it is until the
 /// transfer is done.
 package protocol Fabric: AnyObject {
-  /// Begins to send the elements `ranges[r]` of `send` to every rank r, and to receive from every rank what is meant for this
-  /// one, end to end in the order of the ranks.
+  /// Begins to send the elements `ranges[r]` of `send`, float32, to every rank r, and to receive from every rank what is
+  /// meant for this one, end to end in the order of the ranks.
   ///
   /// - Parameters:
   ///   - received: `ranges.count` times the length of this rank's range
@@ -15,7 +15,7 @@ package protocol Fabric: AnyObject {
   func allToAll(_ send: Tensor, _ ranges: [Range<Int>], into received: Tensor, after ready: any Event) throws
     -> any Transfer
 
-  /// Begins to give every rank what the others own of `buffer`: rank r the elements `ranges[r]`.
+  /// Begins to give every rank what the others own of `buffer`, float32 or bfloat16: rank r the elements `ranges[r]`.
   ///
   /// - Parameter ready: passes when `buffer` holds what this rank owns
   func allGather(_ buffer: Tensor, _ ranges: [Range<Int>], after ready: any Event) throws -> any Transfer

@@ -30,8 +30,10 @@ package final class MPIFabric: Fabric {
   package func allGather(_ buffer: Tensor, _ ranges: [Range<Int>], after ready: any Event) throws -> any Transfer {
     ready.wait()
     let start = ranges[0].lowerBound
-    return try communicator.allGather(
-      buffer.floats + start, ranges: ranges.map { $0.lowerBound - start..<$0.upperBound - start }, rank: rank)
+    let parts = ranges.map { $0.lowerBound - start..<$0.upperBound - start }
+    return buffer.dtype == .bfloat16
+      ? try communicator.allGather(buffer.bfloats + start, ranges: parts, rank: rank)
+      : try communicator.allGather(buffer.floats + start, ranges: parts, rank: rank)
   }
 
   package func any(_ flag: Flag) throws -> any Transfer { try communicator.maximum(flag.word) }

@@ -52,6 +52,9 @@ package final class Communicator {
 
   package var isCoordinator: Bool { rank == 0 }
 
+  /// Whether there are other ranks to speak to: not in a world of one, nor in one that exists on paper.
+  package var hasOthers: Bool { handle != nil && size > 1 }
+
   fileprivate static var wasLaunched: Bool {
     let environment = ProcessInfo.processInfo.environment
     return ["OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"].contains { environment[$0] != nil }
@@ -194,14 +197,15 @@ package final class BackgroundCommunicator: @unchecked Sendable {
     self.handle = handle
   }
 
-  /// Begins to send `sendCounts[r]` floats at `sendDisplacements[r]` of `send` to rank r, and to receive the same from each.
-  package func allToAll(
-    send: UnsafePointer<Float>, sendCounts: [Int], sendDisplacements: [Int],
-    receive: UnsafeMutablePointer<Float>, receiveCounts: [Int], receiveDisplacements: [Int]
+  /// Begins to send `sendCounts[r]` elements at `sendDisplacements[r]` of `send` to rank r, and to receive the same from
+  /// each.
+  package func allToAll<Element: ExchangedElement>(
+    send: UnsafePointer<Element>, sendCounts: [Int], sendDisplacements: [Int],
+    receive: UnsafeMutablePointer<Element>, receiveCounts: [Int], receiveDisplacements: [Int]
   ) throws -> PendingExchange {
     try PendingExchange("MPI_Ialltoallv", [sendCounts, sendDisplacements, receiveCounts, receiveDisplacements]) {
       MPI_Ialltoallv(
-        send, $0[0], $0[1], jettrain_float(), receive, $0[2], $0[3], jettrain_float(), handle, &$1)
+        send, $0[0], $0[1], Element.mpiType, receive, $0[2], $0[3], Element.mpiType, handle, &$1)
     }
   }
 
@@ -215,8 +219,8 @@ package final class BackgroundCommunicator: @unchecked Sendable {
   /// Begins to give every rank what the others hold, in place: rank r owns `ranges[r]` of `buffer`.
   ///
   /// An exchange of all with all, since Open MPI 4.1's MPI_Iallgatherv used two thirds of a link (Cluster/testbed, 1 Gbit/s).
-  package func allGather(
-    _ buffer: UnsafeMutablePointer<Float>, ranges: [Range<Int>], rank: Int
+  package func allGather<Element: ExchangedElement>(
+    _ buffer: UnsafeMutablePointer<Element>, ranges: [Range<Int>], rank: Int
   ) throws -> PendingExchange {
     func others(_ value: (Int) -> Int) -> [Int] { ranges.indices.map { $0 == rank ? 0 : value($0) } }
     // Open MPI takes equal addresses for MPI_IN_PLACE and would send what it is to receive: they must differ.
@@ -226,6 +230,21 @@ package final class BackgroundCommunicator: @unchecked Sendable {
       receive: buffer, receiveCounts: others { ranges[$0].count },
       receiveDisplacements: others { ranges[$0].lowerBound })
   }
+}
+
+/// An element of the arrays that ranks exchange.
+package protocol ExchangedElement {
+  /// Open MPI's name of it.
+  static var mpiType: MPI_Datatype { get }
+}
+
+extension Float: ExchangedElement {
+  package static var mpiType: MPI_Datatype { jettrain_float() }
+}
+
+/// The bits of a bfloat16, which are carried and never added.
+extension UInt16: ExchangedElement {
+  package static var mpiType: MPI_Datatype { jettrain_uint16() }
 }
 
 /// An exchange that has begun. What it sends and receives must stay where it is until it is done.

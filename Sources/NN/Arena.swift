@@ -1,9 +1,18 @@
 import Tensors
 
-/// The trained parameters of a store, their values and their gradients each in one flat array in creation
-/// order, so that slices of it are what ranks own, reduce, clip and save.
+/// What the matrices that train are computed with. Everything else that trains is float32, gradients and the values that
+/// updates go to, too.
+package enum ComputePrecision: String, CaseIterable, Sendable {
+  case float32
+  /// Every rank holds a bfloat16 copy of the matrices, which all kernels read; the float32 masters lie where they are owned.
+  case bfloat16
+}
+
+/// The trained parameters of a store in one space of elements, so that slices of it are what ranks own, reduce, clip and
+/// save: their gradients in one flat array, their values in one for each section.
 ///
-/// Both arrays are padded with zeros to whole blocks of ``blockSize`` elements.
+/// In float32 there is one section, in the order of creation. In bfloat16 there are two: the matrices, then the rest.
+/// Sections are padded with zeros to whole blocks of ``blockSize`` elements.
 package final class Arena {
   /// Elements of one block, the unit in which ranks share the arena and gradients are summed up.
   package static let blockSize = 16_384
@@ -12,50 +21,142 @@ package final class Arena {
   package struct Entry {
     package let parameter: Parameter
     package let offset: Int
+    /// Its place in the order of creation, in which layers run.
+    package let ordinal: Int
     package var range: Range<Int> { offset..<offset + parameter.count }
   }
 
+  /// Elements whose values lie in one array.
+  package struct Section {
+    /// Elements without the padding.
+    package let elements: Range<Int>
+    package let blocks: Range<Int>
+    /// Of float32, or of bfloat16 when it is lowered.
+    package fileprivate(set) var values: Tensor
+
+    /// The section with its padding.
+    package var range: Range<Int> { blocks.lowerBound * blockSize..<blocks.upperBound * blockSize }
+  }
+
+  /// In the order of their elements.
   package let entries: [Entry]
+  package let precision: ComputePrecision
+  package private(set) var sections: [Section]
   /// Elements without the padding.
   package let count: Int
-  package let values: Tensor
-  package let gradients: Tensor
   package let blockCount: Int
+  package let backend: any Backend
+  private var allocatedGradients: Tensor?
 
-  /// Moves the parameters that `isTrained` names into a new arena, copying the values they have, and attaches
-  /// their slots; those that leave another arena get values of their own.
+  /// Moves the parameters that `isTrained` names into a new arena, copying the values they have, and attaches their slots;
+  /// those that leave another arena get values of their own.
   ///
   /// An arena of before goes as its last parameter leaves it, and only then are the gradients allocated. Its own
   /// gradients must have been let go of by ``retire()``.
-  package init(_ store: ParameterStore, backend: any Backend, isTrained: (Parameter) -> Bool) {
-    var entries: [Entry] = []
-    var offset = 0
-    for parameter in store.parameters where isTrained(parameter) {
-      entries.append(Entry(parameter: parameter, offset: offset))
-      offset += parameter.count
-    }
-    self.entries = entries
-    count = offset
-    blockCount = (offset + Self.blockSize - 1) / Self.blockSize
+  package convenience init(_ store: ParameterStore, backend: any Backend, isTrained: (Parameter) -> Bool) {
+    self.init(gathering: store, precision: .float32, backend: backend, isTrained: isTrained)
+    begin()
+  }
+
+  /// Moves the parameters alone, all to float32. With a precision of bfloat16 somebody must keep the masters of the matrices
+  /// before ``begin()`` makes compute copies of them.
+  package init(
+    gathering store: ParameterStore, precision: ComputePrecision, backend: any Backend, isTrained: (Parameter) -> Bool
+  ) {
+    self.precision = precision
+    self.backend = backend
+    let trained = store.parameters.filter(isTrained).enumerated()
+    let parts =
+      precision == .float32
+      ? [Array(trained)] : [trained.filter(\.element.isMatrix), trained.filter { !$0.element.isMatrix }]
     for parameter in store.parameters where !isTrained(parameter) && parameter.home == .arena {
       parameter.own(on: backend)
     }
-    values = backend.zeros([blockCount * Self.blockSize])
-    for entry in entries { entry.parameter.move(to: Self.view(entry, of: values)) }
-    gradients = backend.zeros([blockCount * Self.blockSize])
+    var entries: [Entry] = []
+    var sections: [Section] = []
+    var block = 0
+    for part in parts {
+      let start = block * Self.blockSize
+      var offset = start
+      for (ordinal, parameter) in part {
+        entries.append(Entry(parameter: parameter, offset: offset, ordinal: ordinal))
+        offset += parameter.count
+      }
+      let blocks = block..<(offset + Self.blockSize - 1) / Self.blockSize
+      sections.append(
+        Section(
+          elements: start..<offset, blocks: blocks, values: backend.zeros([blocks.count * Self.blockSize])))
+      block = blocks.upperBound
+    }
+    (self.entries, self.sections) = (entries, sections)
+    count = entries.reduce(0) { $0 + $1.parameter.count }
+    blockCount = block
+    for entry in entries { entry.parameter.move(to: place(of: entry)) }
+  }
+
+  /// Lowers the matrices to bfloat16, where that is the precision, and attaches slots to all parameters: they train from now
+  /// on.
+  package func begin() {
+    if precision == .bfloat16 {
+      let lowered = backend.empty(sections[0].values.shape, .bfloat16)
+      backend.copy(sections[0].values, into: lowered)
+      replaceMatrices(by: lowered)
+    }
+    let gradients = backend.zeros([blockCount * Self.blockSize])
+    allocatedGradients = gradients
     for entry in entries {
       entry.parameter.attach(
-        GradientSlot(shape: entry.parameter.shape, backend: backend, home: Self.view(entry, of: gradients)))
+        GradientSlot(
+          shape: entry.parameter.shape, backend: backend,
+          home: gradients.rows(entry.range).reshaped(entry.parameter.shape)))
     }
   }
+
+  /// Gives the matrices the float32 values `values` in place of their compute copies; the arena must have been retired.
+  package func raise(to values: Tensor) {
+    precondition(
+      values.dtype == .float32 && values.count == sections[0].values.count, "\(values.shape) are not the matrices")
+    replaceMatrices(by: values)
+  }
+
+  private func replaceMatrices(by values: Tensor) {
+    sections[0].values = values
+    for entry in entries where sections[0].elements.contains(entry.offset) {
+      entry.parameter.lie(at: place(of: entry))
+    }
+  }
+
+  /// Whether the values of the elements `range`, which lie in one section, are compute copies of masters elsewhere.
+  package func isLowered(_ range: Range<Int>) -> Bool { section(of: range).values.dtype == .bfloat16 }
+
+  private func section(of range: Range<Int>) -> Section {
+    guard let section = sections.first(where: { $0.range.contains(range.lowerBound) }),
+      range.upperBound <= section.range.upperBound
+    else { preconditionFailure("elements \(range) do not lie in one section: \(sections.map(\.range))") }
+    return section
+  }
+
+  /// The values of the elements `range`, which lie in one section.
+  package func values(_ range: Range<Int>) -> Tensor {
+    let section = section(of: range)
+    let start = section.range.lowerBound
+    return section.values.rows(range.lowerBound - start..<range.upperBound - start)
+  }
+
+  /// The gradients of all elements; of nothing before ``begin()`` and after ``retire()``.
+  package var gradients: Tensor {
+    guard let allocatedGradients else {
+      preconditionFailure("the arena has no gradients: it has not begun or was retired")
+    }
+    return allocatedGradients
+  }
+
+  private func place(of entry: Entry) -> Tensor { values(entry.range).reshaped(entry.parameter.shape) }
 
   /// Lets go of the gradients: the values stay until the parameters move on.
   package func retire() {
     for entry in entries { entry.parameter.rest() }
-  }
-
-  private static func view(_ entry: Entry, of flat: Tensor) -> Tensor {
-    flat.rows(entry.range).reshaped(entry.parameter.shape)
+    allocatedGradients = nil
   }
 
   /// Prepares for one backward pass; the gradients it will find are its own.
@@ -67,7 +168,7 @@ package final class Arena {
   package func endBackward(_ range: Range<Int>? = nil) {
     let range = range ?? 0..<gradients.count
     for entry in entries where range.contains(entry.offset) && entry.parameter.value.slot?.gradient == nil {
-      gradients.backend.fill(Self.view(entry, of: gradients), with: 0)
+      backend.fill(gradients.rows(entry.range), with: 0)
     }
   }
 
@@ -80,7 +181,7 @@ package final class Arena {
     package let group: Int
   }
 
-  /// The arena in runs of parameters of one group that weight decay applies to or not.
+  /// The arena in runs of parameters of one group that weight decay applies to or not; none crosses a section.
   package func runs(group: (Parameter) -> Int) -> [Run] {
     var runs: [Run] = []
     for entry in entries {

@@ -73,6 +73,11 @@ package final class Parameter {
   /// Moves the values to `place`, a part of an arena.
   func move(to place: Tensor) {
     if hasValue { place.backend.copy(value, into: place) }
+    lie(at: place)
+  }
+
+  /// Says that the values lie at `place`, a part of an arena, where somebody has put them.
+  func lie(at place: Tensor) {
     value = place
     home = .arena
   }

@@ -6,7 +6,7 @@
 /// a destination may be one of the inputs.
 package protocol Kernels: AnyObject {
   func fill(_ x: Tensor, with value: Float)
-  /// y = x; bfloat16 is widened to float32.
+  /// y = x; bfloat16 is widened to float32, and float32 rounded to a bfloat16 y: to nearest, ties to even, NaN stays NaN.
   func copy(_ x: Tensor, into y: Tensor)
   /// y += scale · x
   func add(_ x: Tensor, scale: Float, into y: Tensor)

@@ -222,7 +222,7 @@ import Tokenizers
     // What trains gets a copy of its own: the teacher must not change with the student.
     let before = teacher.store[mlp]!.value.toArray()
     let arena = Arena(student.store, backend: backend) { _ in true }
-    backend.fill(arena.values, with: 7)
+    backend.fill(arena.values(0..<arena.count), with: 7)
     #expect(teacher.store[mlp]!.value.toArray() == before)
   }
 

@@ -132,6 +132,41 @@ import Testing
     #expect(errors.allSatisfy { $0 < 2e-6 }, "\(errors)")
   }
 
+  /// Rounding to bfloat16, bit by bit against arithmetic in double precision: odd sizes, ties both ways, subnormals, what
+  /// rounds to infinity, infinities, both zeros and NaN, in vectors and behind them.
+  @Test(arguments: [1, 15, 16, 17, 63, 16_384, 16_409]) func copiesAreRoundedToBFloat16(count: Int) {
+    let special: [UInt32] = [
+      0x3F80_8000, 0x3F81_8000, 0x3F80_8001, 0x3F80_7FFF, 0xBF80_8000, 0xBF81_8000, 0x7F7F_FFFF, 0x7F7F_7FFF,
+      0xFF7F_8000, 0x7F80_0000, 0xFF80_0000, 0x0000_0000, 0x8000_0000, 0x0000_8000, 0x0001_8000, 0x807F_FFFF,
+      0x0000_0001, 0x7FC0_0000, 0x7F80_0001, 0xFF80_FFFF, 0x7FFF_FFFF,
+    ]
+    var random = UInt32(1)
+    let words = (0..<count).map { index -> UInt32 in
+      // Every special one in every lane, between words of any exponent.
+      random = random &* 1_664_525 &+ 1_013_904_223
+      return index % 2 == 0 || count < 64 ? special[(index / 2 + index / 64) % special.count] : random
+    }
+    let values = words.map(Float.init(bitPattern:))
+    let expected = values.map { value in
+      value.isNaN
+        ? UInt16(value.bitPattern >> 16) | 0x40
+        : UInt16(Float(ReferenceBackend.roundedToBFloat16(Double(value))).bitPattern >> 16)
+    }
+    for kind in TestBackend.fast {
+      let backend = kind.make()
+      let narrow = backend.empty([count], .bfloat16)
+      backend.copy(backend.tensor(values, [count]), into: narrow)
+      let wide = backend.empty([count])
+      backend.copy(narrow, into: wide)
+      // A NaN may come through a reference in doubles with another payload.
+      for (index, pair) in zip(narrow.toBits(), expected).enumerated() where pair.0 != pair.1 {
+        let bothNaN = [pair.0, pair.1].allSatisfy { $0 & 0x7FFF > 0x7F80 }
+        #expect(bothNaN && !(backend is CPUBackend), "\(kind) \(String(words[index], radix: 16)): \(pair)")
+      }
+      #expect(wide.toArray().map { UInt16($0.bitPattern >> 16) } == narrow.toBits())
+    }
+  }
+
   @Test(arguments: [1, 2, 3, 4, 7, 17, 70], [(1, 1), (31, 5), (32, 64), (100, 33), (1100, 600)])
   func bfloat16ProductsMatch(rows: Int, shape: (Int, Int)) {
     let (inner, columns) = shape

@@ -220,7 +220,7 @@ private let pythonHasSafetensors =
 
   // MARK: - Search
 
-  private func writeSupernet() throws {
+  func writeSupernet() throws {
     let text = try String(contentsOfFile: folder + "/hybrid.json", encoding: .utf8)
     var object = try #require(try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
     object["layer_types"] = ["attn", "attn", "attn"]

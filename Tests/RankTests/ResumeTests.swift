@@ -161,7 +161,7 @@ extension RankTests {
 
   /// What `plan` says of memory is what runs take: at the change of a phase, at a resume, at a return to a checkpoint, and
   /// with a save under way.
-  @Test func plannedMemoryIsWhatRunsTake() throws {
+  @Test(arguments: ["float32", "bfloat16"]) func plannedMemoryIsWhatRunsTake(compute: String) throws {
     let shape = """
       "vocab_size": 257, "hidden_size": 256, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 4,
       "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true
@@ -184,7 +184,7 @@ extension RankTests {
       """
       model: {teacher: large-teacher/model, student: large.json, init: random}
       data: {root: data, mix: ./mix.yaml}
-      train: {context: 64, global_batch: 4, micro_batch: 1}
+      train: {context: 64, global_batch: 4, micro_batch: 1, compute: \(compute)}
       spikes: {policy: skip, limit: 2}
       phases:
       - {name: align, tokens: 1024, losses: {mixer_output: 1}, freeze: [mlp, embeddings, norms, attention]}
@@ -213,7 +213,8 @@ extension RankTests {
       return try #require(peaks.max())
     }
     func compare(_ what: String, _ measured: Double, _ planned: Double) {
-      print("\(what): measured \(measured / 0x1p20) MiB, planned \(planned / 0x1p20) MiB: \(measured / planned)")
+      let sizes = "measured \(measured / 0x1p20) MiB, planned \(planned / 0x1p20) MiB"
+      print("\(what) in \(compute): \(sizes): \(measured / planned)")
       #expect(abs(measured / planned - 1) < 0.15, "\(what)")
     }
     let job = ["distill", "--job", "large.yaml"]

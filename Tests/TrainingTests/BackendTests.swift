@@ -48,9 +48,16 @@ import Training
     #expect(abs(result.gradientNorm - squares.squareRoot()) < 1e-12 * result.gradientNorm && squares > 0)
   }
 
-  /// Losses and gradients of both kinds of distillation on CPUBackend, and on the reference in float32, beside the reference.
-  @Test(arguments: [TestBackend.cpu(threads: 2), .singleReference], [false, true])
-  func distillationMatchesTheReference(backend: TestBackend, checkpointing: Bool) throws {
+  /// Losses and gradients of both kinds of distillation on CPUBackend, and on the reference in float32, beside the
+  /// reference; with matrices in float32 and in bfloat16.
+  @Test(
+    arguments: [
+      (TestBackend.cpu(threads: 2), false), (.cpu(threads: 2), true), (.singleReference, false),
+      (.singleReference, true),
+    ],
+    ComputePrecision.allCases)
+  func distillationMatchesTheReference(way: (TestBackend, Bool), precision: ComputePrecision) throws {
+    let (backend, checkpointing) = way
     func run(_ kind: TestBackend) throws -> [(name: String, values: [Float])] {
       let backend = kind.make()
       let teacher = try HybridLM.load(goldenFolder + "/qwen2", backend: backend)
@@ -59,7 +66,8 @@ import Training
         student: student, teacher: teacher,
         weights: LossWeights(mixerOutput: 1, hidden: 0.5, logits: 1, crossEntropy: 0.25), checkpointing: checkpointing,
         backend: backend)
-      let arena = Arena(student.store, backend: backend) { _ in true }
+      let arena = Arena(gathering: student.store, precision: precision, backend: backend) { _ in true }
+      arena.begin()
       let batch = Self.batch(tokens: 70)
       arena.beginBackward()
       let sums = StepSums(microBatches: 1, on: backend)

@@ -74,6 +74,8 @@ package struct Phase: Sendable, Equatable {
   /// Parts of the global batch in which gradients add up in place, and which then join in a tree: a power of two, of which
   /// every rank has as many. The bits depend on it, and not on the number of ranks.
   package var lanes: Int
+  /// What the matrices that train are computed with.
+  package var compute: ComputePrecision
   package var losses: LossWeights
   package var frozen: [ParameterGroup]
   package var schedule: Schedule
@@ -417,6 +419,7 @@ extension Phase {
     clip = reader.number("clip") ?? 1
     checkpointsActivations = reader.boolean("checkpoint_activations") ?? false
     lanes = reader.integer("lanes", from: 1) ?? 8
+    compute = reader.choice("compute", ComputePrecision.self) ?? .float32
     Self.check(globalBatch, microBatch, ranks: ranks, reader)
     if lanes & (lanes - 1) != 0 {
       reader.fault("lanes", "\(lanes) is not a power of two")

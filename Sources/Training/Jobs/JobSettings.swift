@@ -1,5 +1,6 @@
 import Foundation
 import Models
+import NN
 
 /// A job as it was resolved from file, overrides and defaults: what decides the result of its run, and what a person may
 /// turn while it goes on. A checkpoint keeps it, and a resume compares.
@@ -49,6 +50,10 @@ extension Job {
   /// - Throws: When it is another run now; with every setting that makes it so
   func changes(since saved: [String: String], at position: Position, checkpoint: String) throws -> [String] {
     let now = settings
+    // Runs of before there was a choice computed in float32.
+    let saved = Dictionary(
+      uniqueKeysWithValues: now.keys.filter { $0.hasSuffix(".compute") }.map { ($0, ComputePrecision.float32.rawValue) }
+    ).merging(saved) { $1 }
     var refused: [String] = []
     var accepted: [String] = []
     for key in Set(saved.keys).intersection(now.keys).sorted() where saved[key] != now[key] {
@@ -86,7 +91,8 @@ extension Phase {
   fileprivate var settings: [String: String] {
     [
       "name": name, "tokens": "\(tokens)", "context": "\(context)", "global_batch": "\(globalBatch)",
-      "micro_batch": "\(microBatch)", "lanes": "\(lanes)", "losses.mixer_output": "\(losses.mixerOutput)",
+      "micro_batch": "\(microBatch)", "lanes": "\(lanes)", "compute": compute.rawValue,
+      "losses.mixer_output": "\(losses.mixerOutput)",
       "losses.hidden": "\(losses.hidden)",
       "losses.logits": "\(losses.logits)", "losses.cross_entropy": "\(losses.crossEntropy)",
       "freeze": "[\(frozen.map(\.rawValue).sorted().joined(separator: ", "))]", "lr": "\(schedule.peak)",

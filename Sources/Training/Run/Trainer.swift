@@ -235,7 +235,7 @@ package final class Trainer {
     while position.step < job.totalSteps && !mustStop {
       if position.phaseStep == phase.steps {
         try saver.finish()
-        try runner.settle()
+        try runner.raise()
         position.beginNextPhase()
         spikes.beginPhase()
         enterPhase()
@@ -275,6 +275,7 @@ package final class Trainer {
       say("stopped at step \(position.step)\(stop?.reason.map { " (\($0))" } ?? "")")
       return .stopped(step: position.step)
     }
+    try runner.raise()
     try agree(world) {
       if world.isCoordinator { try ModelWriter(companions: companions).write(models.student, to: run.path + "/model") }
     }
@@ -340,8 +341,11 @@ package final class Trainer {
   private func checkReplicas() throws {
     try runner.settle()
     if FailPoint.flips(.replicas) {
-      let first = runner.arena.values.elements(0..<1)
-      first.upload(first.toArray().map { Float(bitPattern: $0.bitPattern ^ 1) })
+      let first = runner.arena.values(0..<1)
+      var bytes = [UInt8](repeating: 0, count: first.dtype.size)
+      bytes.withUnsafeMutableBytes { backend.download(first, into: $0).wait() }
+      bytes[0] ^= 1
+      bytes.withUnsafeBytes { backend.upload($0, into: first).wait() }
     }
     let parameters = models.student.store.parameters + (models.teacher?.store.parameters ?? [])
     var mine: UInt64 = 0

@@ -3,7 +3,8 @@ import Models
 import NN
 import Tensors
 
-/// What a checkpoint holds of a run: all that any phase trains, and the moments of the phase at hand. One function each way.
+/// What a checkpoint holds of a run: all that any phase trains, as the float32 values that updates go to, and the moments of
+/// the phase at hand. One function each way.
 struct RunState {
   let student: HybridLM
   let runner: StepRunner
@@ -24,7 +25,7 @@ struct RunState {
           let elements = range.lowerBound - entry.offset..<range.upperBound - entry.offset
           let values =
             switch role {
-            case .parameter: arena.values.rows(range)
+            case .parameter: optimizer.master(range, local)
             case .moment1: optimizer.moment1.rows(local)
             case .moment2: optimizer.moment2.rows(local)
             }
@@ -56,12 +57,12 @@ struct RunState {
       else {
         throw CheckpointError(checkpoint.path, "holds \(key.name), which the model does not have or no phase trains")
       }
+      let range = offsets[key.name].map { $0 + elements.lowerBound..<$0 + elements.upperBound }
       if key.role == .parameter {
-        parameter.set(elements, to: values)
+        if let range { runner.optimizer.set(range, to: values) } else { parameter.set(elements, to: values) }
         restored += elements.count
-      } else if hasMoments, let offset = offsets[key.name] {
+      } else if hasMoments, let range {
         let moment = key.role == .moment1 ? runner.optimizer.moment1 : runner.optimizer.moment2
-        let range = offset + elements.lowerBound..<offset + elements.upperBound
         for (part, local) in runner.optimizer.parts(of: range) {
           let source = part.lowerBound - range.lowerBound
           moment.rows(local).upload(UnsafeBufferPointer(rebasing: values[source..<source + part.count]))

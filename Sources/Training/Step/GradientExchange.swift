@@ -10,8 +10,8 @@ import Tensors
 /// The micro-batches of a step are cut into lanes, contiguous and fixed by the job. A lane adds up in the gradient arena,
 /// micro-batch by micro-batch; lanes, of which every rank has as many, join in one binary tree.
 ///
-/// The arena is cut into buckets, of each of which every rank owns a part. A thread of its own reduces a bucket as soon as
-/// backward is done with it, and brings the updated parameters back while the next step has begun.
+/// The sections of the arena are cut into buckets, of each of which every rank owns a part. A thread of its own reduces a
+/// bucket as soon as backward is done with it, and brings the updated parameters back while the next step has begun.
 package final class GradientExchange {
   private let world: Communicator
   private let fabric: any Fabric
@@ -20,6 +20,9 @@ package final class GradientExchange {
   private let buckets: [Range<Int>]
   /// Indices of the buckets in the order in which backward completes them: that of all ranks.
   private let order: [Int]
+  /// Indices of the buckets in the order in which the next step reads their parameters: that in which they are updated and
+  /// shared.
+  package let updateOrder: [Int]
   /// Of this rank's lanes that are done: sums of 2^level of them that wait for their neighbour.
   private var levels: [Tensor?] = []
   private var lanesDone = 0
@@ -32,8 +35,8 @@ package final class GradientExchange {
   private let thread: CollectiveThread
   /// Where sums arrive, of each bucket under way; of a backend of their own, since a backend serves one thread.
   private let received: [Tensor]
-  /// When the parameters of each bucket will be there; empty before the first update.
-  private var arrivals: [CollectiveThread.Ticket] = []
+  /// When the parameters of each bucket will be there; nil before the first update.
+  private var arrivals: [CollectiveThread.Ticket?]
   /// Seconds that the main thread waited for gradients and for parameters.
   package private(set) var waited = (gradients: 0.0, parameters: 0.0)
 
@@ -50,10 +53,22 @@ package final class GradientExchange {
     self.arena = arena
     fabric = MPIFabric(world)
     let width = Self.bucketBlocks(arena, ranks: world.size)
-    buckets = stride(from: 0, to: arena.blockCount, by: width).map { $0..<min($0 + width, arena.blockCount) }
-    order = ascends ? Array(buckets.indices) : buckets.indices.reversed()
+    buckets = arena.sections.flatMap { section in
+      let end = section.blocks.upperBound
+      return stride(from: section.blocks.lowerBound, to: end, by: width).map { $0..<min($0 + width, end) }
+    }
+    // Where sections follow each other, layers do not: a bucket is done with its last parameter, and needed with its first.
+    let ordinals = buckets.map { bucket in
+      let touched = arena.entries.filter { $0.range.overlaps(Self.elements(bucket)) }.map(\.ordinal)
+      return (first: touched.min() ?? 0, last: touched.max() ?? 0)
+    }
+    updateOrder = buckets.indices.sorted { (ordinals[$0].first, $0) < (ordinals[$1].first, $1) }
+    order =
+      ascends
+      ? buckets.indices.sorted { (ordinals[$0].last, $0) < (ordinals[$1].last, $1) } : updateOrder.reversed()
+    arrivals = buckets.map { _ in nil }
     thread = CollectiveThread()
-    let summing = arena.gradients.backend.companion()
+    let summing = arena.backend.companion()
     received = (0..<(world.size > 1 ? CollectiveThread.depth : 0)).map { _ in summing.empty([width * Arena.blockSize]) }
     begin()
   }
@@ -73,14 +88,16 @@ package final class GradientExchange {
     return start + blocks.count * rank / world.size..<start + blocks.count * (rank + 1) / world.size
   }
 
-  private func elements(_ blocks: Range<Int>) -> Range<Int> {
+  private func elements(_ blocks: Range<Int>) -> Range<Int> { Self.elements(blocks) }
+
+  private static func elements(_ blocks: Range<Int>) -> Range<Int> {
     blocks.lowerBound * Arena.blockSize..<blocks.upperBound * Arena.blockSize
   }
 
   /// Elements that this rank owns of each bucket.
   package var slices: [Range<Int>] { buckets.indices.map { elements(share($0, of: world.rank)) } }
 
-  private var backend: any Backend { arena.gradients.backend }
+  private var backend: any Backend { arena.backend }
 
   /// Says what is being exchanged, from any thread, also after the exchange is gone.
   package var place: @Sendable () -> String? { { [weak thread] in thread?.place } }
@@ -88,10 +105,12 @@ package final class GradientExchange {
   // MARK: - Gradients
 
   private func begin() {
-    // The padding behind the last parameter is always complete.
-    missing = buckets.map { elements($0).clamped(to: 0..<arena.count).count }
+    // The padding behind the last parameter of a section is always complete.
+    missing = buckets.map { bucket in
+      arena.sections.reduce(0) { $0 + elements(bucket).clamped(to: $1.elements).count }
+    }
     handedOver = 0
-    isComplete = []
+    isComplete = arena.sections.map { $0.elements.upperBound..<$0.range.upperBound }.filter { !$0.isEmpty }
     levels = []
     lanesDone = 0
   }
@@ -154,7 +173,7 @@ package final class GradientExchange {
       complete(start..<range.lowerBound)
       start = range.upperBound
     }
-    complete(start..<arena.count)
+    complete(start..<arena.blockCount * Arena.blockSize)
     begin()
     let (seconds, event) = try thread.waitForAll()
     waited.gradients += seconds
@@ -254,25 +273,39 @@ package final class GradientExchange {
 
   // MARK: - Parameters
 
-  /// Begins to give every rank the parameters that the others updated, of the next bucket: in ascending order.
+  /// Begins to give every rank the parameters that the others updated, of one bucket: in ``updateOrder``.
   package func shareParameters(_ bucket: Int) {
     guard world.size > 1 else { return }
-    if bucket == 0 { arrivals = [] }
-    let shares = (0..<world.size).map { elements(share(bucket, of: $0)) }
-    let (values, ready) = (arena.values, backend.mark())
-    arrivals.append(
-      thread.run(
-        CollectiveThread.Collective(
-          name: "parameters of bucket \(bucket + 1) of \(buckets.count)",
-          begin: { [fabric] in try fabric.allGather(values, shares, after: ready) }, finish: { PassedEvent() })))
+    let range = elements(buckets[bucket])
+    arrivals[bucket] = gather(bucket, into: arena.values(range), from: range.lowerBound)
+  }
+
+  /// Begins to give every rank what the others own of a bucket in `values`, which begins with the element `start`.
+  private func gather(_ bucket: Int, into values: Tensor, from start: Int) -> CollectiveThread.Ticket {
+    let shares = (0..<world.size).map { rank in
+      let share = elements(share(bucket, of: rank))
+      return share.lowerBound - start..<share.upperBound - start
+    }
+    let ready = backend.mark()
+    return thread.run(
+      CollectiveThread.Collective(
+        name: "parameters of bucket \(bucket + 1) of \(buckets.count)",
+        begin: { [fabric] in try fabric.allGather(values, shares, after: ready) }, finish: { PassedEvent() }))
+  }
+
+  /// Gives every rank all of `values`, of the elements of a section, of which every rank has put in what it owns.
+  package func gather(_ section: Arena.Section, into values: Tensor) throws {
+    guard world.hasOthers else { return }
+    for (bucket, blocks) in buckets.enumerated() where section.blocks.contains(blocks.lowerBound) {
+      _ = gather(bucket, into: values, from: section.range.lowerBound)
+    }
+    try settle()
   }
 
   /// Waits until the parameters of the elements `range` are there. A failure shows in the next ``reduce()``.
   package func waitForParameters(_ range: Range<Int>) {
-    guard arrivals.count == buckets.count, !range.isEmpty else { return }
-    // They arrive in ascending order.
-    let last = (range.upperBound - 1) / (Arena.blockSize * buckets[0].count)
-    guard let (seconds, event) = try? thread.wait(for: arrivals[last]) else { return }
+    let tickets = buckets.indices.compactMap { elements(buckets[$0]).overlaps(range) ? arrivals[$0] : nil }
+    guard let last = tickets.max(), let (seconds, event) = try? thread.wait(for: last) else { return }
     waited.parameters += seconds
     backend.hold(until: event)
   }

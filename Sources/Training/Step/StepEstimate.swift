@@ -47,6 +47,8 @@ package struct StepEstimate {
     var saveBytes = 0
     return phases.map { phase in
       backend.resetPeak()
+      // Nobody is asked on paper, so that nothing can fail.
+      try? runner?.raise()
       StepRunner.replace(
         &runner, for: phase, of: phases, student: model, teacher: teacherModel, world: .counted(size: ranks),
         backend: backend)

@@ -48,7 +48,7 @@ package final class StepRunner {
   private let world: Communicator
   private let losses: MicroBatchLosses
   /// Where the parts of the student lie in the arena.
-  private let places: [ModelPart: Range<Int>]
+  private let places: [ModelPart: [Range<Int>]]
   /// Is told what the main thread does.
   package var watchdog: Watchdog? { didSet { watchdog?.watch(exchange.place) } }
   /// Whether gradients and parameters travel while the ranks compute.
@@ -65,7 +65,9 @@ package final class StepRunner {
   ) {
     self.phase = phase
     self.world = world
-    arena = Arena(student.store, backend: backend) { phase.trains($0, of: student) }
+    arena = Arena(gathering: student.store, precision: phase.compute, backend: backend) {
+      phase.trains($0, of: student)
+    }
     losses = MicroBatchLosses(
       student: student, teacher: phase.losses.needsTeacher ? teacher : nil, weights: phase.losses,
       checkpointing: phase.checkpointsActivations, backend: backend)
@@ -73,12 +75,15 @@ package final class StepRunner {
     optimizer = AdamW(arena, slices: exchange.slices, settings: phase.adam) {
       PathUpdates.group(of: $0, in: student)
     }
+    // The optimizer has its masters.
+    arena.begin()
     places = Self.places(of: arena)
   }
 
   /// Puts the runner of `phase` in the place of that of the phase before, which goes first: gradients and moments at once,
-  /// values as the parameters move. What other phases of the run train is float32 of the student's own from the beginning,
-  /// so that a run holds the same memory, and computes the same bits, whether it was resumed or not.
+  /// values as the parameters move. Unless a checkpoint is to be read into them, they must have been raised (``raise()``).
+  /// What other phases of the run train is float32 of the student's own from the beginning, so that a run holds the same
+  /// memory, and computes the same bits, whether it was resumed or not.
   ///
   /// - Parameter phases: all of the run
   package static func replace(
@@ -96,16 +101,22 @@ package final class StepRunner {
     backend.trim()
   }
 
-  /// The elements of each part, which lie in the order in which the parts run.
-  private static func places(of arena: Arena) -> [ModelPart: Range<Int>] {
+  /// The elements of each part, whole entries, in each of the arena's sections.
+  private static func places(of arena: Arena) -> [ModelPart: [Range<Int>]] {
     let parts = arena.entries.map { entry -> ModelPart in
       let words = entry.parameter.name.split(separator: ".")
       if words.count > 2, words[1] == "layers", let layer = Int(words[2]) { return .layer(layer) }
       return words.contains("embed_tokens") ? .embeddings : .head
     }
-    var places: [ModelPart: Range<Int>] = [:]
+    var places: [ModelPart: [Range<Int>]] = [:]
     for (entry, part) in zip(arena.entries, parts) {
-      places[part] = (places[part]?.lowerBound ?? entry.offset)..<entry.range.upperBound
+      var ranges = places[part, default: []]
+      if let last = ranges.last, last.upperBound == entry.offset {
+        ranges[ranges.count - 1] = last.lowerBound..<entry.range.upperBound
+      } else {
+        ranges.append(entry.range)
+      }
+      places[part] = ranges
     }
     return places
   }
@@ -141,8 +152,8 @@ package final class StepRunner {
         FailPoint.lag()
         losses(
           batches[index], gradientsOver: counts, into: sums.losses(of: index),
-          willUse: { [self] in exchange.waitForParameters(self.places[$0] ?? 0..<0) },
-          hasGradients: { [self] in if isLast && overlaps { exchange.complete(self.places[$0] ?? 0..<0) } })
+          willUse: { [self] in self.places[$0]?.forEach(exchange.waitForParameters) },
+          hasGradients: { [self] in if isLast && overlaps { self.places[$0]?.forEach(exchange.complete) } })
       }
       // The last lane, which is never empty, completes part by part.
       if lane < lanes - 1 { exchange.endLane(isEmpty: places.isEmpty) }
@@ -152,6 +163,21 @@ package final class StepRunner {
 
   /// Waits until this rank has all parameters. Whoever reads them between steps calls it first.
   package func settle() throws { try exchange.settle() }
+
+  /// Gives all parameters their float32 values, put together from the masters of all ranks where compute copies stand: what
+  /// the next phase begins from, and the final model. Every rank must call it, and none trains on; this rank's gradients go.
+  package func raise() throws {
+    try settle()
+    guard arena.precision == .bfloat16 else { return }
+    arena.retire()
+    let matrices = arena.sections[0]
+    let values = arena.backend.zeros([matrices.range.count])
+    for (range, local) in optimizer.parts(of: matrices.range) {
+      arena.backend.copy(optimizer.master(range, local), into: values.rows(range))
+    }
+    try exchange.gather(matrices, into: values)
+    arena.raise(to: values)
+  }
 
   /// One whole step.
   ///
@@ -209,7 +235,7 @@ package final class StepRunner {
     let isAccepted = try accepts(loss, norm)
     if isAccepted {
       let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
-      for bucket in optimizer.slices.indices {
+      for bucket in exchange.updateOrder {
         optimizer.update(slice: bucket, updates: updates, learningRate: learningRate, gradientScale: scale)
         exchange.shareParameters(bucket)
       }

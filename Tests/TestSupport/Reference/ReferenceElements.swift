@@ -9,9 +9,21 @@ extension ReferenceBackend {
   }
 
   package func copy(_ x: Tensor, into y: Tensor) {
+    let rounds = y.dtype == .bfloat16 && x.dtype != .bfloat16
     let (x, y) = (view(x), view(y))
     precondition(x.count == y.count, "copy of \(x.count) into \(y.count) elements")
-    for i in 0..<x.count { y[i] = x[i] }
+    for i in 0..<x.count { y[i] = rounds ? Self.roundedToBFloat16(x[i]) : x[i] }
+  }
+
+  /// The value of eight significant bits nearest to the float32 `x`, ties to even, by arithmetic rather than by bits.
+  package static func roundedToBFloat16(_ x: Double) -> Double {
+    let single = Double(Float(x))
+    guard single.isFinite, single != 0 else { return single }
+    // The spacing of bfloat16 here; below the smallest normal number it stays what it is there.
+    let exponent = max(single.exponent, -126)
+    let spacing = Double(sign: .plus, exponent: exponent - 7, significand: 1)
+    let rounded = (single / spacing).rounded(.toNearestOrEven) * spacing
+    return abs(rounded) >= 0x1p128 ? (rounded < 0 ? -.infinity : .infinity) : rounded
   }
 
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {
