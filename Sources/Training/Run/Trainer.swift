@@ -247,7 +247,7 @@ package final class Trainer {
       case .left:
         say("leaving step \(position.step + 1), of which nothing is kept")
         mustStop = true
-        try save(stop)
+        try save()
         continue
       case .done(let isStopAsked, let isDue):
         mustStop = isStopAsked || stopStep.map { position.step >= $0 } ?? false
@@ -266,10 +266,10 @@ package final class Trainer {
       }
       if isLast || mustStop || isDue(job.checkpointEvery) || isSaveDue || saver.isRetryDue {
         try metrics?.flush()
-        try save(stop)
+        try save()
       }
     }
-    try saver.finishLast(step: position.step) { try save(stop) }
+    try saver.finishLast(step: position.step) { try save() }
     watchdog.stop()
     if position.step < job.totalSteps {
       say("stopped at step \(position.step)\(stop?.reason.map { " (\($0))" } ?? "")")
@@ -504,7 +504,7 @@ package final class Trainer {
   }
 
   /// Begins to save the state as it is now. A save that is still under way ends first.
-  private func save(_ stop: StopRequest?) throws {
+  private func save() throws {
     guard position.step != saver.lastSaved else { return }
     try saver.finish()
     watchdog.enter(.save, step: position.step)

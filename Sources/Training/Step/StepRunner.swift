@@ -129,7 +129,7 @@ package final class StepRunner {
 
   /// Runs forward and backward on this rank's micro-batches, lane by lane, and sums their gradients on this rank.
   ///
-  /// - Parameter wantsStop: asked between micro-batches, if at all. The answer of any rank travels during the next micro-batch, after
+  /// - Parameter wantsStop: asked between micro-batches, if at all. The answer of any rank travels during the next one, after
   ///   which all ranks leave the step; the last micro-batch, whose gradients travel already, is never left.
   /// - Returns: the losses, on the device, with room for the squares of this rank's blocks; nil when the step was left:
   ///   nothing has changed
