@@ -347,18 +347,9 @@ package final class Trainer {
       bytes[0] ^= 1
       bytes.withUnsafeBytes { backend.upload($0, into: first).wait() }
     }
-    let parameters = models.student.store.parameters + (models.teacher?.store.parameters ?? [])
-    var mine: UInt64 = 0
-    for parameter in parameters {
-      var digest = StateDigest()
-      parameter.value.backend.read(parameter.value) { digest.update($0) }
-      mine = mine &* 31 &+ digest.value
-    }
-    let all = try world.allGather(withUnsafeBytes(of: mine) { Array($0) })
-    let counts = Dictionary(all.map { ($0, 1) }, uniquingKeysWith: +)
-    guard counts.count > 1 else { return }
-    let common = all.max { (counts[$0]!, $0 == all[0] ? 1 : 0) < (counts[$1]!, $1 == all[0] ? 1 : 0) }!
-    let others = all.indices.filter { all[$0] != common }
+    let others = try ReplicaCheck.differingRanks(
+      models.student.store.parameters + (models.teacher?.store.parameters ?? []), world: world)
+    guard !others.isEmpty else { return }
     throw JobError(
       .diverged,
       "step \(position.step): the parameters of rank \(others.map(String.init).joined(separator: ", ")) differ from those of the "
@@ -439,7 +430,7 @@ package final class Trainer {
     let share = operations * Double(count / phase.microBatch) / clock.total / (rate * Double(world.size))
     try metrics.write([
       "step": position.step, "phase": phase.name, "tokens": position.tokens, "loss": result.loss,
-      "losses": Self.named(result.losses, phase.losses), "lr": learningRate, "grad_norm": result.gradientNorm,
+      "losses": result.losses.named(phase.losses), "lr": learningRate, "grad_norm": result.gradientNorm,
       "seconds": seconds, "tokens_per_s": speed, "sgemm_share": share, "peak_memory": Machine.peakMemory,
       "sequences": [sequences.lowerBound, sequences.upperBound], "skipped": result.isSkipped,
     ])
@@ -452,16 +443,6 @@ package final class Trainer {
       progress.update(line, isFinal: position.step == job.totalSteps)
     }
     return end
-  }
-
-  private static func named(_ losses: LossSums, _ weights: LossWeights) -> [String: Double] {
-    let used = [
-      weights.crossEntropy > 0 || weights.logits > 0, weights.logits > 0, weights.hidden > 0,
-      weights.mixerOutput > 0,
-    ]
-    var named: [String: Double] = [:]
-    for (index, name) in LossSums.names.enumerated() where used[index] { named[name] = losses.values[index] }
-    return named
   }
 
   /// Matrix operations of one micro-batch of the phase.
@@ -495,7 +476,7 @@ package final class Trainer {
     guard let validation else { return false }
     let losses = validation.losses
     try metrics?.write([
-      "step": position.step, "phase": phase.name, "validation": Self.named(losses, weights),
+      "step": position.step, "phase": phase.name, "validation": losses.named(weights),
       "labels": validation.labels,
     ])
     let kl = models.teacher == nil ? "" : String(format: "  KL %.4f", losses.logits)

@@ -31,6 +31,17 @@ package struct LossSums: Sendable, Equatable {
     ])
   }
 
+  /// Those that these weights ask for, by name.
+  func named(_ weights: LossWeights) -> [String: Double] {
+    let used = [
+      weights.crossEntropy > 0 || weights.logits > 0, weights.logits > 0, weights.hidden > 0,
+      weights.mixerOutput > 0,
+    ]
+    var named: [String: Double] = [:]
+    for (index, name) in Self.names.enumerated() where used[index] { named[name] = values[index] }
+    return named
+  }
+
   /// The sum that is minimised.
   package func weighted(_ weights: LossWeights) -> Double {
     var total = 0.0
