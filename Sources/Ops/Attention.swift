@@ -7,10 +7,10 @@ import Tensors
 ///   - layout: says the position of every token
 package func rotaryEmbedding(_ x: Tensor, layout: Layout, theta: Float) -> Tensor {
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.rotate(x, layout: layout, theta: theta, direction: 1, into: y)
   return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
+    let dx = backend.empty(like: x)
     backend.rotate(dy, layout: layout, theta: theta, direction: -1, into: dx)
     x.slot?.accumulate(dx)
   }
@@ -26,11 +26,11 @@ package func rotaryEmbedding(_ x: Tensor, layout: Layout, theta: Float) -> Tenso
 /// - Returns: `[N, H, D]`
 package func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans) -> Tensor {
   let backend = q.backend
-  let o = backend.empty(q.shape)
+  let o = backend.empty(like: q)
   let logSums = backend.empty([q.shape[0], q.shape[1]])
   backend.attend(q, k, v, spans: spans, into: o, logSums: logSums)
   return backend.record([q, k, v], o) { dO in
-    let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
+    let (dQ, dK, dV) = (backend.empty(like: q), backend.empty(like: k), backend.empty(like: v))
     backend.attendBackward(
       dO, q, k, v, o, logSums: logSums, spans: spans, dQ: dQ, dK: dK, dV: dV)
     q.slot?.accumulate(dQ)

@@ -6,10 +6,10 @@ import Tensors
 ///   - x: `[N, in]`
 ///   - weight: `[out, in]`
 ///   - bias: `[out]`
-/// - Returns: `[N, out]`
+/// - Returns: `[N, out]`, of x's type
 package func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil) -> Tensor {
   let backend = x.backend
-  let y = backend.empty([x.rows, weight.rows])
+  let y = backend.empty([x.rows, weight.rows], x.dtype)
   backend.multiply(x, transposed: false, weight, transposed: true, into: y, alpha: 1, adds: false)
   if let bias { backend.addBias(bias, to: y) }
   return backend.record([x, weight, bias], y) { dy in
@@ -26,7 +26,7 @@ package func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil) -> Tenso
 /// Rows of `table` `[V, D]` at the token `ids` `[N]`: `[N, D]`.
 package func embedding(_ table: Tensor, _ ids: Tensor) -> Tensor {
   let backend = table.backend
-  let out = backend.empty([ids.count, table.columns])
+  let out = backend.empty([ids.count, table.columns], backend.activationType)
   backend.gather(table, ids, into: out)
   return backend.record([table], out) { dy in
     table.slot?.accumulate { dTable, adds in
@@ -39,7 +39,7 @@ package func embedding(_ table: Tensor, _ ids: Tensor) -> Tensor {
 /// x + y, of one shape: the residual connection.
 package func add(_ x: Tensor, _ y: Tensor) -> Tensor {
   let backend = x.backend
-  let out = backend.empty(x.shape)
+  let out = backend.empty(like: x)
   backend.sum(x, y, into: out)
   return backend.record([x, y], out) { dy in
     x.slot?.accumulate(dy)

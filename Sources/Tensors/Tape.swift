@@ -3,6 +3,7 @@
 /// The first contribution overwrites and later ones add, so that nothing needs to be zeroed.
 package final class GradientSlot {
   private let shape: [Int]
+  private let dtype: DType
   private let backend: any Backend
   /// A parameter's fixed place in the gradient arena; intermediate tensors have none.
   private let home: Tensor?
@@ -14,14 +15,18 @@ package final class GradientSlot {
   /// - Parameter home: Where the gradient shall lie; a fresh tensor when nil.
   package init(shape: [Int], backend: any Backend, home: Tensor? = nil) {
     self.shape = shape
+    dtype = home?.dtype ?? .float32
     self.backend = backend
     self.home = home
   }
 
+  /// A slot for the gradient of `x`, of the same type.
+  package init(_ x: Tensor) { (shape, dtype, backend, home) = (x.shape, x.dtype, x.backend, nil) }
+
   /// Lets `contribute` write (`adds == false`) or add (`adds == true`) to the gradient.
   package func accumulate(_ contribute: (_ destination: Tensor, _ adds: Bool) -> Void) {
     if let shared = gradient, isShared {
-      let own = backend.empty(shape)
+      let own = backend.empty(shape, dtype)
       backend.copy(shared, into: own)
       gradient = own
       isShared = false
@@ -29,7 +34,7 @@ package final class GradientSlot {
     if let gradient {
       contribute(gradient, true)
     } else {
-      let fresh = home ?? backend.empty(shape)
+      let fresh = home ?? backend.empty(shape, dtype)
       contribute(fresh, false)
       gradient = fresh
     }
@@ -97,7 +102,7 @@ extension Backend {
     _ inputs: [Tensor?], _ output: Tensor, backward: @escaping (Tensor) -> Void
   ) -> Tensor {
     guard let tape, inputs.contains(where: { $0?.slot != nil }) else { return output }
-    let slot = GradientSlot(shape: output.shape, backend: self)
+    let slot = GradientSlot(output)
     tape.append {
       if let gradient = slot.take() { backward(gradient) }
     }

@@ -65,6 +65,8 @@ package final class StepRunner {
   ) {
     self.phase = phase
     self.world = world
+    var backend = backend
+    backend.activationType = phase.compute == .bfloat16 ? .bfloat16 : .float32
     arena = Arena(gathering: student.store, precision: phase.compute, backend: backend) {
       phase.trains($0, of: student)
     }
