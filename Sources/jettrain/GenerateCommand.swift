@@ -24,6 +24,7 @@ struct Generate: ParsableCommand {
   @Flag(help: "In the prompt, the spelling of a special token is that token.") var special = false
   @Option(help: "Tokens of a prompt in one pass.") var chunk = 512
   @Flag(help: "Print a JSON line for each text.") var json = false
+  @OptionGroup var device: DeviceOption
 
   func run() {
     withoutWorld {
@@ -40,7 +41,7 @@ struct Generate: ParsableCommand {
           "--max-tokens, --chunk and --top-p must be above zero, --temperature and --top-k not below, and --prompt or "
             + "--prompts must give texts")
       }
-      let backend = makeBackend()
+      let backend = try device.backend()
       var clock = PhaseClock()
       let model = try loadModel(model, backend: backend)
       let tokenizer = try makeTokenizer(tokenizer, of: self.model)

@@ -15,11 +15,12 @@ struct Verify: ParsableCommand {
   var golden: String
   @Option(help: "Largest relative error of an output.") var tolerance = 2e-5
   @Option(help: "Largest relative error of a gradient.") var gradientTolerance = 1e-4
+  @OptionGroup var device: DeviceOption
 
   func run() {
     withoutWorld {
       guard tolerance > 0, gradientTolerance > 0 else { throw JobError(.usage, "tolerances must be above zero") }
-      let backend = makeBackend()
+      let backend = try device.backend()
       let golden = try SafetensorsFile(path: golden)
       let comparison = try GoldenComparison(
         model: try loadModel(model, backend: backend), golden: golden, backend: backend)

@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(256) normalize(
 template <int n, bool gated>
 DEVICE void normalizeRowBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int row,
-  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  int columns, ELEMENT *dx, int adds, ELEMENT *dGate) {
   const int lane = threadIdx.x % 32;
   const long long first = (long long)row * columns;
   const float scale = inverse[row];
@@ -76,23 +76,24 @@ DEVICE void normalizeRowBackward(
       }
       write(dGate + first + c, dz);
     }
+    if (adds) read(z, dx + first + c);
 #pragma unroll
-    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean);
+    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean) + (adds ? z[i] : 0.0f);
     write(dx + first + c, v);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  int columns, ELEMENT *dx, int adds, ELEMENT *dGate) {
   const int row = ownRow();
   if (row >= rows) return;
   if (columns % 8)
-    gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
-         : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+    gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate)
+         : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate);
   else
-    gate ? normalizeRowBackward<8, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
-         : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+    gate ? normalizeRowBackward<8, true>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate)
+         : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate);
 }
 
 /// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane keeps those of its columns in registers.
@@ -100,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
 template <int chunks, bool gated>
 DEVICE void normalizePartBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial, float *sums) {
+  int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, float *partial, float *sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
   float own[chunks][8] = {};
@@ -144,6 +145,11 @@ DEVICE void normalizePartBackward(
         own[j][i] += d[i] * v[i] * scale;
         v[i] = scale * (d[i] * w[i] - v[i] * mean);
       }
+      if (adds) {
+        read(z, dx + first + c);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] += z[i];
+      }
       write(dx + first + c, v);
     }
   }
@@ -167,18 +173,18 @@ DEVICE void normalizePartBackward(
 /// grid (parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial) {
+  int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, float *partial) {
   __shared__ float sums[2048];
   if (columns <= 256)
     gate ? normalizePartBackward<1, true>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums)
          : normalizePartBackward<1, false>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums);
   else
     gate ? normalizePartBackward<8, true>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums)
          : normalizePartBackward<8, false>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums);
 }
 
 /// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate). The parts are cut by

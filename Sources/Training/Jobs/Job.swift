@@ -147,6 +147,8 @@ package struct Job: Sendable {
   package var mixFolder: String
   package var tokenizer: String
   package var seed: UInt64
+  /// What ranks compute on, as `--device` takes it; nil where the job leaves it open.
+  package var device: String?
   package var phases: [Phase]
   package var validationEvery: Int
   package var validationSequences: Int
@@ -250,6 +252,7 @@ extension Job {
 
     let train = root.section("train")
     seed = UInt64(train.integer("seed", to: .max) ?? 1)
+    device = train.string("device")
     let sections = root.sections("phases", fallback: train) ?? [train]
     let hasTeacher = teacher != nil
     phases = sections.enumerated().map { index, section in
