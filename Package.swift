@@ -119,6 +119,7 @@ let package = Package(
         "Training",
       ], swiftSettings: unoptimized),
     .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"], swiftSettings: unoptimized),
+    .testTarget(name: "CommandTests", dependencies: ["jettrain", "TestSupport"], swiftSettings: unoptimized),
     .testTarget(name: "RankTests", dependencies: ["jettrain", "TestSupport"], swiftSettings: unoptimized),
     .executableTarget(
       name: "jettrain-faults",

@@ -64,13 +64,11 @@ package struct DatasetBuilder {
   ///
   /// - Parameter report: Called with the tokens so far and the share of the input that has been read.
   package func run(report: (_ tokens: Int, _ share: Double) -> Void) throws -> Manifest {
-    try createFolder(folder)
     let inputs = try recipe.inputs.flatMap(files)
     guard !inputs.isEmpty else { throw FileError(recipe.inputs.joined(separator: " "), "no input files") }
-    guard !FileManager.default.fileExists(atPath: folder + "/" + Manifest.fileName) else {
-      throw FileError(folder, "already holds a dataset; datasets never change: choose another folder or remove it")
-    }
     let progressPath = folder + "/" + Self.progressName
+    try checkFolder()
+    try createFolder(folder)
     var progress = Progress(
       identity: recipe.identity, tokenizerHash: tokenizer.hash, shards: [], documents: 0)
     if FileManager.default.fileExists(atPath: progressPath) {
@@ -132,6 +130,18 @@ package struct DatasetBuilder {
     try manifest.write(to: folder)
     try? FileManager.default.removeItem(atPath: progressPath)
     return manifest
+  }
+
+  /// Refuses a folder that holds a dataset, or anything but the beginning of one.
+  private func checkFolder() throws {
+    let names = try? FileManager.default.contentsOfDirectory(atPath: folder)
+    guard let names, !names.isEmpty else { return }
+    guard !names.contains(Manifest.fileName) else {
+      throw FileError(folder, "already holds a dataset; datasets never change: choose another folder or remove it")
+    }
+    guard names.contains(Self.progressName) || names.contains(Dataset.codebookName) else {
+      throw FileError(folder, "holds other files, \(names.min() ?? "") among them; a dataset has a folder of its own")
+    }
   }
 
   /// The documents of one input; ids are proven to be of the tokenizer first.
