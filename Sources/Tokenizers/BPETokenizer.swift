@@ -15,7 +15,7 @@ package final class BPETokenizer: Tokenizer {
   private let steps: TokenizerSteps
   private let preTokenizer: PreTokenizer
   private let merges: BytePairMerges
-  /// Token of each byte.
+  /// Token of each byte; `UInt32.max` for a byte that the vocabulary lacks, which the reference drops.
   private let byteTokens: [UInt32]
   /// Token of each character below U+30000, `UInt32.max` where there is none; empty for vocabularies of bytes.
   private let characterTokens: [UInt32]
@@ -63,10 +63,12 @@ package final class BPETokenizer: Tokenizer {
     let isByteLevel = steps.isByteLevel
     byteTokens = try (0..<256).map { byte in
       let spelling = isByteLevel ? ByteAlphabet.spelling(UInt8(byte)) : ByteAlphabet.fallback(UInt8(byte))
-      guard let id = vocabulary[Array(spelling.utf8)] else {
+      if let id = vocabulary[Array(spelling.utf8)] { return UInt32(id) }
+      // Rare control characters, and bytes that UTF-8 never has, are missing from some vocabularies (SmolLM2's).
+      guard isByteLevel, !(0x20..<0x7F).contains(byte), byte != 10 else {
         throw fail("the vocabulary has no token for byte \(byte) (\(spelling)): this kind is not supported")
       }
-      return UInt32(id)
+      return .max
     }
     characterTokens = isByteLevel ? [] : Self.characters(of: vocabulary)
     let pairs = description.merges.map { (left: UInt32($0.left), right: UInt32($0.right), merged: UInt32($0.merged)) }
@@ -233,7 +235,7 @@ package final class BPETokenizer: Tokenizer {
           tokens.append(whole)
         } else {
           if characterTokens.isEmpty {
-            for byte in piece { tokens.append(byteTokens[Int(byte)]) }
+            for byte in piece where byteTokens[Int(byte)] != .max { tokens.append(byteTokens[Int(byte)]) }
           } else {
             appendCharacters(of: piece, byteTokens, to: &tokens)
           }

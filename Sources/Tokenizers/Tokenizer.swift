@@ -1,4 +1,5 @@
 import Foundation
+import GGUF
 import Hashing
 
 /// What becomes of a special token's spelling in a text, such as `<|endoftext|>`.
@@ -81,10 +82,12 @@ package struct TokenizerError: Error, CustomStringConvertible {
 }
 
 /// The tokenizer of this name: `bytes`, or the path of a `tokenizer.json` or of a folder that holds one, or `vocab.json`
-/// and `merges.txt`.
+/// and `merges.txt`, or of a GGUF file.
 package func makeTokenizer(_ name: String) throws -> any Tokenizer {
   if name == "bytes" { return ByteTokenizer() }
-  return try BPETokenizer(path: name)
+  guard name.hasSuffix(".gguf") else { return try BPETokenizer(path: name) }
+  let base = URL(fileURLWithPath: name).deletingPathExtension().lastPathComponent
+  return try BPETokenizer(TokenizerDescription(GGUFFile(path: name), name: base))
 }
 
 /// Turns tokens into text as they come, a whole character at a time.

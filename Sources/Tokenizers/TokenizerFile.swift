@@ -82,7 +82,12 @@ extension TokenizerDescription {
     for key in ["dropout", "continuing_subword_prefix", "end_of_word_suffix"] {
       if let value = model[key], !value.isNull, value.bytes != [] { throw fail("model.\(key) is not supported") }
     }
-    // With all bytes in the vocabulary nothing is unknown.
+    // With all bytes in the vocabulary nothing is unknown, and where some are missing they are dropped.
+    if steps.isByteLevel, let unknown = model["unk_token"]?.text {
+      guard (0..<256).allSatisfy({ vocabulary[Array(ByteAlphabet.spelling(UInt8($0)).utf8)] != nil }) else {
+        throw fail("model.unk_token \(unknown) with a vocabulary that lacks bytes is not supported")
+      }
+    }
     guard steps.isByteLevel != (model["byte_fallback"]?.boolean ?? false) else {
       throw fail("model.byte_fallback must go with a vocabulary of characters, and a ByteLevel with none")
     }
