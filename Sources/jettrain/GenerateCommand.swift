@@ -40,7 +40,7 @@ struct Generate: ParsableCommand {
       let model = try loadModel(model, backend: backend)
       let tokenizer = try makeTokenizer(tokenizer, of: self.model)
       try Vocabulary(of: tokenizer).check(fits: model.configuration)
-      let ids = texts.map { tokenizer.encode($0.utf8, special: special ? .recognized : .asText) }
+      let ids = texts.map { tokenizer.encodeDocument($0.utf8, special: special ? .recognized : .asText) }
       let settings = ContinuationSettings(
         sampling: Sampling(temperature: temperature, topK: topK, topP: topP), maxTokens: maxTokens,
         stopTokens: ignoreEnd ? [] : endTokens(of: self.model, tokenizer), stopStrings: stop, seed: seed, chunk: chunk)

@@ -127,6 +127,7 @@ struct Tokens: ParsableCommand {
         if let other = m.standsInFor { print("stands in    for \(other)") }
         print(
           "tokenizer    \(m.tokenizer) (\(m.tokenizerHash.prefix(16))), \(m.vocabulary) ids, end of text \(m.endOfText)"
+            + (m.beginOfText.map { ", before every text \($0)" } ?? "")
         )
         print("codec        \(m.codec.rawValue)")
         let bytes = m.shards.reduce(0) { $0 + $1.bytes }
