@@ -65,7 +65,8 @@ package final class RowKernels: @unchecked Sendable {
     let parts = Self.parts(rows: rows)
     precondition(
       dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
-    if let dWeight, columns % 8 == 0, columns <= 2048 {
+    let isEven = [dy, x, gate, weight, dx, dGate].allSatisfy { $0.map { $0.address % 16 == 0 } ?? true }
+    if let dWeight, columns % 8 == 0, columns <= 2048, isEven {
       try launch(
         "normalizeBackwardWithParts", grid: (parts.count, 1),
         [
@@ -255,9 +256,9 @@ package final class RowKernels: @unchecked Sendable {
     copy: (any DeviceMemory)?, count: Int, step s: AdamWStep
   ) throws {
     try launch(
-      "adamW", grid: ((count + 255) / 256, 1),
+      "adamW", grid: ((count + 2047) / 2048, 1),
       [
-        A(parameters), A(gradients), A(moment1), A(moment2), A(copy), A(count), A(s.gradientScale), A(s.beta1),
+        A(parameters), A(gradients), A(moment1), A(moment2), A(copy), A(wide: count), A(s.gradientScale), A(s.beta1),
         A(s.beta2), A(s.correction1), A(s.correction2), A(s.epsilon), A(s.learningRate), A(s.weightDecay),
       ])
   }
@@ -265,6 +266,6 @@ package final class RowKernels: @unchecked Sendable {
   /// sums[b] = Σ x² over the b-th run of `blockSize`, float64.
   package func sumsOfSquares(_ x: any DeviceMemory, count: Int, blockSize: Int, into sums: any DeviceMemory) throws {
     try launch(
-      "sumsOfSquares", grid: ((count + blockSize - 1) / blockSize, 1), [A(x), A(count), A(blockSize), A(sums)])
+      "sumsOfSquares", grid: ((count + blockSize - 1) / blockSize, 1), [A(x), A(wide: count), A(blockSize), A(sums)])
   }
 }

@@ -14,7 +14,7 @@ package func apply(_ function: ElementFunction, _ x: Tensor) -> Tensor {
 }
 
 /// x · y, of one shape, element by element.
-package func multiply(_ x: Tensor, _ y: Tensor) -> Tensor {
+package func multiplyElements(_ x: Tensor, _ y: Tensor) -> Tensor {
   let backend = x.backend
   let out = backend.empty(like: x)
   backend.product(x, y, into: out, adds: false)

@@ -16,8 +16,15 @@ package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
         dy, x, weight: weight, inverse: inverse, into: dx, adds: adds, dWeight: dWeight,
         addsWeight: addsWeight)
     }
-    x.slot?.accumulate { dx, adds in run(dx, adds, nil, false) }
-    weight.slot?.accumulate { dWeight, adds in run(nil, false, dWeight, adds) }
+    // Both in one pass, where both are wanted.
+    guard let slot = x.slot else { return weight.slot?.accumulate { run(nil, false, $0, $1) } ?? () }
+    slot.accumulate { dx, adds in
+      if let weightSlot = weight.slot {
+        weightSlot.accumulate { run(dx, adds, $0, $1) }
+      } else {
+        run(dx, adds, nil, false)
+      }
+    }
   }
 }
 

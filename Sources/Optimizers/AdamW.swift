@@ -22,8 +22,8 @@ package final class AdamW {
   package let arena: Arena
   /// Elements of the arena that this rank updates, in ascending order; the moments hold them end to end.
   package let slices: [Range<Int>]
-  package let moment1: Tensor
-  package let moment2: Tensor
+  package let firstMoment: Tensor
+  package let secondMoment: Tensor
   /// The float32 values of what this rank owns of the matrices, end to end as in the moments, which begin with them; nil
   /// where the values of the arena are the masters.
   private let masters: Tensor?
@@ -41,8 +41,8 @@ package final class AdamW {
     let backend = arena.backend
     let count = slices.reduce(0) { $0 + $1.count }
     masters = Self.masters(arena, slices)
-    moment1 = backend.zeros([count])
-    moment2 = backend.zeros([count])
+    firstMoment = backend.zeros([count])
+    secondMoment = backend.zeros([count])
     let all = arena.runs(group: group)
     runs = slices.indices.map { index in
       let base = slices[..<index].reduce(0) { $0 + $1.count } - slices[index].lowerBound
@@ -86,12 +86,6 @@ package final class AdamW {
     }
   }
 
-  /// Makes the compute copies of the elements `range`, which lie at `local` in the moments, anew from their masters.
-  private func lower(_ range: Range<Int>, _ local: Range<Int>) {
-    guard arena.isLowered(range) else { return }
-    arena.backend.copy(master(range, local), into: arena.values(range))
-  }
-
   /// What this rank owns of `range` of the arena, and where it lies in the moments.
   package func parts(of range: Range<Int>) -> [(range: Range<Int>, local: Range<Int>)] {
     var base = 0
@@ -113,14 +107,20 @@ package final class AdamW {
   ///   it is, moments and weight decay included
   package func update(slice: Int, updates: [Int], learningRate: Double, gradientScale: Double) {
     for (run, range, local) in runs[slice] where updates[run.group] > 0 {
-      arena.backend.adamW(
-        parameters: master(range, local), gradients: arena.gradients.rows(range),
-        moment1: moment1.rows(local), moment2: moment2.rows(local),
-        step: AdamWStep(
-          learningRate: Float(learningRate), beta1: settings.beta1, beta2: settings.beta2,
-          epsilon: settings.epsilon, weightDecay: run.decays ? settings.weightDecay : 0, step: updates[run.group],
-          gradientScale: Float(gradientScale)))
-      lower(range, local)
+      let (values, gradients) = (master(range, local), arena.gradients.rows(range))
+      let (first, second) = (firstMoment.rows(local), secondMoment.rows(local))
+      let step = AdamWStep(
+        learningRate: Float(learningRate), beta1: settings.beta1, beta2: settings.beta2, epsilon: settings.epsilon,
+        weightDecay: run.decays ? settings.weightDecay : 0, step: updates[run.group],
+        gradientScale: Float(gradientScale))
+      if arena.isLowered(range) {
+        // The compute copies are made anew with the masters.
+        arena.backend.adamW(
+          parameters: values, gradients: gradients, moment1: first, moment2: second, step: step,
+          copy: arena.values(range))
+      } else {
+        arena.backend.adamW(parameters: values, gradients: gradients, moment1: first, moment2: second, step: step)
+      }
     }
   }
 }

@@ -177,11 +177,25 @@ extension CUDABackend {
   package func adamW(
     parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: Tensors.AdamWStep
   ) {
+    update(parameters, gradients, moment1, moment2, step, copy: nil)
+  }
+
+  package func adamW(
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: Tensors.AdamWStep, copy: Tensor
+  ) {
+    update(parameters, gradients, moment1, moment2, step, copy: copy)
+  }
+
+  private func update(
+    _ parameters: Tensor, _ gradients: Tensor, _ moment1: Tensor, _ moment2: Tensor, _ step: Tensors.AdamWStep,
+    copy: Tensor?
+  ) {
+    _ = copy?.address(of: .bfloat16)
     for tensor in [parameters, gradients, moment1, moment2] { _ = tensor.floats }
     run("adamW") {
       try rows(.float32).adamW(
         parameters: parameters.deviceView, gradients: gradients.deviceView, moment1: moment1.deviceView,
-        moment2: moment2.deviceView, copy: nil, count: parameters.count,
+        moment2: moment2.deviceView, copy: copy?.deviceView, count: parameters.count,
         step: RowKernels.AdamWStep(
           gradientScale: step.gradientScale, beta1: step.beta1, beta2: step.beta2, correction1: step.correction1,
           correction2: step.correction2, epsilon: step.epsilon, learningRate: step.learningRate,

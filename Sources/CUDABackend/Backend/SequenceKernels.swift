@@ -84,7 +84,7 @@ extension CUDABackend {
   }
 
   package func dynamicConvolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {
-    guard history == nil, let type = elements(x, kernels, y) else {
+    guard history == nil, kernels.deviceView.address % 16 == 0, let type = elements(x, kernels, y) else {
       return convolve(x, taps: kernels, stride: x.columns * 4, bias: nil, layout, history, activates: true, into: y)
     }
     let places = places(layout)
@@ -98,7 +98,9 @@ extension CUDABackend {
   package func dynamicConvolveBackward(
     _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor
   ) {
-    guard let type = elements(dy, x, kernels, dx, dKernels) else {
+    guard (kernels.deviceView.address | dKernels.deviceView.address) % 16 == 0,
+      let type = elements(dy, x, kernels, dx, dKernels)
+    else {
       let du = slope(dy, x, taps: kernels, stride: x.columns * 4, bias: nil, layout)
       return convolveBackward(du, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
     }

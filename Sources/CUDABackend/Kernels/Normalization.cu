@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(256) normalize(
   float *inverse) {
   const int row = ownRow();
   if (row >= rows) return;
-  if (columns % 8)
+  if (!movesEight(columns, x, gate, weight, y))
     gate ? normalizeRow<1, true>(x, gate, weight, row, columns, epsilon, y, inverse)
          : normalizeRow<1, false>(x, gate, weight, row, columns, epsilon, y, inverse);
   else
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
   int columns, ELEMENT *dx, int adds, ELEMENT *dGate) {
   const int row = ownRow();
   if (row >= rows) return;
-  if (columns % 8)
+  if (!movesEight(columns, dy, x, gate, weight, dx, dGate))
     gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate)
          : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate);
   else
@@ -250,7 +250,8 @@ DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsil
 /// rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) siluNormalize(
   const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *y) {
-  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+  const bool isEven = movesEight(columns, x, y);
+  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
     // All lanes of the warp take part in its sums.
     const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
     siluNormalizeRow<8, 16>(x, last, columns, epsilon, y);
@@ -258,8 +259,8 @@ extern "C" __global__ void __launch_bounds__(256) siluNormalize(
   }
 #pragma unroll 1
   for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    columns % 8 ? siluNormalizeRow<1, 32>(x, row, columns, epsilon, y)
-                : siluNormalizeRow<8, 32>(x, row, columns, epsilon, y);
+    isEven ? siluNormalizeRow<8, 32>(x, row, columns, epsilon, y)
+           : siluNormalizeRow<1, 32>(x, row, columns, epsilon, y);
 }
 
 template <int n, int lanes>
@@ -292,13 +293,14 @@ DEVICE void siluNormalizeRowBackward(
 
 extern "C" __global__ void __launch_bounds__(256) siluNormalizeBackward(
   const ELEMENT *dy, const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *dx) {
-  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+  const bool isEven = movesEight(columns, dy, x, dx);
+  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
     const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
     siluNormalizeRowBackward<8, 16>(dy, x, last, columns, epsilon, dx);
     return;
   }
 #pragma unroll 1
   for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    columns % 8 ? siluNormalizeRowBackward<1, 32>(dy, x, row, columns, epsilon, dx)
-                : siluNormalizeRowBackward<8, 32>(dy, x, row, columns, epsilon, dx);
+    isEven ? siluNormalizeRowBackward<8, 32>(dy, x, row, columns, epsilon, dx)
+           : siluNormalizeRowBackward<1, 32>(dy, x, row, columns, epsilon, dx);
 }

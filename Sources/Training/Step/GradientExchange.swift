@@ -78,7 +78,9 @@ package final class GradientExchange {
 
   /// Blocks of a bucket.
   private static func bucketBlocks(_ arena: Arena, ranks: Int) -> Int {
-    ranks * min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets)))
+    let blocks = max(1, arena.blockCount / (ranks * fewestBuckets))
+    // A rank alone sends nothing: its buckets only say in how many pieces it updates.
+    return ranks == 1 ? blocks : ranks * min(mostBlocks, blocks)
   }
 
   /// Blocks of `bucket` that `rank` owns.
@@ -299,7 +301,7 @@ package final class GradientExchange {
     for (bucket, blocks) in buckets.enumerated() where section.blocks.contains(blocks.lowerBound) {
       _ = gather(bucket, into: values, from: section.range.lowerBound)
     }
-    try settle()
+    try waitForParameters()
   }
 
   /// Waits until the parameters of the elements `range` are there. A failure shows in the next ``reduce()``.
@@ -311,7 +313,7 @@ package final class GradientExchange {
   }
 
   /// Waits until all parameters are there.
-  package func settle() throws {
+  package func waitForParameters() throws {
     let (seconds, event) = try thread.waitForAll()
     waited.parameters += seconds
     backend.hold(until: event)
