@@ -56,10 +56,26 @@ extension CUDABackend {
     func place(_ x: Tensor) -> KernelArgument { usesTensorCores ? x.address(of: .bfloat16) : x.values }
   }
 
+  /// Queries of a block of AttentionHopper.cu, its threads, and its bytes of shared memory.
+  private static let warpgroups = (tile: 192, threads: 384, sharedMemory: 8 * 64 * 64 * 2 + 1024)
+
   package func attend(
     _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans, into o: Tensor, logSums: Tensor
   ) {
     let plan = Plan(q, k, all: [q, k, v, o])
+    // Few queries, as of decoding, fill no block of the warpgroups' kernel.
+    if plan.usesTensorCores, plan.size == 128, device.capability.major == 9, q.rows >= 192 * spans.list.count {
+      let (table, tiles) = tables(spans, tile: Self.warpgroups.tile)
+      let kernel = kernel("AttentionHopper.cu", "attentionForward", sharedMemory: Self.warpgroups.sharedMemory)
+      return run("attention") {
+        try kernel.launch(
+          grid: (tiles.count / 2, plan.heads, 1), threads: Self.warpgroups.threads,
+          [
+            plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
+            A(plan.scale), plan.place(o), logSums.floats,
+          ])
+      }
+    }
     let (table, tiles) = tables(spans, tile: plan.tile)
     let kernel = kernel(
       plan.file, "attentionForward", size: plan.size, sharedMemory: plan.sharedMemory(rows: 2, products: 1))

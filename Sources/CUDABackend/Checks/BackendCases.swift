@@ -249,7 +249,7 @@ extension BackendCheck {
     let shapes: [([Int], Int?)] =
       small
       ? [([1, 40], nil)]
-      : [([1], nil), ([63, 65], nil), ([1000], nil), ([17, 64, 1, 128, 300], 33), ([400], 1), ([300], 129)]
+      : [([1], nil), ([63, 65], nil), ([1000], nil), ([17, 64, 1, 128, 300], 33), ([400], 1), ([300], 129), ([1, 400, 193, 700], nil), ([1000, 500], 200)]
     return sizes.flatMap { size in
       shapes.map { documents, window in
         let n = documents.reduce(0, +)

@@ -20,7 +20,7 @@ DEVICE void loadTile(float *tile, u64 x, long long first, int count, int heads, 
 
 DEVICE float dot(const float *x, const float *y) {
   float sum = 0;
-#pragma unroll 8
+#pragma unroll 4
   for (int c = 0; c < SIZE; ++c) sum += x[c] * y[c];
   return sum;
 }
@@ -75,6 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionForward(
     for (int c = 0; c < CHANNELS; ++c) {
       out[c] *= keep;
       if (lane + 8 * c < SIZE)
+#pragma unroll 4
         for (int j = 0; j < TILE; ++j) out[c] += p[row * (TILE + 1) + j] * keys[j * STRIDE + lane + 8 * c];
     }
   }
@@ -125,6 +126,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionBackwardQueries(
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c)
       if (lane + 8 * c < SIZE)
+#pragma unroll 4
         for (int j = 0; j < TILE; ++j) out[c] += d[row * (TILE + 1) + j] * keys[j * STRIDE + lane + 8 * c];
   }
   if (row >= rows) return;
@@ -134,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionBackwardQueries(
 }
 
 /// A tile of keys sees the queries of every span that holds some of it, in order. grid (keys / TILE rounded up, groups)
-extern "C" __global__ void __launch_bounds__(THREADS) attentionBackwardKeys(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
   u64 dO, u64 q, u64 k, u64 v, const float *logSums, const float *dots, const Span *spans, int spanCount, int keyCount,
   int heads, int groups, float scale, u64 dK, u64 dV) {
   float *keys = reinterpret_cast<float *>(dynamicShared()), *values = keys + TILE * STRIDE;
@@ -175,6 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionBackwardKeys(
 #pragma unroll
         for (int c = 0; c < CHANNELS; ++c) {
           if (lane + 8 * c >= SIZE) continue;
+#pragma unroll 4
           for (int i = 0; i < TILE; ++i) {
             dValue[c] += p[row * (TILE + 1) + i] * gradients[i * STRIDE + lane + 8 * c];
             dKey[c] += d[row * (TILE + 1) + i] * queries[i * STRIDE + lane + 8 * c];

@@ -7,6 +7,9 @@ static const char attention[] = {
 static const char attentionExact[] = {
 #embed "AttentionExact.cu"
   , 0};
+static const char attentionHopper[] = {
+#embed "AttentionHopper.cu"
+  , 0};
 static const char core[] = {
 #embed "Core.cu"
   , 0};
@@ -63,6 +66,7 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
   static const jettrain_kernel_source sources[] = {
     {"Attention.cu", attention, sizeof attention - 1},
     {"AttentionExact.cu", attentionExact, sizeof attentionExact - 1},
+    {"AttentionHopper.cu", attentionHopper, sizeof attentionHopper - 1},
     {"Core.cu", core, sizeof core - 1},
     {"DynamicConvolution.cu", dynamicConvolution, sizeof dynamicConvolution - 1},
     {"Elementwise.cu", elementwise, sizeof elementwise - 1},
