@@ -11,11 +11,16 @@ package protocol Backend: Memory, Kernels, FusedKernels {
   var kernelIdentity: String { get }
   /// Float multiply-adds times two that this backend was asked for since it began.
   var operations: Double { get }
+  /// Whether its kernels read and write columns of wider rows in place (``Tensor/columns(_:)``), where `Kernels` and
+  /// `FusedKernels` say that an argument may be such a view. Others are given copies.
+  var takesColumnViews: Bool { get }
   /// Another backend on the same device, for what a second thread asks of it: a backend serves one thread.
   func companion() -> any Backend
 }
 
 extension Backend {
+  package var takesColumnViews: Bool { false }
+
   /// A float32 tensor of zeros.
   package func zeros(_ shape: [Int]) -> Tensor { filled(shape, with: 0) }
 

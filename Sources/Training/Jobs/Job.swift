@@ -16,17 +16,6 @@ package enum JobKind: String, Sendable {
   case finetune
 }
 
-/// Sets of parameters that a phase may freeze.
-package enum ParameterGroup: String, CaseIterable, Sendable {
-  case mlp
-  case embeddings
-  case norms
-  /// Mixers of attn and swa layers.
-  case attention
-  /// Mixers of the other layers.
-  case mixers
-}
-
 /// The weights of the losses that a phase sums up; each is a mean per token of the global batch.
 package struct LossWeights: Sendable, Equatable {
   /// Squared error of every replaced mixer's output, teacher-forced, averaged over those layers and channels.
@@ -434,23 +423,7 @@ extension Phase {
 
   /// Whether `parameter` of `model` trains in this phase.
   package func trains(_ parameter: Parameter, of model: HybridLM) -> Bool {
-    !frozen.contains(ParameterGroup.of(parameter, in: model))
-  }
-}
-
-extension ParameterGroup {
-  /// The group that a parameter belongs to, by its name.
-  package static func of(_ parameter: Parameter, in model: HybridLM) -> ParameterGroup {
-    let parts = parameter.name.split(separator: ".")
-    guard parts.count > 3, parts[1] == "layers", let layer = Int(parts[2]) else {
-      return parts.contains("norm") ? .norms : .embeddings
-    }
-    switch parts[3] {
-    case "mlp": return .mlp
-    case "linear_attn": return .mixers
-    case "self_attn": return [.attention, .slidingWindow].contains(model.layers[layer].type) ? .attention : .mixers
-    default: return .norms
-    }
+    !frozen.contains(parameter.group)
   }
 }
 
