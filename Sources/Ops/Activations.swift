@@ -9,8 +9,7 @@ package func swiGLU(gate: Tensor, up: Tensor) -> Tensor {
   let y = backend.empty(like: gate)
   backend.swiGLU(gate: gate, up: up, into: y)
   return backend.record([gate, up], y) { dy in
-    let dGate = backend.empty(like: gate)
-    let dUp = backend.empty(like: up)
+    let (dGate, dUp) = (gate.gradientRoom(), up.gradientRoom())
     backend.swiGLUBackward(dy, gate: gate, up: up, dGate: dGate, dUp: dUp)
     gate.slot?.accumulate(dGate)
     up.slot?.accumulate(dUp)

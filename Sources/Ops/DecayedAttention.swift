@@ -16,6 +16,7 @@ package func decayedAttention(
   q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout, initial: Tensor? = nil,
   final: Tensor? = nil
 ) -> Tensor {
+  let (q, k, v, g) = (q.dense, k.dense, v.dense, g.dense)
   let backend = q.backend
   let o = backend.empty(like: v)
   let saved = backend.decayedAttention(

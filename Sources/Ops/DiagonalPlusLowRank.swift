@@ -18,6 +18,7 @@ package func diagonalPlusLowRank(
   q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, layout: Layout,
   initial: Tensor? = nil, final: Tensor? = nil
 ) -> Tensor {
+  let (q, k, v, alpha, beta, g) = (q.dense, k.dense, v.dense, alpha.dense, beta.dense, g.dense)
   let backend = q.backend
   let o = backend.empty(like: v)
   let inputs = [q, k, v, alpha, beta, g]

@@ -16,7 +16,7 @@ package func dynamicConvolution(
   backend.dynamicConvolve(x, kernels: kernels, layout: layout, history: history, into: y)
   return backend.record([x, kernels], y) { dy in
     precondition(history == nil, "a convolution that continues a cache has no backward pass")
-    let dx = backend.empty(like: x)
+    let dx = x.gradientRoom()
     let dKernels = backend.empty(like: kernels)
     backend.dynamicConvolveBackward(
       dy, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)

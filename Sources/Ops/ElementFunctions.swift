@@ -7,7 +7,7 @@ package func apply(_ function: ElementFunction, _ x: Tensor) -> Tensor {
   backend.apply(function, x, into: y)
   let value = y
   return backend.record([x], y) { dy in
-    let dx = backend.empty(like: x)
+    let dx = x.gradientRoom()
     backend.applyBackward(function, dy, x: x, y: value, into: dx)
     x.slot?.accumulate(dx)
   }
@@ -15,6 +15,7 @@ package func apply(_ function: ElementFunction, _ x: Tensor) -> Tensor {
 
 /// x · y, of one shape, element by element.
 package func multiplyElements(_ x: Tensor, _ y: Tensor) -> Tensor {
+  let (x, y) = (x.dense, y.dense)
   let backend = x.backend
   let out = backend.empty(like: x)
   backend.product(x, y, into: out, adds: false)
@@ -30,6 +31,7 @@ package func multiplyElements(_ x: Tensor, _ y: Tensor) -> Tensor {
 ///   - x: `[…, D]`
 ///   - scales: one for each row of D
 package func scaleRows(_ x: Tensor, by scales: Tensor) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.scaleRows(x, by: scales, into: y, adds: false)
@@ -45,6 +47,7 @@ package func scaleRows(_ x: Tensor, by scales: Tensor) -> Tensor {
 
 /// The inner products of the rows of x and y, `[…, D]` each: `[…]`.
 package func rowProducts(_ x: Tensor, _ y: Tensor) -> Tensor {
+  let (x, y) = (x.dense, y.dense)
   let backend = x.backend
   let out = backend.empty(Array(x.shape.dropLast()), x.dtype)
   backend.rowProducts(x, y, into: out)
@@ -60,6 +63,7 @@ package func rowProducts(_ x: Tensor, _ y: Tensor) -> Tensor {
 ///   - x: `[N, C]`
 ///   - scales: `[S]`, S dividing C
 package func scaleColumns(_ x: Tensor, by scales: Tensor) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.scaleColumns(x, by: scales, into: y, adds: false)
@@ -75,6 +79,7 @@ package func scaleColumns(_ x: Tensor, by scales: Tensor) -> Tensor {
 ///   - x: `[N, C]`
 ///   - bias: `[C]`
 package func addBias(_ x: Tensor, _ bias: Tensor) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.copy(x, into: y)
@@ -90,6 +95,7 @@ package func addBias(_ x: Tensor, _ bias: Tensor) -> Tensor {
 /// - Parameter x: `[N, G, K]`, G dividing `heads`
 /// - Returns: `[N, heads, K]`, head h reading head h · G / heads
 package func repeatHeads(_ x: Tensor, _ heads: Int) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty([x.shape[0], heads, x.shape[2]], x.dtype)
   backend.repeatHeads(x, into: y)
@@ -102,6 +108,7 @@ package func repeatHeads(_ x: Tensor, _ heads: Int) -> Tensor {
 
 /// Columns `range` of x `[N, C]`: `[N, range.count]`.
 package func columns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty([x.rows, range.count], x.dtype)
   backend.copyColumns(x, range, into: y)

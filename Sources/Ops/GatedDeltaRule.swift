@@ -20,7 +20,7 @@ package func decayGate(
   let betaSlot = GradientSlot(shape: b.shape, backend: backend)
   g = backend.record([a, b, aLog, dtBias], g) { dG in
     guard let dBeta = betaSlot.take() else { return }
-    let (dA, dB) = (backend.empty(like: a), backend.empty(like: b))
+    let (dA, dB) = (a.gradientRoom(), b.gradientRoom())
     let (dALog, dDtBias) = (backend.empty(like: aLog), backend.empty(like: dtBias))
     backend.decayGateBackward(
       dG: dG, dBeta: dBeta, a: a, beta: betaValue, aLog: aLog, dtBias: dtBias, dA: dA, dB: dB,
@@ -51,6 +51,7 @@ package func gatedDeltaRule(
   q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, layout: Layout, initial: Tensor? = nil,
   final: Tensor? = nil
 ) -> Tensor {
+  let (q, k, v, g, beta) = (q.dense, k.dense, v.dense, g.dense, beta.dense)
   let backend = q.backend
   let scale = 1 / Float(q.shape[2]).squareRoot()
   let o = backend.empty(like: v)

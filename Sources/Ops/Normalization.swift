@@ -6,6 +6,7 @@ import Tensors
 ///   - x: `[N, D]`
 ///   - weight: `[D]`
 package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: x)
   let inverse = backend.empty([x.count / weight.count])
@@ -36,13 +37,14 @@ package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
 ///   - weight: `[V]`, one for all heads
 /// - Returns: `[N, H·V]`
 package func gatedRMSNorm(_ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: gate)
   let inverse = backend.empty([x.count / weight.count])
   backend.gatedNormalize(x, gate: gate, weight: weight, epsilon: epsilon, into: y, inverse: inverse)
   return backend.record([x, gate, weight], y) { dy in
     let dx = backend.empty(like: x)
-    let dGate = backend.empty(like: gate)
+    let dGate = gate.gradientRoom()
     func run(_ dWeight: Tensor?, _ adds: Bool) {
       backend.gatedNormalizeBackward(
         dy, x, gate: gate, weight: weight, inverse: inverse, dx: dx, dGate: dGate, dWeight: dWeight,
@@ -62,7 +64,7 @@ package func siluNormalize(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
   let y = backend.empty(like: x)
   backend.siluNormalize(x, epsilon: epsilon, into: y)
   return backend.record([x], y) { dy in
-    let dx = backend.empty(like: x)
+    let dx = x.gradientRoom()
     backend.siluNormalizeBackward(dy, x, epsilon: epsilon, into: dx)
     x.slot?.accumulate(dx)
   }
@@ -70,6 +72,7 @@ package func siluNormalize(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
 
 /// Every row of the last dimension scaled to length one: x / √(Σ x² + ε).
 package func normalizeLength(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.normalizeLength(x, epsilon: epsilon, into: y)
@@ -82,6 +85,7 @@ package func normalizeLength(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
 
 /// Every row of the last dimension with mean 0 and variance 1: a group norm without its affine part.
 package func standardize(_ x: Tensor, epsilon: Float) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: x)
   let inverse = backend.empty(Array(x.shape.dropLast()))

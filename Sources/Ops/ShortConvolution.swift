@@ -16,7 +16,7 @@ package func shortConvolution(
   backend.shortConvolve(x, weight: weight, bias: bias, layout: layout, history: history, into: y)
   return backend.record([x, weight, bias], y) { dy in
     precondition(history == nil, "a convolution that continues a cache has no backward pass")
-    let (dx, dWeight) = (backend.empty(like: x), backend.empty(like: weight))
+    let (dx, dWeight) = (x.gradientRoom(), backend.empty(like: weight))
     let dBias = bias.map { backend.empty(like: $0) }
     backend.shortConvolveBackward(
       dy, x, weight: weight, bias: bias, layout: layout, dx: dx, dWeight: dWeight, dBias: dBias)
@@ -32,6 +32,7 @@ package func shortConvolution(
 ///   - x: `[N, C]`
 ///   - history: `[segments, 1, C]`, the token before each segment; zero when nil. No gradient flows there.
 package func tokenShift(_ x: Tensor, layout: Layout, history: Tensor? = nil) -> Tensor {
+  let x = x.dense
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.shiftTokens(x, layout: layout, history: history, into: y)

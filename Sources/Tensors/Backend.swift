@@ -16,6 +16,9 @@ package protocol Backend: Memory, Kernels, FusedKernels {
   var activationType: DType { get set }
   /// Rows of logits over so large a vocabulary that are in memory at a time.
   func vocabularyRows(_ vocabulary: Int) -> Int
+  /// Whether its kernels read and write columns of wider rows in place (``Tensor/columns(_:)``), where `Kernels` and
+  /// `FusedKernels` say that an argument may be such a view. Others are given copies.
+  var takesColumnViews: Bool { get }
   /// Another backend on the same device, for what a second thread asks of it: a backend serves one thread.
   func companion() -> any Backend
 }
@@ -29,12 +32,14 @@ extension Backend {
   /// About 8 MB of logits, but enough rows to keep the product efficient.
   package func vocabularyRows(_ vocabulary: Int) -> Int { max(64, (1 << 21) / vocabulary) }
 
-  /// A float32 tensor of zeros.
-  package func zeros(_ shape: [Int]) -> Tensor { filled(shape, with: 0) }
+  package var takesColumnViews: Bool { false }
 
-  /// A float32 tensor whose elements are all `value`.
-  package func filled(_ shape: [Int], with value: Float) -> Tensor {
-    let tensor = empty(shape)
+  /// A tensor of zeros.
+  package func zeros(_ shape: [Int], _ dtype: DType = .float32) -> Tensor { filled(shape, with: 0, dtype) }
+
+  /// A tensor whose elements are all `value`.
+  package func filled(_ shape: [Int], with value: Float, _ dtype: DType = .float32) -> Tensor {
+    let tensor = empty(shape, dtype)
     fill(tensor, with: value)
     return tensor
   }
