@@ -71,7 +71,7 @@ package struct Checkpoint {
     let steps = String(decoding: names, as: UTF8.self).split(separator: " ").compactMap { Int($0) }.filter {
       $0 < before
     }
-    let readers = (0..<world.size).filter { !sharing.strangers.contains($0) }
+    let readers = (0..<world.size).filter { !sharing.ranksWithoutFolder.contains($0) }
     var damaged: [Int] = []
     for step in steps.reversed() {
       let path = run.checkpoint(step: step)
@@ -93,7 +93,7 @@ package struct Checkpoint {
         return try sharing.fetch(found)
       }
       damaged.append(step)
-      warn("checkpoint \(path) is damaged and passed over: \(String(decoding: faults[0], as: UTF8.self))")
+      warn("checkpoint \(path) is damaged and skipped: \(String(decoding: faults[0], as: UTF8.self))")
     }
     guard steps.isEmpty else {
       throw CheckpointError(

@@ -55,12 +55,19 @@ package struct CheckpointManifest: Codable, Sendable {
     package var skips = 0
     package var firstStep = 0
     package var firstSequence = 0
-    /// Sequences of the phase that are passed over, `[first, end]` each.
-    package var passedOver: [[Int]] = []
-    /// Times that the run went back without an update since.
+    /// Windows of the phase's sequences that are skipped, `[first, end]` each.
+    package var skippedWindows: [[Int]] = []
+    /// Times that the run rolled back without an update since.
     package var returns = 0
 
     package init() {}
+
+    // The names in files are older than the words.
+    private enum CodingKeys: String, CodingKey {
+      case usualNorm, skips, firstStep, firstSequence
+      case skippedWindows = "passedOver"
+      case returns
+    }
   }
 
   package static let fileName = "manifest.json"
@@ -77,7 +84,7 @@ package struct CheckpointManifest: Codable, Sendable {
   /// The next global sequence index of that phase's plan.
   package let sequences: Int
   package let worldSize: Int
-  /// Updates that were left out, and data that is passed over.
+  /// Updates that were left out, and data that is skipped.
   package let spikes: SpikeState?
   package let identity: Identity
   /// The job as it ran, and the student's `config.json`, for people and for export.
@@ -129,10 +136,11 @@ package struct CheckpointManifest: Codable, Sendable {
     var counts = [manifest.step, manifest.tokens, manifest.phase, manifest.phaseStep, manifest.sequences]
     counts += manifest.shards.map(\.bytes)
     let spikes = manifest.spikes ?? .init()
-    counts += [spikes.skips, spikes.firstStep, spikes.firstSequence, spikes.returns] + spikes.passedOver.flatMap { $0 }
+    counts +=
+      [spikes.skips, spikes.firstStep, spikes.firstSequence, spikes.returns] + spikes.skippedWindows.flatMap { $0 }
     // More than any run has, and so little that sums do not overflow.
     guard counts.allSatisfy({ (0..<1 << 56).contains($0) }), manifest.worldSize > 0,
-      spikes.passedOver.allSatisfy({ $0.count == 2 && $0[0] <= $0[1] })
+      spikes.skippedWindows.allSatisfy({ $0.count == 2 && $0[0] <= $0[1] })
     else {
       throw CheckpointError(file, "holds counts that no run has")
     }

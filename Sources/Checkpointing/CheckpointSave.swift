@@ -128,7 +128,9 @@ package final class CheckpointSave {
       try sharing.gather(shards.map(\.file), step: step)
       try agree(world) {
         guard world.isCoordinator else { return }
-        for rank in sharing.strangers { try CheckpointShard.verify(shards[rank], folder: run.partial(step: step)) }
+        for rank in sharing.ranksWithoutFolder {
+          try CheckpointShard.verify(shards[rank], folder: run.partial(step: step))
+        }
         let partial = run.partial(step: step)
         try FailPoint.reach(.beforeManifest, path: partial)
         try writeDurably(makeManifest(shards).encoded(), to: partial + "/" + CheckpointManifest.fileName)

@@ -8,7 +8,10 @@ import Safetensors
 package struct ShardKey: Sendable, Equatable, CustomStringConvertible {
   /// What the elements are to the parameter.
   package enum Role: String, Sendable {
-    case parameter, moment1, moment2
+    case parameter
+    /// Of AdamW: the running means of gradients and of their squares.
+    case firstMoment = "moment1"
+    case secondMoment = "moment2"
   }
 
   package let role: Role

@@ -4,14 +4,14 @@ import MPI
 
 /// Which ranks see the coordinator's run folder, and how files get to and from those that do not.
 ///
-/// A rank that is a stranger to the folder writes its part of a checkpoint to its own disk, from where it travels to the
+/// A rank that does not see the folder writes its part of a checkpoint to its own disk, from where it travels to the
 /// coordinator; a checkpoint that is resumed travels the other way, once to every host.
 package struct FolderSharing {
   private let run: RunFolder
   private let world: Communicator
   /// Ranks that do not see it.
-  package let strangers: [Int]
-  /// Of the strangers, the first of every host.
+  package let ranksWithoutFolder: [Int]
+  /// Of those, the first of every host.
   private let leaders: [Int]
   /// Hosts of all ranks.
   private let hosts: [String]
@@ -36,9 +36,9 @@ package struct FolderSharing {
     let host = ProcessInfo.processInfo.hostName
     let all = try world.allGather(Array("\(sees ? "+" : "-")\(host)".utf8)).map { String(decoding: $0, as: UTF8.self) }
     hosts = all.map { String($0.dropFirst()) }
-    strangers = all.indices.filter { all[$0].hasPrefix("-") }
+    ranksWithoutFolder = all.indices.filter { all[$0].hasPrefix("-") }
     var leaders: [Int] = []
-    for rank in strangers where !leaders.contains(where: { [hosts] in hosts[$0] == hosts[rank] }) {
+    for rank in ranksWithoutFolder where !leaders.contains(where: { [hosts] in hosts[$0] == hosts[rank] }) {
       leaders.append(rank)
     }
     self.leaders = leaders
@@ -47,31 +47,31 @@ package struct FolderSharing {
 
   /// A sharing of a folder that every rank sees.
   init(everywhere run: RunFolder, world: Communicator) {
-    (self.run, self.world, strangers, leaders, hosts) = (run, world, [], [], [])
+    (self.run, self.world, ranksWithoutFolder, leaders, hosts) = (run, world, [], [], [])
   }
 
   /// Whether this rank does not see it.
-  package var isStranger: Bool { strangers.contains(world.rank) }
+  package var lacksFolder: Bool { ranksWithoutFolder.contains(world.rank) }
 
-  /// The strangers by rank and host, for messages.
-  package var description: String { strangers.map { "rank \($0) on \(hosts[$0])" }.joined(separator: ", ") }
+  /// The ranks that do not see it, with their hosts, for messages.
+  package var description: String { ranksWithoutFolder.map { "rank \($0) on \(hosts[$0])" }.joined(separator: ", ") }
 
   /// Where this rank writes its part of the checkpoint of `step`.
-  func place(step: Int) -> String { isStranger ? run.outbox : run.partial(step: step) }
+  func place(step: Int) -> String { lacksFolder ? run.outbox : run.partial(step: step) }
 
-  /// Brings the parts of the strangers, by rank, to the coordinator. Every rank must call it.
+  /// Brings the parts of the ranks without the folder, by rank, to the coordinator. Every rank must call it.
   func gather(_ files: [String], step: Int) throws {
-    for rank in strangers {
+    for rank in ranksWithoutFolder {
       try copy(
         place(step: step) + "/" + files[rank], from: rank, to: 0, as: run.partial(step: step) + "/" + files[rank])
     }
-    if isStranger { try? FileManager.default.removeItem(atPath: place(step: step)) }
+    if lacksFolder { try? FileManager.default.removeItem(atPath: place(step: step)) }
   }
 
   /// Where this rank finds the checkpoint, which the coordinator has: its files travel to hosts that do not see it. Every
   /// rank must call it, and ``dispose()`` once it has read them.
   func fetch(_ checkpoint: Checkpoint?) throws -> Checkpoint? {
-    guard !strangers.isEmpty else { return checkpoint }
+    guard !ranksWithoutFolder.isEmpty else { return checkpoint }
     let names = try world.broadcast(
       Array(
         (checkpoint.map { [CheckpointManifest.fileName] + $0.manifest.shards.map(\.file) } ?? [])
@@ -85,13 +85,13 @@ package struct FolderSharing {
       }
     }
     var found = checkpoint
-    try agree(world) { if isStranger { found = try Checkpoint(run.inbox) } }
+    try agree(world) { if lacksFolder { found = try Checkpoint(run.inbox) } }
     return found
   }
 
   /// Removes what ``fetch(_:)`` brought.
   package func dispose() throws {
-    guard !strangers.isEmpty else { return }
+    guard !ranksWithoutFolder.isEmpty else { return }
     try world.barrier()
     if leaders.contains(world.rank) { try? FileManager.default.removeItem(atPath: run.inbox) }
   }

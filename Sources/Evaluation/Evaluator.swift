@@ -20,7 +20,7 @@ package struct EvaluationText: Sendable {
     }
     batches = try places.map { place in
       var batch = SequenceBatch()
-      try plan.sources[place.source].holdout.read(place.sequence, into: &batch)
+      try plan.sources[place.source].validation.read(place.sequence, into: &batch)
       return batch
     }
     vocabulary = Vocabulary(of: plan.manifest)

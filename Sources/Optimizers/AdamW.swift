@@ -22,8 +22,8 @@ package final class AdamW {
   package let arena: Arena
   /// Elements of the arena that this rank updates, in ascending order; the moments hold them end to end.
   package let slices: [Range<Int>]
-  package let moment1: Tensor
-  package let moment2: Tensor
+  package let firstMoment: Tensor
+  package let secondMoment: Tensor
   /// The float32 values of what this rank owns of the matrices, end to end as in the moments, which begin with them; nil
   /// where the values of the arena are the masters.
   private let masters: Tensor?
@@ -41,8 +41,8 @@ package final class AdamW {
     let backend = arena.backend
     let count = slices.reduce(0) { $0 + $1.count }
     masters = Self.masters(arena, slices)
-    moment1 = backend.zeros([count])
-    moment2 = backend.zeros([count])
+    firstMoment = backend.zeros([count])
+    secondMoment = backend.zeros([count])
     let all = arena.runs(group: group)
     runs = slices.indices.map { index in
       let base = slices[..<index].reduce(0) { $0 + $1.count } - slices[index].lowerBound
@@ -115,7 +115,7 @@ package final class AdamW {
     for (run, range, local) in runs[slice] where updates[run.group] > 0 {
       arena.backend.adamW(
         parameters: master(range, local), gradients: arena.gradients.rows(range),
-        moment1: moment1.rows(local), moment2: moment2.rows(local),
+        moment1: firstMoment.rows(local), moment2: secondMoment.rows(local),
         step: AdamWStep(
           learningRate: Float(learningRate), beta1: settings.beta1, beta2: settings.beta2,
           epsilon: settings.epsilon, weightDecay: run.decays ? settings.weightDecay : 0, step: updates[run.group],

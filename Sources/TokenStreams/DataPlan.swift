@@ -16,7 +16,7 @@ package final class DataPlan {
     package let name: String
     package let weight: Int
     package let stream: TokenStream
-    package let holdout: TokenStream
+    package let validation: TokenStream
   }
 
   package let mix: Mix
@@ -47,26 +47,26 @@ package final class DataPlan {
   ) throws {
     self.mix = mix
     self.context = context
-    var hash = "mix \(mix.name) context \(context) holdout \(mix.holdoutShards) \(mix.exhaustion) label \(label)"
+    var hash = "mix \(mix.name) context \(context) holdout \(mix.validationShards) \(mix.exhaustion) label \(label)"
     self.seed = Self.key("\(seed) \(label)")
     sources = try mix.sources.enumerated().sorted { ($1.element.weight, $0.offset) < ($0.element.weight, $1.offset) }
       .map { _, source in
         let dataset = try Dataset(root + "/" + source.name, cache: cache)
         try dataset.checkFiles()
         let count = dataset.manifest.shards.count
-        guard count > mix.holdoutShards || !trains else {
+        guard count > mix.validationShards || !trains else {
           throw FileError(
             dataset.folder,
-            "has \(count) shards, of which mix \(mix.name) holds out \(mix.holdoutShards): "
+            "has \(count) shards, of which mix \(mix.name) holds out \(mix.validationShards): "
               + "build it with smaller --shard-tokens")
         }
-        let stream = TokenStream(dataset, shards: 0..<max(0, count - mix.holdoutShards), context: context)
+        let stream = TokenStream(dataset, shards: 0..<max(0, count - mix.validationShards), context: context)
         guard stream.sequenceCount > 0 || !trains else {
           throw FileError(dataset.folder, "has no whole sequence of \(context) tokens to train on")
         }
         return Source(
           name: source.name, weight: source.weight, stream: stream,
-          holdout: TokenStream(dataset, shards: max(0, count - mix.holdoutShards)..<count, context: context))
+          validation: TokenStream(dataset, shards: max(0, count - mix.validationShards)..<count, context: context))
       }
     for source in sources {
       hash += " source \(source.name) \(source.weight) \(source.stream.dataset.manifest.fingerprint)"
@@ -83,6 +83,9 @@ package final class DataPlan {
       throw FileError(root, "the sources of mix \(mix.name) were built with different tokenizers")
     }
   }
+
+  /// What to tell whoever wrote the mixes.
+  package var warnings: [String] { mix.warnings + (previous?.warnings ?? []) }
 
   /// The datasets' tokenizer hash and vocabulary, the same for all sources.
   package var manifest: Manifest { sources[0].stream.dataset.manifest }
@@ -112,7 +115,7 @@ package final class DataPlan {
       sources[s].stream.dataset.manifest.fingerprint == source.stream.dataset.manifest.fingerprint
     else {
       throw FileError(
-        source.stream.dataset.folder, "other shards are held out than in the mix before: keep holdout_shards")
+        source.stream.dataset.folder, "other shards are held out than in the mix before: keep validation_shards")
     }
     return read[s] + total(s, before: (index - origin) / blockSize)
   }
@@ -204,7 +207,7 @@ package final class DataPlan {
   /// `count` held-out sequences, every source by its weight and evenly spread over its held-out shards.
   package func validation(count: Int) -> [(source: Int, sequence: Int)] {
     sources.indices.flatMap { s -> [(source: Int, sequence: Int)] in
-      let available = sources[s].holdout.sequenceCount
+      let available = sources[s].validation.sequenceCount
       let wanted = max(1, count * sources[s].weight / totalWeight)
       let used = min(wanted, available)
       return (0..<used).map { (s, $0 * available / used) }

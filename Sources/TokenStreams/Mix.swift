@@ -22,11 +22,16 @@ package struct Mix: Codable, Sendable {
   package let exhaustion: Exhaustion
   /// Epochs that `repeat` may read of a source before the plan refuses; none: no limit.
   package let maxEpochs: Int?
-  /// Shards at the end of every source that training never reads.
-  package let holdoutShards: Int
+  /// Shards at the end of every source that training never reads: the validation split.
+  package let validationShards: Int
+  /// What to tell whoever wrote it.
+  package let warnings: [String]
+
+  /// What `validation_shards` was called before, read for one version more.
+  private static let formerKey = "holdout_shards"
 
   private static let keys: [String: Set<String>] = [
-    "": ["name", "description", "exhaustion", "max_epochs", "holdout_shards", "sources"],
+    "": ["name", "description", "exhaustion", "max_epochs", "validation_shards", formerKey, "sources"],
     "sources": ["name", "weight", "note"],
   ]
 
@@ -36,7 +41,8 @@ package struct Mix: Codable, Sendable {
     sources = [Source(name: dataset, weight: 1)]
     exhaustion = .repeat
     maxEpochs = nil
-    holdoutShards = 1
+    validationShards = 1
+    warnings = []
   }
 
   /// Reads `name`, a path or the name of a file in `folder`.
@@ -64,7 +70,10 @@ package struct Mix: Codable, Sendable {
     }
     self.exhaustion = exhaustion
     maxEpochs = top["max_epochs"] as? Int
-    holdoutShards = top["holdout_shards"] as? Int ?? 1
+    warnings =
+      top[Self.formerKey] == nil
+      ? [] : ["\(path): \(Self.formerKey) is called validation_shards now; the old name goes with the next version"]
+    validationShards = (top["validation_shards"] ?? top[Self.formerKey]) as? Int ?? 1
     guard let list = top["sources"] as? [[String: Any]], !list.isEmpty else {
       throw FileError(path, "sources: a list of names and weights is missing")
     }
@@ -77,8 +86,8 @@ package struct Mix: Codable, Sendable {
       }
       return Source(name: name, weight: weight)
     }
-    guard holdoutShards >= 0, Set(sources.map(\.name)).count == sources.count else {
-      throw FileError(path, "holdout_shards is negative, or a source is named twice")
+    guard validationShards >= 0, Set(sources.map(\.name)).count == sources.count else {
+      throw FileError(path, "validation_shards is negative, or a source is named twice")
     }
   }
 }

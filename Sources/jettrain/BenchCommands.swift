@@ -58,13 +58,16 @@ struct Bench: ParsableCommand {
           let estimate = StepEstimate.phases(
             [phase], student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, ranks: world.size)[
               0]
-          let operations = estimate.operationsPerMicroBatch * Double(phase.microBatches)
+          let operations =
+            StepEstimate.modelOperations(
+              of: phase, student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil
+            ) * Double(phase.microBatches)
           guard world.isCoordinator else { continue }
           var fields: [String: Any] = [
             "bench": "step", "job": job.name, "phase": phase.name, "ranks": world.size,
             "threads": backend.pool.threadCount, "tokens_per_s": Double(phase.tokensPerStep) / seconds,
             "gflops": operations / seconds / 1e9, "sgemm_gflops": rate / 1e9,
-            "sgemm_share": operations / seconds / rate, "peak_memory": Machine.peakMemory,
+            "mfu": operations / seconds / rate, "peak_memory": Machine.peakMemory,
             "planned_memory": estimate.tensorBytes + Machine.baseMemory(threads: backend.pool.threadCount),
           ]
           if let blocking {
@@ -94,7 +97,7 @@ struct Bench: ParsableCommand {
       _ runner: StepRunner, _ batches: [SequenceBatch], _ updates: [Int], overlaps: Bool, _ world: Communicator
     ) throws -> (seconds: Double, exposed: Double) {
       runner.overlaps = overlaps
-      try runner.settle()
+      try runner.waitForParameters()
       try world.barrier()
       var (times, exposed): ([Double], [Double]) = ([], [])
       // What the first step's update sends, the second waits for.
@@ -108,7 +111,7 @@ struct Bench: ParsableCommand {
         times.append(clock.total)
         exposed.append(waited)
       }
-      try runner.settle()
+      try runner.waitForParameters()
       return (times.sorted()[times.count / 2], exposed.sorted()[times.count / 2])
     }
 

@@ -27,7 +27,7 @@ import Testing
     expectGood(
       "multiply",
       checkGradients([x, y]) {
-        multiply($0[0], $0[1])
+        multiplyElements($0[0], $0[1])
       })
     expectGood(
       "scaleRows",

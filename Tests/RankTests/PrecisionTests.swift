@@ -145,7 +145,7 @@ extension RankTests {
     for ranks in [1, 4] {
       let (status, output) = try small.run(
         ranks: ranks, job + ["--run-dir", "returned-\(ranks)"], environment: ["JETTRAIN_FAILPOINT": "poison:48:64:nan"])
-      #expect(status == 0 && output.contains("passing over"), "\(output)")
+      #expect(status == 0 && output.contains("skipping sequences"), "\(output)")
     }
     try identical("returned-1", "returned-4")
 

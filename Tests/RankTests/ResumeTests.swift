@@ -225,7 +225,7 @@ extension RankTests {
     compare("a resume", try measured("whole", 9...12), try planned("end"))
     let returned = try small.run(
       ranks: 2, job + ["--run-dir", "returned"], environment: ["JETTRAIN_FAILPOINT": "poison:12:20:nan"])
-    #expect(returned.status == 0 && returned.output.contains("passing over"), "\(returned.output)")
+    #expect(returned.status == 0 && returned.output.contains("skipping sequences"), "\(returned.output)")
     compare("a return to a checkpoint", try measured("returned", 9...12), max(try planned("align"), try planned("end")))
   }
 }

@@ -73,16 +73,16 @@ struct RWKV7: TokenMixer {
     let rates = rate(mixed(4), nil)
     let removed = normalizeLength(heads(scaleColumns(keys, by: removalScale.value)))
     // k · (1 + (a − 1) · k_a), a = sigmoid(rates)
-    let written = add(keys, scaleColumns(multiply(keys, apply(.sigmoidMinusOne, rates)), by: rateScale.value))
+    let written = add(keys, scaleColumns(multiplyElements(keys, apply(.sigmoidMinusOne, rates)), by: rateScale.value))
     let y = diagonalPlusLowRank(
       q: heads(receptance), k: heads(written), v: heads(values), alpha: removed,
-      beta: multiply(removed, heads(apply(.scaledSigmoid(scale: -1), rates))), g: heads(gates), scale: 1,
+      beta: multiplyElements(removed, heads(apply(.scaledSigmoid(scale: -1), rates))), g: heads(gates), scale: 1,
       layout: batch.layout, initial: cache?.state, final: cache?.state)
     let normed = standardize(y, epsilon: Float(shape.keySize) * shape.epsilon).reshaped([n, values.columns])
     let affine = addBias(scaleColumns(normed, by: normWeight.value), normBias.value)
     let agreement = rowProducts(heads(scaleColumns(receptance, by: bonus.value)), heads(written))
     let extra = scaleRows(heads(values), by: agreement).reshaped([n, values.columns])
-    return o(multiply(add(affine, extra), gate(mixed(5), .sigmoid)))
+    return o(multiplyElements(add(affine, extra), gate(mixed(5), .sigmoid)))
   }
 
   func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {

@@ -7,7 +7,7 @@ package struct SpikeGuard: Sendable {
   package enum Policy: String, Sendable, CaseIterable {
     /// End the run, with nothing updated.
     case fail
-    /// Leave the update out; after several in a row go back to the newest checkpoint and pass over the data.
+    /// Leave the update out; after several in a row roll back to the newest checkpoint before them and skip their data.
     case skip
   }
 
@@ -15,7 +15,7 @@ package struct SpikeGuard: Sendable {
     package var policy = Policy.fail
     /// A gradient norm of so many times the usual one is a spike; 0 asks for finite numbers only.
     package var factor = 0.0
-    /// Skips in a row after which the run goes back.
+    /// Skips in a row after which the run rolls back.
     package var limit = 5
 
     package init() {}
@@ -42,29 +42,29 @@ package struct SpikeGuard: Sendable {
     return true
   }
 
-  /// Whether so many were left out that the run must go back.
+  /// Whether so many were left out that the run must roll back.
   package var isExhausted: Bool { state.skips >= settings.limit }
 
-  /// The run went to `earlier`, a state before the skips; their data, up to `end`, is passed over from now on.
-  package mutating func goBack(to earlier: CheckpointManifest.SpikeState, end: Int) {
+  /// The run went to `earlier`, a state before the skips; the window of their data, up to `end`, is skipped from now on.
+  package mutating func rollBack(to earlier: CheckpointManifest.SpikeState, end: Int) {
     let (window, returns) = ([state.firstSequence, end], state.returns + 1)
     state = earlier
-    state.passedOver.append(window)
+    state.skippedWindows.append(window)
     state.returns = returns
   }
 
   /// Where a step begins that would begin at `cursor`.
   package func begin(at cursor: Int, count: Int) -> Int {
     var cursor = cursor
-    while let window = state.passedOver.first(where: { $0[0] < cursor + count && cursor < $0[1] }) {
+    while let window = state.skippedWindows.first(where: { $0[0] < cursor + count && cursor < $0[1] }) {
       cursor = window[1]
     }
     return cursor
   }
 
-  /// Where a phase stands after so many of its steps: windows are passed over where they are reached.
+  /// Where a phase stands after so many of its steps: windows are skipped where they are reached.
   package func cursor(after steps: Int, of phase: Phase) -> Int {
-    guard !state.passedOver.isEmpty else { return phase.sequences(before: steps) }
+    guard !state.skippedWindows.isEmpty else { return phase.sequences(before: steps) }
     return (0..<steps).reduce(0) { cursor, step in
       let count = phase.batch(at: step)
       return begin(at: cursor, count: count) + count
@@ -73,7 +73,7 @@ package struct SpikeGuard: Sendable {
 
   /// A new phase has its own data.
   package mutating func beginPhase() {
-    state.passedOver = []
+    state.skippedWindows = []
     state.skips = 0
   }
 }

@@ -42,7 +42,7 @@ package final class StopRequest {
   package func needs(_ seconds: Double) { deadline?.needs(seconds) }
 
   /// Removes the file, so that the next start does not stop at once. Called by the coordinator of all ranks, when all have
-  /// heeded it: groups of them that train side by side look for it each for itself.
+  /// handled it: groups of them that train side by side look for it each for itself.
   package func consume() { unlink(file) }
 }
 

@@ -1,5 +1,7 @@
+import Foundation
 import MPI
 import Models
+import Reporting
 import Tensors
 import TokenStreams
 
@@ -30,7 +32,7 @@ struct Validation {
       let indices = (first..<min(first + round, places.count)).filter { $0 % world.size == world.rank }
       let batches = try indices.map { index in
         var batch = SequenceBatch()
-        try plan.sources[places[index].source].holdout.read(places[index].sequence, into: &batch)
+        try plan.sources[places[index].source].validation.read(places[index].sequence, into: &batch)
         return batch
       }
       var mine = losses.sums(of: batches).enumerated().flatMap { index, sums in
@@ -48,5 +50,46 @@ struct Validation {
     }
     self.losses = sums.means(counts)
     labels = counts.labels
+  }
+}
+
+/// Validation of the run as it stands.
+extension Trainer {
+  /// Whether the log lacks the validation of the step where the run stands.
+  func isValidationDue(_ metrics: MetricsLog?) throws -> Bool {
+    guard job.validationEvery > 0, isDue(job.validationEvery) || position.step == job.totalSteps else { return false }
+    var isMissing = [Int64(0)]
+    if let metrics, !metrics.validatedSteps.contains(position.step) { isMissing[0] = 1 }
+    try world.sum(&isMissing)
+    return isMissing[0] > 0
+  }
+
+  /// Measures the student and logs it.
+  ///
+  /// - Returns: whether it came to its end; a wish to stop ends it early and leaves nothing in the log
+  func validate(_ metrics: MetricsLog?, _ stop: StopRequest?) throws -> Bool {
+    watchdog.enter(.validate, step: position.step)
+    try runner.waitForParameters()
+    // A supernet is measured by one path, always the same.
+    models.student.path = path(at: 0)
+    var weights = phase.losses
+    weights.crossEntropy = 1
+    if models.teacher != nil { weights.logits = max(weights.logits, 1) }
+    let validation = try loader.exclusively {
+      try Validation(
+        of: models.student, teacher: models.teacher, weights: weights,
+        plan: inputs.plans[position.phase].part(of: position.sequences), sequences: job.validationSequences,
+        world: world, backend: backend
+      ) { stop?.reason != nil }
+    }
+    guard let validation else { return false }
+    let losses = validation.losses
+    try metrics?.write([
+      "step": position.step, "phase": phase.name, "validation": losses.named(weights),
+      "labels": validation.labels,
+    ])
+    let kl = models.teacher == nil ? "" : String(format: "  KL %.4f", losses.logits)
+    say("validation at step \(position.step): loss \(String(format: "%.4f", losses.crossEntropy))\(kl)")
+    return true
   }
 }

@@ -34,7 +34,7 @@ package struct Position: Sendable, Equatable {
     (phaseStep, sequences) = (0, 0)
   }
 
-  /// Compares what is counted with what `phases` would have counted, windows passed over included.
+  /// Compares what is counted with what `phases` would have counted, skipped windows included.
   ///
   /// - Returns: What does not fit, as a sentence without its subject; nil when all does
   func fault(in phases: [Phase], spikes: SpikeGuard) -> String? {

@@ -19,15 +19,15 @@ struct RunState {
   func slices(isCoordinator: Bool) -> [StateSlice] {
     let (arena, optimizer) = (runner.arena, runner.optimizer)
     var slices: [StateSlice] = []
-    for role in [ShardKey.Role.parameter, .moment1, .moment2] {
+    for role in [ShardKey.Role.parameter, .firstMoment, .secondMoment] {
       for entry in arena.entries {
         for (range, local) in optimizer.parts(of: entry.range) {
           let elements = range.lowerBound - entry.offset..<range.upperBound - entry.offset
           let values =
             switch role {
             case .parameter: optimizer.master(range, local)
-            case .moment1: optimizer.moment1.rows(local)
-            case .moment2: optimizer.moment2.rows(local)
+            case .firstMoment: optimizer.firstMoment.rows(local)
+            case .secondMoment: optimizer.secondMoment.rows(local)
             }
           let isWhole = elements.count == entry.parameter.count
           slices.append(
@@ -62,7 +62,7 @@ struct RunState {
         if let range { runner.optimizer.set(range, to: values) } else { parameter.set(elements, to: values) }
         restored += elements.count
       } else if hasMoments, let range {
-        let moment = key.role == .moment1 ? runner.optimizer.moment1 : runner.optimizer.moment2
+        let moment = key.role == .firstMoment ? runner.optimizer.firstMoment : runner.optimizer.secondMoment
         for (part, local) in runner.optimizer.parts(of: range) {
           let source = part.lowerBound - range.lowerBound
           moment.rows(local).upload(UnsafeBufferPointer(rebasing: values[source..<source + part.count]))

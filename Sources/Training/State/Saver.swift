@@ -102,7 +102,7 @@ final class Saver {
   /// At the end of a run the state of `step` must be on disk, or the run fails.
   ///
   /// - Parameter save: begins a save of that state
-  func finishLast(step: Int, _ save: () throws -> Void) throws {
+  func saveFinalState(step: Int, _ save: () throws -> Void) throws {
     try finish()
     var attempts = 0
     while lastGood != step {

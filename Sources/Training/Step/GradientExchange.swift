@@ -299,7 +299,7 @@ package final class GradientExchange {
     for (bucket, blocks) in buckets.enumerated() where section.blocks.contains(blocks.lowerBound) {
       _ = gather(bucket, into: values, from: section.range.lowerBound)
     }
-    try settle()
+    try waitForParameters()
   }
 
   /// Waits until the parameters of the elements `range` are there. A failure shows in the next ``reduce()``.
@@ -311,7 +311,7 @@ package final class GradientExchange {
   }
 
   /// Waits until all parameters are there.
-  package func settle() throws {
+  package func waitForParameters() throws {
     let (seconds, event) = try thread.waitForAll()
     waited.parameters += seconds
     backend.hold(until: event)

@@ -65,6 +65,8 @@ package final class StepRunner {
   ) {
     self.phase = phase
     self.world = world
+    let backend = backend
+    backend.activationType = phase.compute == .bfloat16 ? .bfloat16 : .float32
     arena = Arena(gathering: student.store, precision: phase.compute, backend: backend) {
       phase.trains($0, of: student)
     }
@@ -158,12 +160,12 @@ package final class StepRunner {
   }
 
   /// Waits until this rank has all parameters. Whoever reads them between steps calls it first.
-  package func settle() throws { try exchange.settle() }
+  package func waitForParameters() throws { try exchange.waitForParameters() }
 
   /// Gives all parameters their float32 values, put together from the masters of all ranks where compute copies stand: what
   /// the next phase begins from, and the final model. Every rank must call it, and none trains on; this rank's gradients go.
   package func raise() throws {
-    try settle()
+    try waitForParameters()
     guard arena.precision == .bfloat16 else { return }
     arena.retire()
     let matrices = arena.sections[0]
@@ -236,7 +238,7 @@ package final class StepRunner {
         exchange.shareParameters(bucket)
       }
       clock.mark("update")
-      if !overlaps { try exchange.settle() }
+      if !overlaps { try exchange.waitForParameters() }
     }
     clock.mark("share")
     return StepResult(

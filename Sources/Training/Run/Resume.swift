@@ -1,0 +1,96 @@
+import Checkpointing
+import Files
+import Foundation
+import TokenStreams
+
+/// What to do about checkpoints that a run folder holds.
+package enum ResumePolicy: String, CaseIterable, Sendable {
+  /// Go on from the newest good one; start anew only where there is none at all.
+  case auto
+  /// Go on or fail.
+  case must
+  /// Start anew; fail where there are checkpoints, which are never overwritten.
+  case never
+}
+
+/// Going to where the run stands.
+extension Trainer {
+  /// Goes on from the newest good checkpoint, or begins.
+  func resume(_ policy: ResumePolicy) throws {
+    let (run, sharing) = (inputs.run, inputs.sharing)
+    try agree(world) {
+      guard world.isCoordinator || sharing.lacksFolder else { return }
+      try createFolder(run.path)
+      try run.removePartials()
+      guard world.isCoordinator else { return }
+      if policy == .never, let step = run.steps.last {
+        throw JobError(
+          .usage,
+          "\(run.path) holds checkpoints up to step \(step), which are never overwritten: choose another --run-dir")
+      }
+    }
+    guard policy != .never,
+      let checkpoint = try Checkpoint.newestGood(in: run, world: world, sharing: sharing, warn: say)
+    else {
+      guard policy != .must else { throw JobError(.data, "\(run.path): there is no checkpoint to go on from") }
+      return enterPhase()
+    }
+    try agree(world) { try restore(checkpoint) }
+    try sharing.dispose()
+    say(
+      "resuming \(run.path) from step \(position.step), saved by \(checkpoint.manifest.worldSize) ranks, on \(world.size)"
+    )
+    if let kernels = checkpoint.manifest.job["matrix_kernels"], kernels != backend.kernelIdentity {
+      say(
+        "WARNING: the checkpoint was made with OpenBLAS's kernels of \(kernels), the run goes on with those of "
+          + "\(backend.kernelIdentity): not to the same bits (OPENBLAS_CORETYPE)")
+    }
+  }
+
+  /// Takes over what `checkpoint` holds, once it is known to be of this run.
+  func restore(_ checkpoint: Checkpoint) throws {
+    let manifest = checkpoint.manifest
+    let saved = Position(manifest)
+    try compare(checkpoint, savedAt: saved)
+    spikes = SpikeGuard(job.spikes, state: manifest.spikes ?? .init())
+    if let fault = saved.fault(in: job.phases, spikes: spikes) { throw CheckpointError(checkpoint.path, fault) }
+    position = saved
+    let isPhaseDone = saved.phaseStep == job.phases[saved.phase].steps && saved.phase + 1 < job.phases.count
+    if isPhaseDone {
+      position.beginNextPhase()
+      spikes.beginPhase()
+    }
+    enterPhase()
+    try state.restore(checkpoint, hasMoments: !isPhaseDone)
+    saver.resume(from: position.step)
+  }
+
+  /// Refuses a checkpoint of another run; says what of the job was changed since.
+  private func compare(_ checkpoint: Checkpoint, savedAt saved: Position) throws {
+    let manifest = checkpoint.manifest
+    if let text = manifest.job["settings"],
+      let settings = try? JSONDecoder().decode([String: String].self, from: Data(text.utf8))
+    {
+      for change in try job.changes(since: settings, at: saved, checkpoint: checkpoint.path) {
+        say("the job was changed: \(change)")
+      }
+    } else {
+      say("\(checkpoint.path) does not hold the settings of its job: they are not compared")
+    }
+    let identity = inputs.identity
+    for (what, then, now) in [
+      ("kind of job", manifest.identity.kind, identity.kind),
+      ("student configuration", manifest.identity.model, identity.model),
+      ("frozen weights", manifest.identity.frozen, identity.frozen),
+      ("teacher", manifest.identity.teacher, identity.teacher),
+      (
+        "data plan", manifest.identity.plans.prefix(saved.phase + 1).joined(),
+        inputs.orders(at: saved).prefix(saved.phase + 1).joined()
+      ),
+    ] where then != now {
+      throw CheckpointError(
+        checkpoint.path,
+        "belongs to another run: its \(what) differs; choose another --run-dir, or restore what changed")
+    }
+  }
+}
