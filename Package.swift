@@ -136,7 +136,7 @@ let package = Package(
       ], path: "Tests/Fuzz"),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
-      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "parity.py", "tokenizer_parity.py"],
+      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "make_tokenizer_fixtures.py", "parity.py", "tokenizer_parity.py"],
       swiftSettings: unoptimized),
   ],
   swiftLanguageModes: [.v6]

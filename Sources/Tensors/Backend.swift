@@ -33,12 +33,14 @@ extension Backend {
   /// About 8 MB of logits, but enough rows to keep the product efficient.
   package func vocabularyRows(_ vocabulary: Int) -> Int { max(64, (1 << 21) / vocabulary) }
 
-  /// A float32 tensor of zeros.
-  package func zeros(_ shape: [Int]) -> Tensor { filled(shape, with: 0) }
+  package var takesColumnViews: Bool { false }
 
-  /// A float32 tensor whose elements are all `value`.
-  package func filled(_ shape: [Int], with value: Float) -> Tensor {
-    let tensor = empty(shape)
+  /// A tensor of zeros.
+  package func zeros(_ shape: [Int], _ dtype: DType = .float32) -> Tensor { filled(shape, with: 0, dtype) }
+
+  /// A tensor whose elements are all `value`.
+  package func filled(_ shape: [Int], with value: Float, _ dtype: DType = .float32) -> Tensor {
+    let tensor = empty(shape, dtype)
     fill(tensor, with: value)
     return tensor
   }
