@@ -5,13 +5,13 @@ import Tensors
 /// - Parameters:
 ///   - x: `[N, H, D]`
 ///   - layout: says the position of every token
-package func rotaryEmbedding(_ x: Tensor, layout: Layout, theta: Float) -> Tensor {
+package func rotaryEmbedding(_ x: Tensor, layout: Layout, angles: RotaryAngles) -> Tensor {
   let backend = x.backend
   let y = backend.empty(like: x)
-  backend.rotate(x, layout: layout, theta: theta, direction: 1, into: y)
+  backend.rotate(x, layout: layout, angles: angles, direction: 1, into: y)
   return backend.record([x], y) { dy in
     let dx = x.gradientRoom()
-    backend.rotate(dy, layout: layout, theta: theta, direction: -1, into: dx)
+    backend.rotate(dy, layout: layout, angles: angles, direction: -1, into: dx)
     x.slot?.accumulate(dx)
   }
 }
