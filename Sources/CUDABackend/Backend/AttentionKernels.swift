@@ -36,10 +36,10 @@ extension CUDABackend {
 
     init(_ q: Tensor, _ k: Tensor, all tensors: [Tensor]) {
       (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
-      precondition(size <= 256, "heads of \(size) channels: attention on cards takes at most 256")
+      require(size <= 256, "heads of \(size) channels: attention on cards takes at most 256")
       usesTensorCores =
         size % 16 == 0 && size <= 128
-        && tensors.allSatisfy { $0.dtype == .bfloat16 && $0.deviceView.address % 16 == 0 }
+        && tensors.allSatisfy { $0.dtype == .bfloat16 && $0.deviceView.address % 16 == 0 && $0.rowStride % 8 == 0 }
     }
 
     var file: String { usesTensorCores ? "Attention.cu" : "AttentionExact.cu" }
@@ -72,7 +72,7 @@ extension CUDABackend {
           grid: (tiles.count / 2, plan.heads, 1), threads: Self.warpgroups.threads,
           [
             plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
-            A(plan.scale), plan.place(o), logSums.floats,
+            A(v.rowStride), A(plan.scale), plan.place(o), logSums.floats,
           ])
       }
     }
@@ -84,7 +84,7 @@ extension CUDABackend {
         grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
         [
           plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
-          A(plan.scale), plan.place(o), logSums.floats,
+          A(v.rowStride), A(plan.scale), plan.place(o), logSums.floats,
         ])
     }
   }
@@ -106,13 +106,13 @@ extension CUDABackend {
       try queries.launch(
         grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
         inputs + [
-          tiles.integers, table.integers, A(plan.heads), A(plan.groups), A(plan.scale), plan.place(dQ),
+          tiles.integers, table.integers, A(plan.heads), A(plan.groups), A(v.rowStride), A(plan.scale), plan.place(dQ),
         ])
       try keys.launch(
         grid: ((k.rows + plan.tile - 1) / plan.tile, plan.groups, 1), threads: plan.threads,
         inputs + [
-          table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(plan.scale), plan.place(dK),
-          plan.place(dV),
+          table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(v.rowStride),
+          A(plan.scale), plan.place(dK), plan.place(dV), A(dV.rowStride),
         ])
     }
   }

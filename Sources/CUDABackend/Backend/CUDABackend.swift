@@ -150,3 +150,8 @@ package struct Profile {
     return times.map { ($0.key, $0.value.0, $0.value.1) }.sorted { $0.1 > $1.1 }
   }
 }
+
+/// As `precondition`, but a release build says what went wrong, too.
+func require(_ isTrue: Bool, _ message: @autoclosure () -> String) {
+  guard isTrue else { fatalError(message()) }
+}

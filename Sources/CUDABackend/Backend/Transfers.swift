@@ -109,7 +109,7 @@ extension CUDABackend {
   }
 
   package func upload(_ bytes: UnsafeRawBufferPointer, into x: Tensor) -> any Tensors.Event {
-    precondition(bytes.count == x.count * x.dtype.size, "\(bytes.count) bytes into \(x.dtype) of shape \(x.shape)")
+    require(bytes.count == x.count * x.dtype.size, "\(bytes.count) bytes into \(x.dtype) of shape \(x.shape)")
     let target = x.deviceView.address
     must {
       try device.makeCurrent()
@@ -128,7 +128,7 @@ extension CUDABackend {
   }
 
   package func download(_ x: Tensor, into bytes: UnsafeMutableRawBufferPointer) -> any Tensors.Event {
-    precondition(bytes.count == x.count * x.dtype.size, "\(x.dtype) of shape \(x.shape) into \(bytes.count) bytes")
+    require(bytes.count == x.count * x.dtype.size, "\(x.dtype) of shape \(x.shape) into \(bytes.count) bytes")
     guard bytes.count > 0 else { return PassedEvent() }
     return must {
       try device.makeCurrent()

@@ -74,15 +74,15 @@ DEVICE void multiplyWarpgroup(float (&d)[16][4], const Quad &a, u64 b, int adds)
     : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(adds));
 }
 
-/// Begins to copy `rows` rows of x [rows, heads, SIZE] into two panels of so many rows; zeros behind `count`.
-template <int rows>
-DEVICE void copyRows(bf16 *shared, const bf16 *x, long long first, int count, int heads, int h) {
-  for (int e = threadIdx.x; e < rows * 16; e += THREADS) {
-    const int r = e / 16, c = e % 16;
+/// Begins to copy `rows` rows of 128 elements, `stride` elements apart, into two panels of so many rows; zeros behind
+/// `count`.
+template <int rows> DEVICE void copyRows(bf16 *shared, const bf16 *x, int count, int stride) {
+  const int c = threadIdx.x % 16;
+#pragma unroll 1
+  for (int r = threadIdx.x / 16; r < rows; r += THREADS / 16)
     copyAsync(
-      shared + c / 8 * rows * 64 + r * 64 + (c % 8 ^ r % 8) * 8,
-      x + ((first + (r < count ? r : 0)) * heads + h) * SIZE + c * 8, r < count);
-  }
+      shared + c / 8 * rows * 64 + r * 64 + (c % 8 ^ r % 8) * 8, x + (long long)(r < count ? r : 0) * stride + c * 8,
+      r < count);
 }
 
 DEVICE float quadTotal(float x) {
@@ -96,8 +96,8 @@ DEVICE float quadMaximum(float x) {
 
 /// tiles: span and first query of each run of 192 queries. grid (tiles, heads), 384 threads
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
-  const bf16 *q, const bf16 *k, const bf16 *v, const int *tiles, const Span *spans, int heads, int groups, float scale,
-  bf16 *o, float *logSums) {
+  const bf16 *q, const bf16 *k, const bf16 *v, const int *tiles, const Span *spans, int heads, int groups,
+  int vStride, float scale, bf16 *o, float *logSums) {
   // Two stages of keys, then two of values, from a multiple of 1024 on.
   char *memory = dynamicShared();
   bf16 *keys = reinterpret_cast<bf16 *>(memory + (1024 - sharedAddress(memory) % 1024) % 1024);
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
   // Where the block's first query and this lane's first row stand among the keys.
   const int base = span.keyCount - span.queryCount + offset, row = warp * 16 + lane / 4;
   const int first = max(0, base - span.window + 1) / TILE * TILE, end = base + count;
-  copyRows<QUERIES>(keys, q, span.query + offset, count, heads, h);
+  copyRows<QUERIES>(keys, q + ((long long)(span.query + offset) * heads + h) * SIZE, count, heads * SIZE);
   commitCopies();
   waitCopies<0>();
   syncBlock();
@@ -121,8 +121,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
     query[d] = loadMatrix(keys + c / 8 * QUERIES * 64 + r * 64 + (c % 8 ^ r % 8) * 8);
   }
   syncBlock();
-  copyRows<TILE>(keys, k, span.key + first, end - first, groups, group);
-  copyRows<TILE>(values, v, span.key + first, end - first, groups, group);
+  const int kStride = groups * SIZE;
+  k += (long long)span.key * kStride + group * SIZE;
+  v += (long long)span.key * vStride + group * SIZE;
+  copyRows<TILE>(keys, k + (long long)first * kStride, end - first, kStride);
+  copyRows<TILE>(values, v + (long long)first * vStride, end - first, vStride);
   commitCopies();
   float out[16][4] = {}, most[2] = {-1e30f, -1e30f}, sum[2] = {0, 0};
   const float factor = scale * LOG2E;
@@ -135,8 +138,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
     syncBlock();
     if (key + TILE < end) {
       const int next = (stage ^ 1) * 2 * PANEL, left = end - key - TILE;
-      copyRows<TILE>(keys + next, k, span.key + key + TILE, left, groups, group);
-      copyRows<TILE>(values + next, v, span.key + key + TILE, left, groups, group);
+      copyRows<TILE>(keys + next, k + (long long)(key + TILE) * kStride, left, kStride);
+      copyRows<TILE>(values + next, v + (long long)(key + TILE) * vStride, left, vStride);
       commitCopies();
     }
     if (key >= groupEnd || key + TILE <= groupFirst) continue;
