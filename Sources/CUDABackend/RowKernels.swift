@@ -28,7 +28,7 @@ package final class RowKernels: @unchecked Sendable {
     (device, self.elements) = (library.device, elements)
     let files = [
       "Normalization.cu": [
-        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeWeightParts", "addParts",
+        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeBackwardByColumns", "normalizeWeightParts", "addParts",
         "siluNormalize", "siluNormalizeBackward",
       ],
       "DynamicConvolution.cu": ["dynamicConvolution", "dynamicConvolutionBackward"],
@@ -51,7 +51,7 @@ package final class RowKernels: @unchecked Sendable {
 
   /// Parts that sums over rows are cut into, by the number of rows alone.
   private static func parts(rows: Int) -> (count: Int, rows: Int) {
-    let rowsPerPart = max(32, (rows + 511) / 512)
+    let rowsPerPart = max(16, (rows + 511) / 512)
     return ((rows + rowsPerPart - 1) / rowsPerPart, rowsPerPart)
   }
 
@@ -81,6 +81,15 @@ package final class RowKernels: @unchecked Sendable {
       dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
     let isEven = [dy, x, gate, weight, dx, dGate].allSatisfy { $0.map { $0.address % 16 == 0 } ?? true }
     let strides = (gateView?.stride ?? 0) | (dGateView?.stride ?? 0)
+    if let dWeight, columns % 8 == 0, (257...2048).contains(columns), isEven, gate == nil {
+      try launch(
+        "normalizeBackwardByColumns", grid: (parts.count, 1), threads: (columns / 8 + 31) / 32 * 32,
+        [
+          A(dy), A(x), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(addsInput ? 1 : 0),
+          A(workspace),
+        ])
+      return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+    }
     if let dWeight, columns % 8 == 0, columns <= 2048, isEven, strides % 8 == 0 {
       try launch(
         "normalizeBackwardWithParts", grid: (parts.count, 1),

@@ -160,7 +160,7 @@ extension CUDABackend {
   package func repeatHeadsBackward(_ dy: Tensor, into dx: Tensor) {
     launch(
       "repeatHeadsBackward", threads: dx.count,
-      [dy.values, dx.values, narrow(dx.count), A(dy.shape[1]), A(dx.shape[1]), A(dx.shape[2])])
+      [dy.values, dx.values, narrow(dx.count), A(dy.shape[1]), A(dx.shape[1]), A(dx.shape[2]), A(dx.rowStride)])
   }
 
   // MARK: - Tables

@@ -165,6 +165,31 @@ extension CUDABackend {
     }
   }
 
+  /// In pieces as they lie in pinned memory: one arrives while `body` has the one before.
+  package func read(_ x: Tensor, _ body: (UnsafeRawBufferPointer) throws -> Void) rethrows {
+    let (source, count) = (x.deviceView.address, x.deviceView.byteCount)
+    func fetch(_ first: Int) -> (block: Staging.Block, bytes: UnsafeRawBufferPointer)? {
+      guard first < count else { return nil }
+      return must {
+        try device.makeCurrent()
+        let block = try staging.upload(Staging.large)
+        let bytes = UnsafeMutableRawBufferPointer(rebasing: block.buffer.bytes[..<min(Staging.large, count - first)])
+        try device.copy(from: source + UInt64(first), to: bytes)
+        try block.event.record()
+        block.isUsed = true
+        return (block, UnsafeRawBufferPointer(bytes))
+      }
+    }
+    var next = fetch(0)
+    var first = 0
+    while let (block, bytes) = next {
+      first += Staging.large
+      next = fetch(first)
+      must { try block.event.synchronize() }
+      try body(bytes)
+    }
+  }
+
   package func mark() -> any Tensors.Event {
     must {
       try device.makeCurrent()

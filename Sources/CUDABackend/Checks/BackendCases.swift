@@ -149,9 +149,10 @@ extension BackendCheck {
           b.gatedNormalizeBackward(
             dy, x, gate: gate, weight: weight, inverse: inverse2, dx: dx2, dGate: dGate, dWeight: dWeight2,
             addsWeight: false)
-          let (unit, dUnit) = (make.output([rows, columns]), make.output([rows, columns]))
-          b.siluNormalize(x, epsilon: 1e-6, into: unit)
-          b.siluNormalizeBackward(dy, x, epsilon: 1e-6, into: dUnit)
+          let (unit, dUnit) = (make.output([rows, 1, columns]), make.output([rows, 1, columns]))
+          b.siluNormalize(x.reshaped([rows, 1, columns]), epsilon: 1e-6, into: unit)
+          b.siluNormalizeBackward(
+            dy.reshaped([rows, 1, columns]), x.reshaped([rows, 1, columns]), epsilon: 1e-6, into: dUnit)
           let (length, dLength) = (make.output([rows, columns]), make.output([rows, columns]))
           b.normalizeLength(x, epsilon: 1e-6, into: length)
           b.normalizeLengthBackward(dy, x, epsilon: 1e-6, into: dLength)

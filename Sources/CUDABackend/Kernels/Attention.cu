@@ -273,16 +273,33 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardQueries(
   writeRows(dQ, out, scales, own.span.query + own.offset + warp * 16, own.count - warp * 16, heads * SIZE, h, lane);
 }
 
-/// A tile of keys sees the queries of every span that holds some of it, in order. grid (keys / 64 rounded up, groups), 128
-/// threads
+/// Float32 rows [16, SIZE] of a warp to head h of x [rows, heads, SIZE].
+DEVICE void writeSums(
+  float *x, const float (&out)[BLOCKS][2][4], float factor, long long first, int count, int heads, int h, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = lane / 4 + 8 * half;
+    if (r >= count) continue;
+    float2 *row = reinterpret_cast<float2 *>(x + ((first + r) * heads + h) * SIZE) + lane % 4;
+#pragma unroll
+    for (int d = 0; d < BLOCKS; ++d)
+#pragma unroll
+      for (int part = 0; part < 2; ++part)
+        row[d * 8 + part * 4] =
+          make_float2(out[d][part][2 * half] * factor, out[d][part][2 * half + 1] * factor);
+  }
+}
+
+/// A tile of keys sees the queries of every span that holds some of it, in order: one head's share of the gradients,
+/// [keys, heads, SIZE]. grid (keys / 64 rounded up, heads), 128 threads
 extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
   const bf16 *dO, const bf16 *q, const bf16 *k, const bf16 *v, const float *logSums, const float *dots,
-  const Span *spans, int spanCount, int keyCount, int heads, int groups, int vStride, float scale, bf16 *dK,
-  bf16 *dV, int dVStride) {
+  const Span *spans, int spanCount, int keyCount, int heads, int groups, int vStride, float scale, float *dK,
+  float *dV) {
   bf16 *keys = reinterpret_cast<bf16 *>(dynamicShared()), *values = keys + TILE * SIZE;
   bf16 *queries = values + TILE * SIZE, *gradients = queries + 2 * FEW * SIZE;
   float *shifts = reinterpret_cast<float *>(gradients + 2 * FEW * SIZE), *overlaps = shifts + 2 * FEW;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = blockIdx.y, perGroup = heads / groups;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, h = blockIdx.y, group = h * groups / heads;
   const int first = blockIdx.x * TILE, count = min(TILE, keyCount - first), row = warp * 16 + lane / 4;
   copyRows<TILE>(keys, k, first, count, groups * SIZE, group);
   copyRows<TILE>(values, v, first, count, vStride, group);
@@ -296,9 +313,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
     if (place + count <= 0 || place >= span.keyCount) continue;
     const int begin = max(0, max(place, 0) - base) / FEW * FEW;
     const int end = (int)min((long long)span.queryCount, (long long)place + count - 1 + span.window - base);
-    const int perHead = (end - begin + FEW - 1) / FEW, all = perHead > 0 ? perHead * perGroup : 0;
-    auto fetch = [&](int step, int stage) {
-      const int h = group * perGroup + step / perHead, offset = begin + step % perHead * FEW;
+    auto fetch = [&](int offset, int stage) {
       const int rows = min(FEW, span.queryCount - offset);
       copyRows<FEW>(queries + stage * FEW * SIZE, q, span.query + offset, rows, heads * SIZE, h);
       copyRows<FEW>(gradients + stage * FEW * SIZE, dO, span.query + offset, rows, heads * SIZE, h);
@@ -311,16 +326,19 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
       commitCopies();
     };
     syncBlock();
-    if (all > 0) fetch(0, 0);
-    for (int step = 0; step < all; ++step) {
-      const int stage = step % 2, offset = begin + step % perHead * FEW;
+    if (begin < end) fetch(begin, 0);
+    int stage = 0;
+    for (int offset = begin; offset < end; offset += FEW, stage ^= 1) {
       waitCopies<0>();
       syncBlock();
-      if (step + 1 < all) fetch(step + 1, stage ^ 1);
+      if (offset + FEW < end) fetch(offset + FEW, stage ^ 1);
       const bf16 *query = queries + stage * FEW * SIZE, *gradient = gradients + stage * FEW * SIZE;
       float s[2][2][4], d[2][2][4];
       scores<2>(s, keys + warp * BLOCKS * BLOCK, query, lane);
       scores<2>(d, values + warp * BLOCKS * BLOCK, gradient, lane);
+      // Whether all queries of the tile see all keys of the tile.
+      const bool isInside = place >= 0 && place + TILE <= span.keyCount && offset + FEW <= span.queryCount &&
+                            place + TILE - 1 <= base + offset && place > base + offset + FEW - 1 - span.window;
 #pragma unroll
       for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -329,8 +347,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
           for (int i = 0; i < 4; ++i) {
             const int column = j * 16 + part * 8 + lane % 4 * 2 + i % 2;
             const int position = base + offset + column, own = place + row + i / 2 * 8;
-            const bool isSeen = offset + column < span.queryCount && own >= 0 && own < span.keyCount &&
-                                own <= position && own > position - span.window;
+            const bool isSeen = isInside || (offset + column < span.queryCount && own >= 0 && own < span.keyCount &&
+                                             own <= position && own > position - span.window);
             const float p = isSeen ? power2(s[j][part][i] * factor - shifts[stage * FEW + column]) : 0.0f;
             s[j][part][i] = p;
             d[j][part][i] = p * (d[j][part][i] - overlaps[stage * FEW + column]);
@@ -340,7 +358,6 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
     }
   }
   waitCopies<0>();
-  const float scales[2] = {scale, scale}, ones[2] = {1, 1};
-  writeRows(dK, dKey, scales, first + warp * 16, count - warp * 16, groups * SIZE, group, lane);
-  writeRows(dV, dValue, ones, first + warp * 16, count - warp * 16, dVStride, group, lane);
+  writeSums(dK, dKey, scale, first + warp * 16, count - warp * 16, heads, h, lane);
+  writeSums(dV, dValue, 1, first + warp * 16, count - warp * 16, heads, h, lane);
 }

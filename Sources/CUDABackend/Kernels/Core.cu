@@ -242,15 +242,16 @@ extern "C" __global__ void __launch_bounds__(256) repeatHeads(u64 x, u64 y, u32 
   const u32 n = (u32)i / (heads * size), h = (u32)i / size % heads;
   storeValue(y, i, loadValue(x, ((long long)n * groups + h * groups / heads) * size + (u32)i % size));
 }
+/// Rows of dx are `stride` apart.
 extern "C" __global__ void __launch_bounds__(256) repeatHeadsBackward(
-  u64 dy, u64 dx, u32 count, int heads, int groups, int size) {
+  u64 dy, u64 dx, u32 count, int heads, int groups, int size, int stride) {
   const long long i = ownElement();
   if (i >= count) return;
   const u32 n = (u32)i / (groups * size), g = (u32)i / size % groups;
   float sum = 0;
   for (int h = 0; h < heads; ++h)
     if (h * groups / heads == (int)g) sum += loadValue(dy, ((long long)n * heads + h) * size + (u32)i % size);
-  storeValue(dx, i, sum);
+  storeValue(dx, (long long)n * stride + (u32)i % (groups * size), sum);
 }
 
 // MARK: Tables

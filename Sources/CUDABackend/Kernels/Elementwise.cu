@@ -115,11 +115,14 @@ DEVICE void adamWAt(
   read(v, moment2);
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    const float gradient = g[i] * s.gradientScale;
-    m[i] = m[i] * s.beta1 + gradient * (1 - s.beta1);
-    v[i] = v[i] * s.beta2 + gradient * gradient * (1 - s.beta2);
-    const float update = (m[i] / s.correction1) / (sqrtf(v[i] / s.correction2) + s.epsilon);
-    w[i] = w[i] - w[i] * (s.learningRate * s.weightDecay) - update * s.learningRate;
+    // Rounding is spelled out: how many elements a thread takes depends on where ranks cut, and must not show.
+    const float gradient = __fmul_rn(g[i], s.gradientScale);
+    m[i] = __fmaf_rn(m[i], s.beta1, __fmul_rn(gradient, 1 - s.beta1));
+    v[i] = __fmaf_rn(v[i], s.beta2, __fmul_rn(__fmul_rn(gradient, gradient), 1 - s.beta2));
+    const float root = __fadd_rn(__fsqrt_rn(__fdiv_rn(v[i], s.correction2)), s.epsilon);
+    const float update = __fdiv_rn(__fdiv_rn(m[i], s.correction1), root);
+    const float kept = __fmaf_rn(w[i], -__fmul_rn(s.learningRate, s.weightDecay), w[i]);
+    w[i] = __fmaf_rn(update, -s.learningRate, kept);
   }
   write(parameters, w);
   write(moment1, m);

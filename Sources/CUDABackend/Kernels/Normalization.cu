@@ -196,6 +196,59 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
              dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums);
 }
 
+/// normalizeBackward and normalizeWeightParts in one, for rows too long for a warp's registers: a thread has eight columns,
+/// whose weights and sums it keeps, a block takes four rows at a time. grid (parts), columns / 8 threads rounded up to 32.
+extern "C" __global__ void __launch_bounds__(256) normalizeBackwardByColumns(
+  const ELEMENT *dy, const ELEMENT *x, const float *weight, const float *inverse, int rows, int columns,
+  int rowsPerPart, ELEMENT *dx, int adds, float *partial) {
+  constexpr int FEW = 4;
+  __shared__ float shares[2][8][FEW];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8;
+  const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
+  const bool isOwn = c < columns;
+  float w[8] = {}, own[8] = {};
+  if (isOwn) read(w, weight + c);
+  int turn = 0;
+  for (int first = begin; first < end; first += FEW, turn ^= 1) {
+    float d[FEW][8] = {}, v[FEW][8] = {};
+#pragma unroll
+    for (int r = 0; r < FEW; ++r) {
+      if (isOwn && first + r < end) {
+        read(d[r], dy + (long long)(first + r) * columns + c);
+        read(v[r], x + (long long)(first + r) * columns + c);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < FEW; ++r) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += d[r][i] * w[i] * v[r][i];
+      sum = laneTotal(sum);
+      if (lane == 0) shares[turn][warp][r] = sum;
+    }
+    syncBlock();
+#pragma unroll
+    for (int r = 0; r < FEW; ++r) {
+      if (!isOwn || first + r >= end) continue;
+      float sum = 0;
+      for (int i = 0; i < warps; ++i) sum += shares[turn][i][r];
+      const float scale = inverse[first + r], mean = sum / columns * scale * scale;
+      ELEMENT *to = dx + (long long)(first + r) * columns + c;
+      float z[8];
+      if (adds) read(z, to);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own[i] += d[r][i] * v[r][i] * scale;
+        v[r][i] = scale * (d[r][i] * w[i] - v[r][i] * mean) + (adds ? z[i] : 0.0f);
+      }
+      write(to, v[r]);
+    }
+  }
+  if (!isOwn) return;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) partial[(long long)blockIdx.x * columns + c + i] = own[i];
+}
+
 /// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate). The parts are cut by
 /// the number of rows alone. grid (columns / 256 rounded up, parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
