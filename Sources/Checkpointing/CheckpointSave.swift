@@ -116,10 +116,12 @@ package final class CheckpointSave {
 
   /// Waits until this rank's part is written, and gives the checkpoint its name. Every rank must call it.
   ///
+  /// - Returns: on the coordinator, what failed when the checkpoint was there already: nothing is to be deleted then
   /// - Throws: On all ranks when it failed on one; there is no checkpoint then.
-  package func complete() throws {
+  @discardableResult package func complete() throws -> (any Error)? {
     if !isWritten { work.finished.wait() }
     var record = Data()
+    var flaw: (any Error)?
     do {
       try agree(world) { record = try JSONEncoder().encode(work.result!.get()) }
       let shards = try world.allGather(Array(record)).map {
@@ -135,11 +137,12 @@ package final class CheckpointSave {
         try FailPoint.reach(.beforeManifest, path: partial)
         try writeDurably(makeManifest(shards).encoded(), to: partial + "/" + CheckpointManifest.fileName)
         try FailPoint.reach(.beforeRename, path: partial)
-        try run.commit(step: step)
+        flaw = try run.commit(step: step)
       }
     } catch {
       if world.isCoordinator { try? FileManager.default.removeItem(atPath: run.partial(step: step)) }
       throw error
     }
+    return flaw
   }
 }

@@ -70,23 +70,16 @@ package struct FolderSharing {
 
   /// Where this rank finds the checkpoint, which the coordinator has: its files travel to hosts that do not see it. Every
   /// rank must call it, and ``dispose()`` once it has read them.
-  func fetch(_ checkpoint: Checkpoint?) throws -> Checkpoint? {
+  func fetch(_ checkpoint: Checkpoint) throws -> Checkpoint {
     guard !ranksWithoutFolder.isEmpty else { return checkpoint }
-    let names = try world.broadcast(
-      Array(
-        (checkpoint.map { [CheckpointManifest.fileName] + $0.manifest.shards.map(\.file) } ?? [])
-          .joined(separator: "\n").utf8))
-    guard !names.isEmpty else { return nil }
-    let files = String(decoding: names, as: UTF8.self).split(separator: "\n").map(String.init)
+    let files = checkpoint.manifest.shards.map(\.file)
     try agree(world) { if leaders.contains(world.rank) { try createFolder(run.inbox) } }
     for leader in leaders {
       for file in files {
-        try copy((checkpoint?.path ?? "") + "/" + file, from: 0, to: leader, as: run.inbox + "/" + file)
+        try copy(checkpoint.path + "/" + file, from: 0, to: leader, as: run.inbox + "/" + file)
       }
     }
-    var found = checkpoint
-    try agree(world) { if lacksFolder { found = try Checkpoint(run.inbox) } }
-    return found
+    return lacksFolder ? checkpoint.moved(to: run.inbox) : checkpoint
   }
 
   /// Removes what ``fetch(_:)`` brought.
