@@ -121,6 +121,8 @@ extension StopOptions {
   /// asked is removed.
   func search(in folder: String, _ world: Communicator, _ body: (StopRequest) throws -> Void) throws {
     let stop = try request(runFolder: folder, isCoordinator: world.isCoordinator)
+    let lock = try RunLock(folder, world)
+    defer { lock.giveBack() }
     do { try body(stop) } catch let stopped as Stopped {
       if world.isCoordinator { stop.consume() }
       throw stopped
