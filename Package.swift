@@ -53,10 +53,11 @@ let package = Package(
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
     .target(name: "Safetensors", dependencies: ["Files", "Tensors"], swiftSettings: kernelFlags),
-    .target(name: "Models", dependencies: ["Files", "NN", "Ops", "Safetensors", "Tensors"]),
+    .target(name: "GGUF", dependencies: ["Files"], swiftSettings: kernelFlags),
+    .target(name: "Models", dependencies: ["Files", "GGUF", "NN", "Ops", "Safetensors", "Tensors"]),
     .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
-    .target(name: "Tokenizers", dependencies: ["Hashing"]),
+    .target(name: "Tokenizers", dependencies: ["GGUF", "Hashing"]),
     .target(
       name: "TokenStreams", dependencies: ["Files", "Hashing", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
@@ -119,6 +120,7 @@ let package = Package(
         "Training",
       ], swiftSettings: unoptimized),
     .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"], swiftSettings: unoptimized),
+    .testTarget(name: "CommandTests", dependencies: ["jettrain", "TestSupport"], swiftSettings: unoptimized),
     .testTarget(name: "RankTests", dependencies: ["jettrain", "TestSupport"], swiftSettings: unoptimized),
     .executableTarget(
       name: "jettrain-faults",
@@ -134,7 +136,7 @@ let package = Package(
       ], path: "Tests/Fuzz"),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
-      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "parity.py", "tokenizer_parity.py"],
+      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "make_tokenizer_fixtures.py", "parity.py", "tokenizer_parity.py"],
       swiftSettings: unoptimized),
   ],
   swiftLanguageModes: [.v6]

@@ -27,11 +27,10 @@ extension CPUBackend {
     let rows: (FloatPointer, FloatPointer, FloatPointer, FloatPointer)
 
     init(
-      _ x: FloatPointer, channels: Int, token t: Int, start: Int, zeros: FloatPointer,
-      history: FloatPointer?
+      _ x: Rows, channels: Int, token t: Int, start: Int, zeros: FloatPointer, history: FloatPointer?
     ) {
       func row(_ back: Int) -> FloatPointer {
-        if t - back >= start { return x + (t - back) * channels }
+        if t - back >= start { return x[t - back] }
         guard let history else { return zeros }
         return history + (t - start - back + 4) * channels
       }
@@ -57,7 +56,7 @@ extension CPUBackend {
   ) {
     precondition(kernels.shape.last == 4, "dynamic convolution has 4 taps, not \(kernels.shape)")
     let channels = x.columns
-    let (px, pk, past) = (x.floats, kernels.floats, history?.floats)
+    let (px, pk, past) = (x.floatRows, kernels.floats, history?.floats)
     let places = places(layout)
     withTemporary(channels) { zeros in
       zeros.update(repeating: 0, count: channels)
@@ -132,7 +131,7 @@ extension CPUBackend {
     kernel: String = #function, _ slope: (Lanes, Lanes) -> Lanes
   ) {
     let channels = x.columns
-    let (pdy, px, pk, pdx, pdk) = (dy.floats, x.floats, kernels.floats, dx.floats, dKernels?.floats)
+    let (pdy, px, pk, pdx, pdk) = (dy.floats, x.floatRows, kernels.floats, dx.floatRows, dKernels?.floats)
     let places = places(layout)
     // A row of zeros for what lies outside a segment, and the gradients before the activation.
     withTemporary((x.rows + 1) * channels) { zeros in
@@ -177,7 +176,7 @@ extension CPUBackend {
               ? (du + (t + ahead) * channels, pk + (t + ahead) * channels * 4) : (zeros, pk + t * channels * 4)
           }
           let ((g0, k0), (g1, k1), (g2, k2), (g3, k3)) = (gradient(0), gradient(1), gradient(2), gradient(3))
-          let out = pdx + t * channels
+          let out = pdx[t]
           sweep(channels) { c, n in
             func taps(_ k: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
               n == laneCount ? Self.taps(k + c * 4) : Self.partialTaps(k + c * 4, n)

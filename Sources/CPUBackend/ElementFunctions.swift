@@ -5,10 +5,9 @@ import Tensors
 extension CPUBackend {
   package func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor) {
     if function == .silu { return silu(x, into: y) }
-    let (source, target) = (x.floats, y.floats)
-    forEachSlice(count: x.count) { offset, count in
+    forEachPiece(x, y) { source, target, count in
       sweep(count) { i, n in
-        let x = source.lanes(offset + i, n)
+        let x = source.lanes(i, n)
         let value: Lanes =
           switch function {
           case .silu: x * x.sigmoid
@@ -21,30 +20,34 @@ extension CPUBackend {
           case .sigmoidMinusOne: -(-x).sigmoid
           case .inverseRoot(let scale, let epsilon): 1 / (x * scale + epsilon).squareRoot()
           }
-        target.store(value, offset + i, n)
+        target.store(value, i, n)
       }
     }
   }
 
   package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {
     if function == .silu { return siluBackward(dy, x, into: dx) }
-    let (gradient, source, value, target) = (dy.floats, x.floats, y.floats, dx.floats)
-    forEachSlice(count: x.count) { offset, count in
-      sweep(count) { i, n in
-        let (x, y) = (source.lanes(offset + i, n), value.lanes(offset + i, n))
-        let slope: Lanes =
-          switch function {
-          case .silu: x.sigmoid * (1 + x * (1 - x.sigmoid))
-          case .sigmoid: y * (1 - y)
-          case .logSigmoid(let scale): (-x).sigmoid * scale
-          case .softplus: x.sigmoid
-          case .tanh: 1 - y * y
-          case .negativeExponential: y
-          case .scaledSigmoid(let scale): y * (1 - y / scale)
-          case .sigmoidMinusOne: -y * (1 + y)
-          case .inverseRoot(let scale, _): y * y * y * (-0.5 * scale)
-          }
-        target.store(gradient.lanes(offset + i, n) * slope, offset + i, n)
+    let (gradients, sources, values, targets) = (dy.floatRows, x.floatRows, y.floatRows, dx.floatRows)
+    let columns = x.columns
+    forEachSlice(rows: x.rows, columns: columns) { rows in
+      for t in rows {
+        let (gradient, source, value, target) = (gradients[t], sources[t], values[t], targets[t])
+        sweep(columns) { i, n in
+          let (x, y) = (source.lanes(i, n), value.lanes(i, n))
+          let slope: Lanes =
+            switch function {
+            case .silu: x.sigmoid * (1 + x * (1 - x.sigmoid))
+            case .sigmoid: y * (1 - y)
+            case .logSigmoid(let scale): (-x).sigmoid * scale
+            case .softplus: x.sigmoid
+            case .tanh: 1 - y * y
+            case .negativeExponential: y
+            case .scaledSigmoid(let scale): y * (1 - y / scale)
+            case .sigmoidMinusOne: -y * (1 + y)
+            case .inverseRoot(let scale, _): y * y * y * (-0.5 * scale)
+            }
+          target.store(gradient.lanes(i, n) * slope, i, n)
+        }
       }
     }
   }

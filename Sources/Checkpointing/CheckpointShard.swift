@@ -51,6 +51,12 @@ package struct ShardKey: Sendable, Equatable, CustomStringConvertible {
 
 /// One rank's part of a checkpoint: a safetensors file, compressed as zstd frames that end to end are one stream.
 enum CheckpointShard {
+  /// The file of a rank.
+  static func fileName(of rank: Int) -> String {
+    let digits = String(rank)
+    return "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
+  }
+
   /// Bytes of one frame before compression: a unit for the threads.
   static let frameBytes = 4 << 20
 

@@ -20,7 +20,7 @@ package struct AnswerAccuracy: Sendable {
     for batch in text.batches {
       let places = batch.labels.indices.filter { batch.labels[$0] >= 0 }
       guard !places.isEmpty else { continue }
-      let best = Self.mostLikely(model, batch, at: places, backend: backend)
+      let best = try Self.mostLikely(model, batch, at: places, backend: backend)
       // Two texts end to end are two answers.
       let starts = Set(batch.segments.map(\.lowerBound))
       var isRight = true
@@ -38,8 +38,8 @@ package struct AnswerAccuracy: Sendable {
 
   private static func mostLikely(
     _ model: HybridLM, _ batch: SequenceBatch, at places: [Int], backend: any Backend
-  ) -> [Int32] {
-    backend.withoutRecording {
+  ) throws -> [Int32] {
+    try backend.withoutRecording {
       let hidden = model(Batch(tokens: backend.tensor(batch.tokens), segments: Segments(batch.segments)))
       let chosen = backend.empty([places.count, hidden.columns])
       for (row, place) in places.enumerated() {
@@ -47,6 +47,7 @@ package struct AnswerAccuracy: Sendable {
       }
       let logits = model.logits(chosen)
       let (values, size) = (logits.toArray(), logits.columns)
+      guard values.allSatisfy(\.isFinite) else { throw model.unusable("the model's output") }
       return places.indices.map { row in
         let scores = values[row * size..<(row + 1) * size]
         return Int32(scores.indices.max { scores[$0] < scores[$1] }! - row * size)

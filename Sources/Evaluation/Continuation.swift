@@ -89,11 +89,12 @@ extension Generator {
   /// - Parameters:
   ///   - prompts: at least one token each; the generator must be new, with as many sequences
   ///   - show: called with the prompt's index and text to be shown, as it comes
-  ///   - marked: called after the prompts were read
+  ///   - afterPrefill: called after the prompts were read
+  /// - Throws: `JobError` where the model's output is not finite
   package func continuations(
     _ prompts: [[UInt32]], _ settings: ContinuationSettings, tokenizer: any Tokenizer,
     show: (Int, String) -> Void = { _, _ in }, afterPrefill: () -> Void = {}
-  ) -> [Continuation] {
+  ) throws -> [Continuation] {
     var results = [Continuation](repeating: Continuation(), count: prompts.count)
     var streams = prompts.map { _ in TextStream(tokenizer, stops: settings.stopStrings) }
     // Each sequence has a stream of its own, so that its text does not depend on the others.
@@ -103,6 +104,7 @@ extension Generator {
     afterPrefill()
     while !active.isEmpty {
       let values = logits.toArray()
+      guard values.allSatisfy(\.isFinite) else { throw model.unusable("the model's output") }
       let size = logits.columns
       var kept: [Int] = []
       var next: [[UInt32]] = []

@@ -40,7 +40,7 @@ package struct Evaluation: Sendable {
 
   /// Runs `model` on the batches of `text`, one at a time, and reads their losses back at the end.
   ///
-  /// - Throws: `JobError` where the text has ids that the models have no rows for
+  /// - Throws: `JobError` where the text has ids that the models have no rows for, or a loss is not finite
   package init(model: HybridLM, teacher: HybridLM?, text: EvaluationText, backend: any Backend) throws {
     try text.vocabulary.check(fits: model.configuration, teacher: teacher?.configuration)
     let losses = MicroBatchLosses(
@@ -55,8 +55,10 @@ package struct Evaluation: Sendable {
       counts.tokens += batch.tokens.count
     }
     let means = sums.means(counts)
+    guard means.crossEntropy.isFinite else { throw model.unusable("the loss") }
     loss = means.crossEntropy
     kl = teacher == nil ? nil : means.logits
     labels = counts.labels
+    if let kl, !kl.isFinite { throw (teacher ?? model).unusable("the KL to the teacher") }
   }
 }

@@ -52,7 +52,7 @@ package struct QuestionSet: Sendable {
       let asked = chosen.map { prompts[$0] }
       let capacity = (asked.map(\.count).max() ?? 0) + settings.maxTokens
       let generator = Generator(model, sequences: count, capacity: capacity, backend: backend)
-      for (index, result) in zip(chosen, generator.continuations(asked, settings, tokenizer: tokenizer)) {
+      for (index, result) in zip(chosen, try generator.continuations(asked, settings, tokenizer: tokenizer)) {
         texts[index] = result.text
       }
       place += count

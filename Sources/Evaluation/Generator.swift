@@ -3,7 +3,7 @@ import Tensors
 
 /// Sequences that a model goes on with side by side, token by token, with the caches of all its layers.
 package final class Generator {
-  private let model: HybridLM
+  let model: HybridLM
   private let backend: any Backend
   private let caches: [any MixerCache]
   /// Tokens that every sequence has so far.

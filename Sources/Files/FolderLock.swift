@@ -20,7 +20,8 @@ package final class FolderLock {
     let signs: String
   }
 
-  private static let fileName = ".lock"
+  /// Of the lock in the folder.
+  package static let fileName = ".lock"
   /// Seconds that a lock is waited for: the process of a job that ended a moment ago may still be ending.
   private static let patience = 5.0
   /// Seconds in which a holder on another host shows itself.

@@ -31,6 +31,8 @@ package final class Communicator {
   private let handle: MPI_Comm?
   /// The same ranks again, for a second thread, whose exchanges are not mistaken for those of the first.
   package let background: BackgroundCommunicator
+  /// The same once more, for the thread that brings files to another host.
+  package let files: BackgroundCommunicator
 
   private init(rank: Int, size: Int, localSize: Int, handle: MPI_Comm?) throws {
     self.rank = rank
@@ -38,11 +40,13 @@ package final class Communicator {
     self.localSize = localSize
     self.handle = handle
     background = try BackgroundCommunicator(duplicating: handle)
+    files = try BackgroundCommunicator(duplicating: handle)
   }
 
   private init(size: Int) {
     (rank, self.size, localSize, handle) = (0, size, size, nil)
     background = BackgroundCommunicator()
+    files = BackgroundCommunicator()
   }
 
   /// A world of this process alone.
@@ -124,19 +128,19 @@ package final class Communicator {
 
   /// Runs a collective, or a message, to its end. Between looks the other thread may enter MPI: what it has to begin would
   /// otherwise wait for the slowest rank's arrival here.
-  private func complete(
+  fileprivate static func complete(
     _ operation: String, bytes: Int, _ start: (inout MPI_Request?) -> Int32
   ) throws {
-    Self.count(bytes)
+    count(bytes)
     var request: MPI_Request?
-    try Self.check(operation, start(&request))
+    try check(operation, start(&request))
     var looks = 0
     while true {
       var isDone: Int32 = 0
-      try Self.check(operation, MPI_Test(&request, &isDone, jettrain_status_ignore()))
+      try check(operation, MPI_Test(&request, &isDone, jettrain_status_ignore()))
       if isDone != 0 { return }
       looks += 1
-      if looks < Self.eagerLooks { sched_yield() } else { usleep(Self.pause) }
+      if looks < eagerLooks { sched_yield() } else { usleep(pause) }
     }
   }
 
@@ -144,7 +148,7 @@ package final class Communicator {
   package func sum(_ values: inout [Int64]) throws {
     guard size > 1 else { return }
     try values.withUnsafeMutableBufferPointer { values in
-      try complete("MPI_Iallreduce", bytes: 8 * values.count) {
+      try Self.complete("MPI_Iallreduce", bytes: 8 * values.count) {
         MPI_Iallreduce(
           jettrain_in_place(), values.baseAddress, Int32(values.count), jettrain_int64(), jettrain_sum(), handle, &$0)
       }
@@ -157,7 +161,7 @@ package final class Communicator {
     var gathered = [Double](repeating: 0, count: values.count * size)
     try gathered.withUnsafeMutableBufferPointer { gathered in
       try values.withUnsafeBufferPointer { values in
-        try complete("MPI_Iallgather", bytes: 8 * values.count) {
+        try Self.complete("MPI_Iallgather", bytes: 8 * values.count) {
           MPI_Iallgather(
             values.baseAddress, Int32(values.count), jettrain_double(), gathered.baseAddress, Int32(values.count),
             jettrain_double(), handle, &$0)
@@ -181,7 +185,7 @@ package final class Communicator {
       try lengths.withUnsafeBufferPointer { lengths in
         try displacements.withUnsafeBufferPointer { displacements in
           try bytes.withUnsafeBufferPointer { bytes in
-            try complete("MPI_Iallgatherv", bytes: bytes.count) {
+            try Self.complete("MPI_Iallgatherv", bytes: bytes.count) {
               MPI_Iallgatherv(
                 bytes.baseAddress, lengths[rank], jettrain_byte(), gathered.baseAddress, lengths.baseAddress,
                 displacements.baseAddress, jettrain_byte(), handle, &$0)
@@ -209,14 +213,19 @@ package final class Communicator {
     // MPI counts in 32 bits.
     for first in stride(from: 0, to: buffer.count, by: 1 << 30) {
       let count = min(1 << 30, buffer.count - first)
-      try complete("MPI_Ibcast", bytes: rank == root ? count : 0) {
+      try Self.complete("MPI_Ibcast", bytes: rank == root ? count : 0) {
         MPI_Ibcast(buffer.baseAddress! + first, Int32(count), jettrain_byte(), Int32(root), handle, &$0)
       }
     }
   }
 
   /// Gives `bytes` to another rank, which must call ``receive(from:)``.
-  package func send(_ bytes: [UInt8], to rank: Int) throws {
+  package func send(_ bytes: [UInt8], to rank: Int) throws { try Self.send(bytes, to: rank, handle) }
+
+  /// What another rank sends by ``send(_:to:)``.
+  package func receive(from rank: Int) throws -> [UInt8] { try Self.receive(from: rank, handle) }
+
+  fileprivate static func send(_ bytes: [UInt8], to rank: Int, _ handle: MPI_Comm?) throws {
     var count = Int64(bytes.count)
     try withUnsafeMutablePointer(to: &count) { count in
       try complete("MPI_Isend", bytes: 8) { MPI_Isend(count, 1, jettrain_int64(), Int32(rank), 0, handle, &$0) }
@@ -228,8 +237,7 @@ package final class Communicator {
     }
   }
 
-  /// What another rank sends by ``send(_:to:)``.
-  package func receive(from rank: Int) throws -> [UInt8] {
+  fileprivate static func receive(from rank: Int, _ handle: MPI_Comm?) throws -> [UInt8] {
     var count: Int64 = 0
     try withUnsafeMutablePointer(to: &count) { count in
       try complete("MPI_Irecv", bytes: 0) { MPI_Irecv(count, 1, jettrain_int64(), Int32(rank), 0, handle, &$0) }
@@ -246,7 +254,7 @@ package final class Communicator {
   /// Waits until every rank is here.
   package func barrier() throws {
     guard size > 1 else { return }
-    try complete("MPI_Ibarrier", bytes: 0) { MPI_Ibarrier(handle, &$0) }
+    try Self.complete("MPI_Ibarrier", bytes: 0) { MPI_Ibarrier(handle, &$0) }
   }
 
   /// Ends every process of the job at once, with `code`; what an error path calls, since a rank that merely
@@ -287,6 +295,12 @@ package final class BackgroundCommunicator: @unchecked Sendable {
         send, $0[0], $0[1], Element.mpiType, receive, $0[2], $0[3], Element.mpiType, handle, &$1)
     }
   }
+
+  /// Gives `bytes` to another rank, which must call ``receive(from:)``; returns when they have left.
+  package func send(_ bytes: [UInt8], to rank: Int) throws { try Communicator.send(bytes, to: rank, handle) }
+
+  /// What another rank sends by ``send(_:to:)``; returns when it is there.
+  package func receive(from rank: Int) throws -> [UInt8] { try Communicator.receive(from: rank, handle) }
 
   /// Begins to find the largest of the ranks' `word`s, which takes its place.
   package func maximum(_ word: UnsafeMutablePointer<Int64>) throws -> PendingExchange {

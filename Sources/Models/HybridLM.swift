@@ -16,14 +16,17 @@ package struct DecoderLayer {
   init(_ scope: ParameterScope, _ type: LayerType, _ configuration: ModelConfiguration) {
     self.type = type
     let (hidden, epsilon) = (configuration.hiddenSize, configuration.normEpsilon)
-    inputNorm = RMSNorm(scope.scope("input_layernorm"), hidden, epsilon: epsilon)
-    let mixer = makeMixer(type, configuration, scope.scope("self_attn"))
+    inputNorm = RMSNorm(scope.scope("input_layernorm", group: .norms), hidden, epsilon: epsilon)
+    let mixer = makeMixer(
+      type, configuration, scope.scope("self_attn", group: type.isAttention ? .attention : .mixers))
     self.mixer = mixer
-    linearPath = configuration.supernetMixer.map { makeMixer($0, configuration, scope.scope("linear_attn")) }
+    linearPath = configuration.supernetMixer.map {
+      makeMixer($0, configuration, scope.scope("linear_attn", group: .mixers))
+    }
     let window = configuration.supernetMixer == nil ? nil : configuration.slidingWindow
     slidingPath = window.flatMap { window in (mixer as? Attention)?.sliding(over: window) }
-    postNorm = RMSNorm(scope.scope("post_attention_layernorm"), hidden, epsilon: epsilon)
-    mlp = SwiGLU(scope.scope("mlp"), hidden: hidden, intermediate: configuration.intermediateSize)
+    postNorm = RMSNorm(scope.scope("post_attention_layernorm", group: .norms), hidden, epsilon: epsilon)
+    mlp = SwiGLU(scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize)
   }
 
   /// What the mixer reads.
@@ -70,13 +73,6 @@ package struct SupernetPath: Hashable, Sendable, Codable {
   }
 }
 
-/// The parts of a model, in the order in which they run. An output matrix that is tied to the embeddings is theirs.
-package enum ModelPart: Hashable, Sendable {
-  case embeddings
-  case layer(Int)
-  case head
-}
-
 /// A decoder-only language model whose layers mix tokens by attention, sliding-window attention or JetBlocks.
 package final class HybridLM {
   package let configuration: ModelConfiguration
@@ -94,13 +90,15 @@ package final class HybridLM {
     let root = ParameterScope(store, deviation: configuration.initializerRange)
     let scope = root.scope("model")
     let table = [configuration.vocabularySize, configuration.hiddenSize]
-    embeddings = scope.scope("embed_tokens").parameter("weight", table, .normal(root.deviation))
+    embeddings = scope.scope("embed_tokens", part: .embeddings).parameter(
+      "weight", table, .normal(root.deviation), kind: .matrix)
     layers = configuration.layerTypes.enumerated().map { index, type in
-      DecoderLayer(scope.scope("layers").scope(String(index)), type, configuration)
+      DecoderLayer(scope.scope("layers").scope(String(index), part: .layer(index)), type, configuration)
     }
-    norm = RMSNorm(scope.scope("norm"), configuration.hiddenSize, epsilon: configuration.normEpsilon)
+    norm = RMSNorm(scope.scope("norm", group: .norms), configuration.hiddenSize, epsilon: configuration.normEpsilon)
     headParameter =
-      configuration.tiesEmbeddings ? nil : root.scope("lm_head").parameter("weight", table, .normal(root.deviation))
+      configuration.tiesEmbeddings
+      ? nil : root.scope("lm_head").parameter("weight", table, .normal(root.deviation), kind: .matrix)
   }
 
   /// The mixer that layer `index` runs.

@@ -8,7 +8,7 @@ package struct Linear {
 
   /// Creates `weight` and, if asked, `bias` under `scope`.
   package init(_ scope: ParameterScope, _ inputs: Int, _ outputs: Int, bias: Bool = false) {
-    weight = scope.parameter("weight", [outputs, inputs], .normal(scope.deviation))
+    weight = scope.parameter("weight", [outputs, inputs], .normal(scope.deviation), kind: .matrix)
     self.bias = bias ? scope.parameter("bias", [outputs], .zeros) : nil
   }
 
@@ -21,6 +21,34 @@ package struct Linear {
   /// `[N, in]` to `[N, out]`.
   package func callAsFunction(_ x: Tensor) -> Tensor {
     linear(x, weight.value, bias: bias?.value)
+  }
+}
+
+/// Several linear layers of one input, computed as one: their matrices are rows of one matrix, their outputs columns of one
+/// array. Files have them one by one.
+package final class PackedLinear {
+  private let inputs: Int
+  private let weights = ParameterPack()
+  private let biases = ParameterPack()
+  private var widths: [Int] = []
+
+  /// No layers yet, of an input `[N, inputs]`.
+  package init(inputs: Int) { self.inputs = inputs }
+
+  /// Adds a layer whose `weight` and, if asked, `bias` are created under `scope`; all have a bias or none.
+  ///
+  /// - Returns: the place of its output among those of all layers
+  package func add(_ scope: ParameterScope, _ outputs: Int, bias: Bool = false) -> Int {
+    precondition(widths.isEmpty || bias == !biases.parameters.isEmpty, "layers with and without bias in one matrix")
+    _ = scope.parameter("weight", [outputs, inputs], .normal(scope.deviation), kind: .matrix, in: weights)
+    if bias { _ = scope.parameter("bias", [outputs], .zeros, in: biases) }
+    widths.append(outputs)
+    return widths.count - 1
+  }
+
+  /// `[N, in]` to the outputs `[N, out]` of all layers: columns of one array, where the backend reads such.
+  package func callAsFunction(_ x: Tensor) -> [Tensor] {
+    split(linear(x, weights.blocks, biases: biases.blocks), widths)
   }
 }
 
@@ -43,19 +71,22 @@ package struct RMSNorm {
 
 /// The gated feed-forward block: down(SiLU(gate x) · up x).
 package struct SwiGLU {
-  private let gate: Linear
-  private let up: Linear
+  private let projections: PackedLinear
+  private let gate: Int
+  private let up: Int
   private let down: Linear
 
   /// Creates `gate_proj`, `up_proj` and `down_proj` under `scope`.
   package init(_ scope: ParameterScope, hidden: Int, intermediate: Int) {
-    gate = Linear(scope.scope("gate_proj"), hidden, intermediate)
-    up = Linear(scope.scope("up_proj"), hidden, intermediate)
+    projections = PackedLinear(inputs: hidden)
+    gate = projections.add(scope.scope("gate_proj"), intermediate)
+    up = projections.add(scope.scope("up_proj"), intermediate)
     down = Linear(scope.scope("down_proj"), intermediate, hidden)
   }
 
   /// `[N, hidden]` to the same shape.
   package func callAsFunction(_ x: Tensor) -> Tensor {
-    down(swiGLU(gate: gate(x), up: up(x)))
+    let projected = projections(x)
+    return down(swiGLU(gate: projected[gate], up: projected[up]))
   }
 }

@@ -16,15 +16,16 @@ package func decayedAttention(
   q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout, initial: Tensor? = nil,
   final: Tensor? = nil
 ) -> Tensor {
+  let (q, k, v, g) = (q.dense, k.dense, v.dense, g.dense)
   let backend = q.backend
-  let o = backend.empty(v.shape)
+  let o = backend.empty(like: v)
   let saved = backend.decayedAttention(
     q: q, k: k, v: v, g: g, scale: scale, layout: layout, initial: initial, o: o, final: final,
     saves: wantsGradient([q, k, v, g]))
   guard let saved else { return o }
   return backend.record([q, k, v, g], o) { dO in
-    let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
-    let dG = backend.empty(g.shape)
+    let (dQ, dK, dV) = (backend.empty(like: q), backend.empty(like: k), backend.empty(like: v))
+    let dG = backend.empty(like: g)
     backend.decayedAttentionBackward(
       dO: dO, dFinal: nil, q: q, k: k, v: v, g: g, scale: scale, layout: layout, saved: saved, dQ: dQ, dK: dK,
       dV: dV, dG: dG, dInitial: nil)

@@ -18,15 +18,16 @@ package func diagonalPlusLowRank(
   q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, layout: Layout,
   initial: Tensor? = nil, final: Tensor? = nil
 ) -> Tensor {
+  let (q, k, v, alpha, beta, g) = (q.dense, k.dense, v.dense, alpha.dense, beta.dense, g.dense)
   let backend = q.backend
-  let o = backend.empty(v.shape)
+  let o = backend.empty(like: v)
   let inputs = [q, k, v, alpha, beta, g]
   let saved = backend.diagonalPlusLowRank(
     q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout, initial: initial, o: o,
     final: final, saves: wantsGradient(inputs))
   guard let saved else { return o }
   return backend.record(inputs, o) { dO in
-    let gradients = inputs.map { backend.empty($0.shape) }
+    let gradients = inputs.map { backend.empty(like: $0) }
     backend.diagonalPlusLowRankBackward(
       dO: dO, dFinal: nil, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout,
       saved: saved, dQ: gradients[0], dK: gradients[1], dV: gradients[2], dAlpha: gradients[3], dBeta: gradients[4],

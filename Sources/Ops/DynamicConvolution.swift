@@ -12,12 +12,12 @@ package func dynamicConvolution(
   _ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor? = nil
 ) -> Tensor {
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.dynamicConvolve(x, kernels: kernels, layout: layout, history: history, into: y)
   return backend.record([x, kernels], y) { dy in
     precondition(history == nil, "a convolution that continues a cache has no backward pass")
-    let dx = backend.empty(x.shape)
-    let dKernels = backend.empty(kernels.shape)
+    let dx = x.gradientRoom()
+    let dKernels = backend.empty(like: kernels)
     backend.dynamicConvolveBackward(
       dy, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
     x.slot?.accumulate(dx)

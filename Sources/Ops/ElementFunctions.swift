@@ -3,11 +3,11 @@ import Tensors
 /// f(x), element by element.
 package func apply(_ function: ElementFunction, _ x: Tensor) -> Tensor {
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.apply(function, x, into: y)
   let value = y
   return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
+    let dx = x.gradientRoom()
     backend.applyBackward(function, dy, x: x, y: value, into: dx)
     x.slot?.accumulate(dx)
   }
@@ -15,8 +15,9 @@ package func apply(_ function: ElementFunction, _ x: Tensor) -> Tensor {
 
 /// x · y, of one shape, element by element.
 package func multiplyElements(_ x: Tensor, _ y: Tensor) -> Tensor {
+  let (x, y) = (x.dense, y.dense)
   let backend = x.backend
-  let out = backend.empty(x.shape)
+  let out = backend.empty(like: x)
   backend.product(x, y, into: out, adds: false)
   return backend.record([x, y], out) { dOut in
     x.slot?.accumulate { dx, adds in backend.product(dOut, y, into: dx, adds: adds) }
@@ -30,13 +31,14 @@ package func multiplyElements(_ x: Tensor, _ y: Tensor) -> Tensor {
 ///   - x: `[…, D]`
 ///   - scales: one for each row of D
 package func scaleRows(_ x: Tensor, by scales: Tensor) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.scaleRows(x, by: scales, into: y, adds: false)
   return backend.record([x, scales], y) { dy in
     x.slot?.accumulate { dx, adds in backend.scaleRows(dy, by: scales, into: dx, adds: adds) }
     if let slot = scales.slot {
-      let dScales = backend.empty(scales.shape)
+      let dScales = backend.empty(like: scales)
       backend.rowProducts(dy, x, into: dScales)
       slot.accumulate(dScales)
     }
@@ -45,8 +47,9 @@ package func scaleRows(_ x: Tensor, by scales: Tensor) -> Tensor {
 
 /// The inner products of the rows of x and y, `[…, D]` each: `[…]`.
 package func rowProducts(_ x: Tensor, _ y: Tensor) -> Tensor {
+  let (x, y) = (x.dense, y.dense)
   let backend = x.backend
-  let out = backend.empty(Array(x.shape.dropLast()))
+  let out = backend.empty(Array(x.shape.dropLast()), x.dtype)
   backend.rowProducts(x, y, into: out)
   return backend.record([x, y], out) { dOut in
     x.slot?.accumulate { dx, adds in backend.scaleRows(y, by: dOut, into: dx, adds: adds) }
@@ -60,8 +63,9 @@ package func rowProducts(_ x: Tensor, _ y: Tensor) -> Tensor {
 ///   - x: `[N, C]`
 ///   - scales: `[S]`, S dividing C
 package func scaleColumns(_ x: Tensor, by scales: Tensor) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.scaleColumns(x, by: scales, into: y, adds: false)
   return backend.record([x, scales], y) { dy in
     x.slot?.accumulate { dx, adds in backend.scaleColumns(dy, by: scales, into: dx, adds: adds) }
@@ -75,8 +79,9 @@ package func scaleColumns(_ x: Tensor, by scales: Tensor) -> Tensor {
 ///   - x: `[N, C]`
 ///   - bias: `[C]`
 package func addBias(_ x: Tensor, _ bias: Tensor) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.copy(x, into: y)
   backend.addBias(bias, to: y)
   return backend.record([x, bias], y) { dy in
@@ -90,11 +95,12 @@ package func addBias(_ x: Tensor, _ bias: Tensor) -> Tensor {
 /// - Parameter x: `[N, G, K]`, G dividing `heads`
 /// - Returns: `[N, heads, K]`, head h reading head h · G / heads
 package func repeatHeads(_ x: Tensor, _ heads: Int) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty([x.shape[0], heads, x.shape[2]])
+  let y = backend.empty([x.shape[0], heads, x.shape[2]], x.dtype)
   backend.repeatHeads(x, into: y)
   return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
+    let dx = backend.empty(like: x)
     backend.repeatHeadsBackward(dy, into: dx)
     x.slot?.accumulate(dx)
   }
@@ -102,8 +108,9 @@ package func repeatHeads(_ x: Tensor, _ heads: Int) -> Tensor {
 
 /// Columns `range` of x `[N, C]`: `[N, range.count]`.
 package func columns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty([x.rows, range.count])
+  let y = backend.empty([x.rows, range.count], x.dtype)
   backend.copyColumns(x, range, into: y)
   return backend.record([x], y) { dy in
     x.slot?.accumulate { dx, adds in backend.addColumns(dy, into: dx, range, adds: adds) }

@@ -20,8 +20,8 @@ package func decayGate(
   let betaSlot = GradientSlot(shape: b.shape, backend: backend)
   g = backend.record([a, b, aLog, dtBias], g) { dG in
     guard let dBeta = betaSlot.take() else { return }
-    let (dA, dB) = (backend.empty(a.shape), backend.empty(b.shape))
-    let (dALog, dDtBias) = (backend.empty(aLog.shape), backend.empty(dtBias.shape))
+    let (dA, dB) = (a.gradientRoom(), b.gradientRoom())
+    let (dALog, dDtBias) = (backend.empty(like: aLog), backend.empty(like: dtBias))
     backend.decayGateBackward(
       dG: dG, dBeta: dBeta, a: a, beta: betaValue, aLog: aLog, dtBias: dtBias, dA: dA, dB: dB,
       dALog: dALog, dDtBias: dDtBias)
@@ -51,16 +51,17 @@ package func gatedDeltaRule(
   q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, layout: Layout, initial: Tensor? = nil,
   final: Tensor? = nil
 ) -> Tensor {
+  let (q, k, v, g, beta) = (q.dense, k.dense, v.dense, g.dense, beta.dense)
   let backend = q.backend
   let scale = 1 / Float(q.shape[2]).squareRoot()
-  let o = backend.empty(v.shape)
+  let o = backend.empty(like: v)
   let saved = backend.gatedDeltaRule(
     q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout, initial: initial, o: o,
     final: final, saves: wantsGradient([q, k, v, g, beta]))
   guard let saved else { return o }
   return backend.record([q, k, v, g, beta], o) { dO in
-    let (dQ, dK, dV) = (backend.empty(q.shape), backend.empty(k.shape), backend.empty(v.shape))
-    let (dG, dBeta) = (backend.empty(g.shape), backend.empty(beta.shape))
+    let (dQ, dK, dV) = (backend.empty(like: q), backend.empty(like: k), backend.empty(like: v))
+    let (dG, dBeta) = (backend.empty(like: g), backend.empty(like: beta))
     backend.gatedDeltaRuleBackward(
       dO: dO, dFinal: nil, q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout,
       saved: saved, dQ: dQ, dK: dK, dV: dV, dG: dG, dBeta: dBeta, dInitial: nil)

@@ -36,17 +36,16 @@ package func vocabularyLoss(
   let backend = hidden.backend
   let (tokens, vocabulary) = (hidden.rows, weight.rows)
   let losses = VocabularyLosses(crossEntropy: backend.empty([tokens]), kl: backend.empty([tokens]))
-  // About 8 MB of logits at a time, but enough rows to keep the product efficient.
-  let chunk = min(tokens, max(64, (1 << 21) / vocabulary))
+  let chunk = min(tokens, backend.vocabularyRows(vocabulary))
   let asksGradient = backend.tape != nil
-  let dHidden = asksGradient && hidden.slot != nil ? backend.empty(hidden.shape) : nil
+  let dHidden = asksGradient && hidden.slot != nil ? backend.empty(like: hidden) : nil
   for first in stride(from: 0, to: tokens, by: chunk) {
     let rows = first..<min(tokens, first + chunk)
     let x = hidden.rows(rows)
-    let logits = backend.empty([rows.count, vocabulary])
+    let logits = backend.empty([rows.count, vocabulary], hidden.dtype)
     backend.multiply(x, transposed: false, weight, transposed: true, into: logits, alpha: 1, adds: false)
     let teacherLogits = teacher.map { teacher in
-      let logits = backend.empty([rows.count, vocabulary])
+      let logits = backend.empty([rows.count, vocabulary], hidden.dtype)
       backend.multiply(
         teacher.hidden.rows(rows), transposed: false, teacher.weight, transposed: true, into: logits,
         alpha: 1, adds: false)
@@ -95,12 +94,12 @@ package func checkpointed(_ x: Tensor, _ body: @escaping (Tensor) -> Tensor) -> 
   let backend = x.backend
   guard let tape = backend.tape else { return body(x) }
   var y = backend.withoutRecording { body(x.detached) }
-  let slot = GradientSlot(shape: y.shape, backend: backend)
+  let slot = GradientSlot(y)
   y.slot = slot
   tape.append {
     guard let dy = slot.take() else { return }
     var input = x.detached
-    if x.slot != nil { input.slot = GradientSlot(shape: x.shape, backend: backend) }
+    if x.slot != nil { input.slot = GradientSlot(x) }
     let (output, inner) = backend.recording { body(input) }
     output.slot?.accumulate(dy)
     inner.backward()

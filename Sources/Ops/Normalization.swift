@@ -6,8 +6,9 @@ import Tensors
 ///   - x: `[N, D]`
 ///   - weight: `[D]`
 package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   let inverse = backend.empty([x.count / weight.count])
   backend.normalize(x, weight: weight, epsilon: epsilon, into: y, inverse: inverse)
   return backend.record([x, weight], y) { dy in
@@ -29,13 +30,14 @@ package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
 ///   - weight: `[V]`, one for all heads
 /// - Returns: `[N, H·V]`
 package func gatedRMSNorm(_ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(gate.shape)
+  let y = backend.empty(like: gate)
   let inverse = backend.empty([x.count / weight.count])
   backend.gatedNormalize(x, gate: gate, weight: weight, epsilon: epsilon, into: y, inverse: inverse)
   return backend.record([x, gate, weight], y) { dy in
-    let dx = backend.empty(x.shape)
-    let dGate = backend.empty(gate.shape)
+    let dx = backend.empty(like: x)
+    let dGate = gate.gradientRoom()
     func run(_ dWeight: Tensor?, _ adds: Bool) {
       backend.gatedNormalizeBackward(
         dy, x, gate: gate, weight: weight, inverse: inverse, dx: dx, dGate: dGate, dWeight: dWeight,
@@ -52,10 +54,10 @@ package func gatedRMSNorm(_ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Fl
 /// - Parameter x: `[N, H, K]`
 package func siluNormalize(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.siluNormalize(x, epsilon: epsilon, into: y)
   return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
+    let dx = x.gradientRoom()
     backend.siluNormalizeBackward(dy, x, epsilon: epsilon, into: dx)
     x.slot?.accumulate(dx)
   }
@@ -63,11 +65,12 @@ package func siluNormalize(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
 
 /// Every row of the last dimension scaled to length one: x / √(Σ x² + ε).
 package func normalizeLength(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.normalizeLength(x, epsilon: epsilon, into: y)
   return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
+    let dx = backend.empty(like: x)
     backend.normalizeLengthBackward(dy, x, epsilon: epsilon, into: dx)
     x.slot?.accumulate(dx)
   }
@@ -75,13 +78,14 @@ package func normalizeLength(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
 
 /// Every row of the last dimension with mean 0 and variance 1: a group norm without its affine part.
 package func standardize(_ x: Tensor, epsilon: Float) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   let inverse = backend.empty(Array(x.shape.dropLast()))
   backend.standardize(x, epsilon: epsilon, into: y, inverse: inverse)
   let value = y
   return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
+    let dx = backend.empty(like: x)
     backend.standardizeBackward(dy, y: value, inverse: inverse, into: dx)
     x.slot?.accumulate(dx)
   }

@@ -12,12 +12,12 @@ package func shortConvolution(
   _ x: Tensor, weight: Tensor, bias: Tensor? = nil, layout: Layout, history: Tensor? = nil
 ) -> Tensor {
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.shortConvolve(x, weight: weight, bias: bias, layout: layout, history: history, into: y)
   return backend.record([x, weight, bias], y) { dy in
     precondition(history == nil, "a convolution that continues a cache has no backward pass")
-    let (dx, dWeight) = (backend.empty(x.shape), backend.empty(weight.shape))
-    let dBias = bias.map { backend.empty($0.shape) }
+    let (dx, dWeight) = (x.gradientRoom(), backend.empty(like: weight))
+    let dBias = bias.map { backend.empty(like: $0) }
     backend.shortConvolveBackward(
       dy, x, weight: weight, bias: bias, layout: layout, dx: dx, dWeight: dWeight, dBias: dBias)
     x.slot?.accumulate(dx)
@@ -32,11 +32,12 @@ package func shortConvolution(
 ///   - x: `[N, C]`
 ///   - history: `[segments, 1, C]`, the token before each segment; zero when nil. No gradient flows there.
 package func tokenShift(_ x: Tensor, layout: Layout, history: Tensor? = nil) -> Tensor {
+  let x = x.dense
   let backend = x.backend
-  let y = backend.empty(x.shape)
+  let y = backend.empty(like: x)
   backend.shiftTokens(x, layout: layout, history: history, into: y)
   return backend.record([x], y) { dy in
-    let dx = backend.empty(x.shape)
+    let dx = backend.empty(like: x)
     backend.shiftTokensBackward(dy, layout: layout, into: dx)
     x.slot?.accumulate(dx)
   }

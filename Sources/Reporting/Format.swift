@@ -10,6 +10,9 @@ package enum Format {
     return String(format: "%.4g", value)
   }
 
+  /// A count with its noun: 1 shard, 2 shards.
+  package static func counted(_ count: Int, _ noun: String) -> String { "\(count) \(noun)\(count == 1 ? "" : "s")" }
+
   /// Bytes in powers of 1024.
   package static func bytes(_ value: Double) -> String {
     for (limit, suffix) in [(0x1p40, "TiB"), (0x1p30, "GiB"), (0x1p20, "MiB"), (0x1p10, "KiB")]

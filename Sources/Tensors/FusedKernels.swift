@@ -1,6 +1,13 @@
 /// What backends compute in one go where they can. Each has a composition of ``Kernels`` to begin with
 /// (Sources/Tensors/Compositions), so that a new backend runs everything and grows; conventions are those of the core.
+/// Columns of wider rows may be, where a backend takes them: y of `addBias`, gate and up of `swiGLU`, gate of `gatedNormalize`, x of
+/// `siluNormalize`, `dynamicConvolve` and `shortConvolve`, a and b of `decayGate`, and the gradients of all these.
 package protocol FusedKernels: AnyObject {
+  /// y = x Wᵀ + b for x [N, I] and y [N, O]. The rows of W are those of `weights` [O_i, I], one behind the other, and the
+  /// elements of b those of `biases`, if there are any.
+  func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor)
+  /// dx = dy W, or added.
+  func projectBackward(_ dy: Tensor, _ weights: [Tensor], into dx: Tensor, adds: Bool)
   /// out = x + y
   func sum(_ x: Tensor, _ y: Tensor, into out: Tensor)
   /// y[n, o] += bias[o]

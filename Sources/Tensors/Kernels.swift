@@ -4,6 +4,9 @@
 /// `adds` says whether a result is added to its destination or replaces it. Every method is order-stable: the
 /// same inputs give the same bits at any number of threads. Element by element, row by row, and column by column,
 /// a destination may be one of the inputs.
+///
+/// Where a backend says so (``Backend/takesColumnViews``), these may be columns of wider rows: x and y of `copy`, `add`,
+/// `fill`, `apply`, `applyBackward` and `rotate`; a, b and c of `multiply`; v and dV of `attend`.
 package protocol Kernels: AnyObject {
   func fill(_ x: Tensor, with value: Float)
   /// y = x; bfloat16 is widened to float32, and float32 rounded to a bfloat16 y: to nearest, ties to even, NaN stays NaN.

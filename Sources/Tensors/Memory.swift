@@ -54,6 +54,9 @@ extension Memory {
     Tensor(storage: allocate(byteCount: max(1, shape.reduce(1, *)) * dtype.size), shape: shape, dtype: dtype)
   }
 
+  /// A tensor with undefined elements, of the shape and type of `x`: results are of the type of what they are made of.
+  package func empty(like x: Tensor) -> Tensor { empty(x.shape, x.dtype) }
+
   /// A copy, for a device that cannot read the bytes where they are.
   package func borrow(_ bytes: UnsafeRawBufferPointer, shape: [Int], dtype: DType, owner: AnyObject) -> Tensor {
     let tensor = empty(shape, dtype)

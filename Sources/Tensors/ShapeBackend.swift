@@ -13,6 +13,7 @@ package final class ShapeBackend: Backend {
 
   package var deviceDescription: String { "shapes only" }
   package var kernelIdentity: String { "none" }
+  package var takesColumnViews: Bool { true }
   package func companion() -> any Backend { self }
 
   /// Memory that is counted and not there.

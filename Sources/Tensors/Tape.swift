@@ -3,25 +3,45 @@
 /// The first contribution overwrites and later ones add, so that nothing needs to be zeroed.
 package final class GradientSlot {
   private let shape: [Int]
+  private let dtype: DType
   private let backend: any Backend
-  /// A parameter's fixed place in the gradient arena; intermediate tensors have none.
-  private let home: Tensor?
+  /// Gives a fixed place for the gradient: of a parameter in the gradient arena, of columns in the gradient of all.
+  private let place: (() -> Tensor)?
   /// The sum of the contributions so far; nil before the first.
   package private(set) var gradient: Tensor?
   /// Whether `gradient` is a tensor that another slot may hold too.
   private var isShared = false
+  /// What ``room()`` gave last, which nobody else holds.
+  private var lent: Tensor?
 
-  /// - Parameter home: Where the gradient shall lie; a fresh tensor when nil.
-  package init(shape: [Int], backend: any Backend, home: Tensor? = nil) {
+  /// - Parameter place: Where the gradient shall lie, asked for when there is one; a fresh tensor when nil.
+  package init(shape: [Int], dtype: DType = .float32, backend: any Backend, place: (() -> Tensor)? = nil) {
     self.shape = shape
+    self.dtype = dtype
     self.backend = backend
-    self.home = home
+    self.place = place
   }
+
+  /// A slot whose gradient shall lie in `home`.
+  package convenience init(shape: [Int], backend: any Backend, home: Tensor) {
+    self.init(shape: shape, dtype: home.dtype, backend: backend) { home }
+  }
+
+  /// Room for a contribution that overwrites: the gradient's own place where it is the first. What was written there is
+  /// handed to ``accumulate(_:)-(Tensor)``.
+  package func room() -> Tensor {
+    let room = gradient == nil ? place?() ?? backend.empty(shape, dtype) : backend.empty(shape, dtype)
+    lent = room
+    return room
+  }
+
+  /// A slot for the gradient of `x`, of the same type.
+  package convenience init(_ x: Tensor) { self.init(shape: x.shape, dtype: x.dtype, backend: x.backend) }
 
   /// Lets `contribute` write (`adds == false`) or add (`adds == true`) to the gradient.
   package func accumulate(_ contribute: (_ destination: Tensor, _ adds: Bool) -> Void) {
     if let shared = gradient, isShared {
-      let own = backend.empty(shape)
+      let own = backend.empty(shape, dtype)
       backend.copy(shared, into: own)
       gradient = own
       isShared = false
@@ -29,17 +49,19 @@ package final class GradientSlot {
     if let gradient {
       contribute(gradient, true)
     } else {
-      let fresh = home ?? backend.empty(shape)
+      let fresh = place?() ?? backend.empty(shape, dtype)
       contribute(fresh, false)
       gradient = fresh
     }
   }
 
-  /// Adds `contribution`; keeps it as it is when it is the first and there is no fixed place.
+  /// Adds `contribution`; keeps it as it is when it is the first and there is no fixed place, or it is there already.
   package func accumulate(_ contribution: Tensor) {
-    if gradient == nil && home == nil {
+    let isLent = lent.map { $0.storage === contribution.storage && $0.offset == contribution.offset } ?? false
+    lent = nil
+    if gradient == nil && (place == nil || isLent) {
       gradient = contribution.detached.reshaped(shape)
-      isShared = true
+      isShared = !isLent
     } else {
       accumulate { destination, adds in
         if adds {
@@ -56,6 +78,11 @@ package final class GradientSlot {
     defer { gradient = nil }
     return gradient
   }
+}
+
+extension Tensor {
+  /// Room for this tensor's gradient, for a kernel that overwrites; its slot, if there is one, is handed what was written.
+  package func gradientRoom() -> Tensor { slot?.room().reshaped(shape) ?? backend.empty(like: self) }
 }
 
 /// The backward half of a forward pass, recorded while it runs: one closure per fused op, in order.
@@ -97,7 +124,7 @@ extension Backend {
     _ inputs: [Tensor?], _ output: Tensor, backward: @escaping (Tensor) -> Void
   ) -> Tensor {
     guard let tape, inputs.contains(where: { $0?.slot != nil }) else { return output }
-    let slot = GradientSlot(shape: output.shape, backend: self)
+    let slot = GradientSlot(output)
     tape.append {
       if let gradient = slot.take() { backward(gradient) }
     }

@@ -66,20 +66,15 @@ package struct DatasetBuilder {
   ///
   /// - Parameter report: Called with the tokens so far and the share of the input that has been read.
   package func run(report: (_ tokens: Int, _ share: Double) -> Void) throws -> Manifest {
-    try createFolder(folder)
     let inputs = try recipe.inputs.flatMap(files)
     guard !inputs.isEmpty else { throw FileError(recipe.inputs.joined(separator: " "), "no input files") }
-    func refuseFinished() throws {
-      guard !FileManager.default.fileExists(atPath: folder + "/" + Manifest.fileName) else {
-        throw FileError(folder, "already holds a dataset; datasets never change: choose another folder or remove it")
-      }
-    }
-    try refuseFinished()
+    let progressPath = folder + "/" + Self.progressName
+    try checkFolder()
+    try createFolder(folder)
     let lock = try FolderLock(folder, remedy: "wait for it, stop it, or build into another folder")
     defer { lock.remove() }
     // It may have been finished while this one waited.
-    try refuseFinished()
-    let progressPath = folder + "/" + Self.progressName
+    try checkFolder()
     var progress = Progress(
       identity: recipe.identity, tokenizerHash: tokenizer.hash, shards: [], documents: 0,
       inputs: try inputs.map(Self.state))
@@ -144,11 +139,23 @@ package struct DatasetBuilder {
     let manifest = Manifest(
       name: recipe.name, standsInFor: recipe.standsInFor, tokenizer: tokenizer.name,
       tokenizerHash: tokenizer.hash, vocabulary: tokenizer.vocabularySize, endOfText: tokenizer.endOfText,
-      codec: recipe.codec, codebookHash: try sha256(file: folder + "/" + Dataset.codebookName),
+      beginOfText: tokenizer.beginOfText, codec: recipe.codec, codebookHash: try sha256(file: folder + "/" + Dataset.codebookName),
       shards: progress.shards)
     try manifest.write(to: folder)
     try? FileManager.default.removeItem(atPath: progressPath)
     return manifest
+  }
+
+  /// Refuses a folder that holds a dataset, or anything but the beginning of one.
+  private func checkFolder() throws {
+    let names = try? FileManager.default.contentsOfDirectory(atPath: folder).filter { $0 != FolderLock.fileName }
+    guard let names, !names.isEmpty else { return }
+    guard !names.contains(Manifest.fileName) else {
+      throw FileError(folder, "already holds a dataset; datasets never change: choose another folder or remove it")
+    }
+    guard names.contains(Self.progressName) || names.contains(Dataset.codebookName) else {
+      throw FileError(folder, "holds other files, \(names.min() ?? "") among them; a dataset has a folder of its own")
+    }
   }
 
   /// The documents of one input; ids are proven to be of the tokenizer first.
@@ -207,17 +214,23 @@ package struct DatasetBuilder {
   /// work.
   private func tokenize(_ documents: [Document]) throws -> [(tokens: [UInt32], runs: [TokenRun])] {
     var results = [(tokens: [UInt32], runs: [TokenRun])](repeating: ([], []), count: documents.count)
-    var parts: [(document: Int, text: ArraySlice<UInt8>, counts: Bool)] = []
+    var parts: [(document: Int, text: ArraySlice<UInt8>, counts: Bool, continues: Bool)] = []
     for (index, pieces) in try parse(documents).enumerated() {
       if case .tokens(let tokens) = documents[index] {
         results[index] = (tokens, [TokenRun(length: tokens.count, counts: true)])
       }
-      for piece in pieces { parts += cut(piece.text[...]).map { (index, $0, piece.counts) } }
+      if let begin = tokenizer.beginOfText, !pieces.isEmpty {
+        results[index] = ([begin], [TokenRun(length: 1, counts: true)])
+      }
+      let first = parts.count
+      for piece in pieces {
+        for text in cut(piece.text[...]) { parts.append((index, text, piece.counts, parts.count > first)) }
+      }
     }
     var encoded = [[UInt32]](repeating: [], count: parts.count)
     encoded.withUnsafeMutableBufferPointer { encoded in
       let out = encoded.baseAddress
-      pool.run(parts.count) { out![$0] = tokenizer.encode(parts[$0].text) }
+      pool.run(parts.count) { out![$0] = tokenizer.encode(parts[$0].text, continuing: parts[$0].continues) }
     }
     for (part, tokens) in zip(parts, encoded) {
       results[part.document].tokens += tokens

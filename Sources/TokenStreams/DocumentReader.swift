@@ -200,11 +200,44 @@ final class DocumentReader: DocumentSource {
     return nil
   }
 
+  /// Refuses JSON that nobody said how to read: its syntax is not a text to train on.
+  private func refuseRecords(_ text: ArraySlice<UInt8>) throws {
+    guard let first = text.first(where: { !" \t\r\n".utf8.contains($0) }), "{[".utf8.contains(first) else { return }
+    let line = text.drop { "\r\n".utf8.contains($0) }.prefix { $0 != UInt8(ascii: "\n") }
+    if let record = try? JSONSerialization.jsonObject(with: Data(line)) as? [String: Any] {
+      throw FileError(
+        path,
+        "is JSON Lines: \(Self.howToRead(record)) (its fields are \(record.keys.sorted().joined(separator: ", ")))")
+    }
+    guard path.contains(".json") else { return }
+    throw FileError(path, "is JSON, but not JSON Lines, an object a line: `jq -c '.[]'` makes them of a list")
+  }
+
+  /// The options that read records such as this one.
+  private static func howToRead(_ record: [String: Any]) -> String {
+    if record["question"] is String, record["answer"] is String {
+      return "--template 'Question: {question}\\nAnswer: {answer}\\n' makes texts of question and answer"
+    }
+    let texts = record.compactMapValues { $0 as? String }
+    if let field = ["text", "content", "raw_content", "document", "body", "article"].first(where: { texts[$0] != nil })
+    {
+      return "--field \(field) is likely its text"
+    }
+    if let pieces = record.first(where: { ($0.value as? [[String: Any]])?.first?["text"] is String })?.key {
+      return "--pieces \(pieces) is likely its text"
+    }
+    guard let longest = texts.max(by: { ($0.value.utf8.count, $1.key) < ($1.value.utf8.count, $0.key) }) else {
+      return "--field names the field that holds the text"
+    }
+    return "--field \(longest.key) is the longest of its texts"
+  }
+
   private func nextText(_ separator: String?) throws -> [UInt8]? {
     guard let separator else {
       while !isAtEnd { try fill() }
       guard position < buffer.count else { return nil }
       defer { position = buffer.count }
+      try refuseRecords(buffer[position...])
       return Array(buffer[position...])
     }
     var text: [UInt8] = []

@@ -28,6 +28,8 @@ package struct Manifest: Codable, Sendable {
   package let tokenizerHash: String
   package let vocabulary: Int
   package let endOfText: UInt32
+  /// The id that every document begins with, where the tokenizer's family wants one.
+  package let beginOfText: UInt32?
   package let codec: TokenCodec
   /// SHA-256 of `codebook.zst`.
   package let codebookHash: String
@@ -40,7 +42,7 @@ package struct Manifest: Codable, Sendable {
 
   package init(
     name: String, standsInFor: String?, tokenizer: String, tokenizerHash: String, vocabulary: Int,
-    endOfText: UInt32, codec: TokenCodec, codebookHash: String, shards: [ShardRecord]
+    endOfText: UInt32, beginOfText: UInt32? = nil, codec: TokenCodec, codebookHash: String, shards: [ShardRecord]
   ) {
     self.name = name
     self.standsInFor = standsInFor
@@ -48,6 +50,7 @@ package struct Manifest: Codable, Sendable {
     self.tokenizerHash = tokenizerHash
     self.vocabulary = vocabulary
     self.endOfText = endOfText
+    self.beginOfText = beginOfText
     self.codec = codec
     self.codebookHash = codebookHash
     self.shards = shards

@@ -1,4 +1,5 @@
 import Foundation
+import GGUF
 import Hashing
 
 /// What becomes of a special token's spelling in a text, such as `<|endoftext|>`.
@@ -17,11 +18,15 @@ package protocol Tokenizer: Sendable {
   var vocabularySize: Int { get }
   /// The id that ends a document.
   var endOfText: UInt32 { get }
+  /// The id that texts of this family begin with, where they do; whoever builds data or reads a prompt puts it there.
+  var beginOfText: UInt32? { get }
   /// SHA-256 of everything that decides the ids; shards and checkpoints carry it.
   var hash: String { get }
 
   /// The ids of a text, which should be UTF-8.
-  func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens) -> [UInt32]
+  ///
+  /// - Parameter continuing: the text goes on from another, so that nothing is put before it
+  func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens, continuing: Bool) -> [UInt32]
   /// The bytes of these tokens; ids of no text give none.
   func decode(_ tokens: some Sequence<UInt32>) -> [UInt8]
   /// Whether text may be cut between these two bytes without changing any id, special tokens being text.
@@ -30,9 +35,18 @@ package protocol Tokenizer: Sendable {
 
 extension Tokenizer {
   /// The ids of a text, which should be UTF-8.
-  package func encode(_ text: some Sequence<UInt8>, special: SpecialTokens = .asText) -> [UInt32] {
-    text.withContiguousStorageIfAvailable { encode($0, special: special) }
-      ?? Array(text).withUnsafeBufferPointer { encode($0, special: special) }
+  package func encode(
+    _ text: some Sequence<UInt8>, special: SpecialTokens = .asText, continuing: Bool = false
+  ) -> [UInt32] {
+    text.withContiguousStorageIfAvailable { encode($0, special: special, continuing: continuing) }
+      ?? Array(text).withUnsafeBufferPointer { encode($0, special: special, continuing: continuing) }
+  }
+
+  /// The ids of a text that begins a document: with the token that the family wants there, unless it is there.
+  package func encodeDocument(_ text: some Sequence<UInt8>, special: SpecialTokens = .asText) -> [UInt32] {
+    let ids = encode(text, special: special)
+    guard let beginOfText, ids.first != beginOfText else { return ids }
+    return [beginOfText] + ids
   }
 }
 
@@ -41,11 +55,14 @@ package struct ByteTokenizer: Tokenizer {
   package let name = "bytes"
   package let vocabularySize = 257
   package let endOfText: UInt32 = 256
+  package let beginOfText: UInt32? = nil
   package let hash: String
 
   package init() { hash = sha256("jettrain bytes 1") }
 
-  package func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens) -> [UInt32] { text.map(UInt32.init) }
+  package func encode(_ text: UnsafeBufferPointer<UInt8>, special: SpecialTokens, continuing: Bool) -> [UInt32] {
+    text.map(UInt32.init)
+  }
 
   package func decode(_ tokens: some Sequence<UInt32>) -> [UInt8] { tokens.compactMap(UInt8.init(exactly:)) }
 
@@ -65,10 +82,12 @@ package struct TokenizerError: Error, CustomStringConvertible {
 }
 
 /// The tokenizer of this name: `bytes`, or the path of a `tokenizer.json` or of a folder that holds one, or `vocab.json`
-/// and `merges.txt`.
+/// and `merges.txt`, or of a GGUF file.
 package func makeTokenizer(_ name: String) throws -> any Tokenizer {
   if name == "bytes" { return ByteTokenizer() }
-  return try ByteLevelBPE(path: name)
+  guard name.hasSuffix(".gguf") else { return try BPETokenizer(path: name) }
+  let base = URL(fileURLWithPath: name).deletingPathExtension().lastPathComponent
+  return try BPETokenizer(TokenizerDescription(GGUFFile(path: name), name: base))
 }
 
 /// Turns tokens into text as they come, a whole character at a time.

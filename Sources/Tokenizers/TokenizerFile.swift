@@ -1,20 +1,10 @@
 import Foundation
 
-/// What the files of a tokenizer say, checked for being the kind that ``ByteLevelBPE`` computes exactly; another kind
-/// is refused by name, never approximated.
-struct TokenizerFile {
-  let path: String
-  let name: String
-  private(set) var vocabulary: [String: Int] = [:]
-  private(set) var merges: [(String, String)] = []
-  private(set) var added: [(content: String, id: Int)] = []
-  private(set) var maximalDigits = 1
-  private(set) var normalizes = true
-  /// What `tokenizer_config.json` names as the end of a text.
-  private(set) var endOfText: String?
-
+/// Reads the files of a tokenizer, checked for being a kind that ``BPETokenizer`` computes exactly; another kind is refused
+/// by name, never approximated.
+extension TokenizerDescription {
   /// Reads a `tokenizer.json`, or the folder that holds it or `vocab.json` and `merges.txt`.
-  init(path: String) throws {
+  package init(path: String) throws {
     var isFolder: ObjCBool = false
     guard FileManager.default.fileExists(atPath: path, isDirectory: &isFolder) else {
       throw TokenizerError(
@@ -25,25 +15,23 @@ struct TokenizerFile {
     }
     let folder = isFolder.boolValue ? path : (path as NSString).deletingLastPathComponent
     let directory = URL(fileURLWithPath: folder.isEmpty ? "." : folder)
-    name = directory.standardizedFileURL.lastPathComponent
+    self.init(path: path, name: directory.standardizedFileURL.lastPathComponent)
     func exists(_ file: String) -> Bool { FileManager.default.fileExists(atPath: directory.path + "/" + file) }
-    var configuration: [String: Any] = [:]
-    if exists("tokenizer_config.json") {
-      configuration = try Self.object(directory.path + "/tokenizer_config.json")
-      endOfText = Self.content(configuration["eos_token"])
-    }
+    let configuration =
+      exists("tokenizer_config.json") ? try Self.file(directory.path + "/tokenizer_config.json") : nil
+    endOfText = Self.content(configuration?["eos_token"])
     if !isFolder.boolValue || exists("tokenizer.json") {
-      self.path = isFolder.boolValue ? path + "/tokenizer.json" : path
-      try read(Self.object(self.path))
+      if isFolder.boolValue { self.path += "/tokenizer.json" }
+      try read(Self.file(self.path))
     } else if exists("vocab.json"), exists("merges.txt") {
-      self.path = path
-      vocabulary = try Self.vocabulary(Self.object(path + "/vocab.json"), path: path + "/vocab.json")
+      steps = TokenizerSteps(composes: true, pieces: .qwen2(maximalDigits: 1))
+      try readVocabulary(Self.file(path + "/vocab.json"))
       try readMerges(path + "/merges.txt")
-      for (id, token) in configuration["added_tokens_decoder"] as? [String: Any] ?? [:] {
-        guard let id = Int(id), let content = Self.content(token) else {
+      for (id, token) in configuration?["added_tokens_decoder"]?.members ?? [] {
+        guard let id = Int(String(decoding: id, as: UTF8.self)), let content = Self.content(token) else {
           throw TokenizerError(path: path + "/tokenizer_config.json", reason: "added_tokens_decoder is not readable")
         }
-        added.append((content, id))
+        added.append(AddedToken(content: content, id: id, isSpecial: token["special"]?.boolean ?? true))
       }
     } else {
       throw TokenizerError(path: path, reason: "holds neither tokenizer.json nor vocab.json and merges.txt")
@@ -51,109 +39,126 @@ struct TokenizerFile {
   }
 
   /// The content of a `tokenizer.json`, for files that are not on disk.
-  init(json: Data, path: String) throws {
-    self.path = path
-    name = path
-    try read(Self.object(json, path: path))
+  package init(json: Data, path: String) throws {
+    self.init(path: path, name: path)
+    try read(Self.parse(json, path: path))
   }
 
-  private static func content(_ value: Any?) -> String? {
-    value as? String ?? (value as? [String: Any])?["content"] as? String
-  }
+  private static func content(_ value: JSONText?) -> [UInt8]? { value?.bytes ?? value?["content"]?.bytes }
 
-  private static func object(_ path: String) throws -> [String: Any] {
+  private static func file(_ path: String) throws -> JSONText {
     guard let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
       throw TokenizerError(path: path, reason: "cannot be read; is it there, and readable?")
     }
-    return try object(data, path: path)
+    return try parse(data, path: path)
   }
 
-  private static func object(_ data: Data, path: String) throws -> [String: Any] {
-    guard let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any] else {
-      throw TokenizerError(path: path, reason: "is not a JSON object")
+  private static func parse(_ data: Data, path: String) throws -> JSONText {
+    let result = data.withUnsafeBytes { bytes in
+      Result { () throws(JSONText.Fault) in try JSONText.parse(bytes.bindMemory(to: UInt8.self)) }
     }
-    return object
+    switch result {
+    case .success(let value) where value.members != nil: return value
+    case .success: throw TokenizerError(path: path, reason: "is not a JSON object")
+    case .failure(let fault): throw TokenizerError(path: path, reason: "is not JSON: it " + fault.reason)
+    }
   }
 
-  private static func vocabulary(_ object: [String: Any], path: String) throws -> [String: Int] {
-    guard let vocabulary = object as? [String: Int] else {
-      throw TokenizerError(path: path, reason: "the vocabulary does not map tokens to whole numbers")
+  private mutating func readVocabulary(_ object: JSONText?) throws {
+    guard let members = object?.members else { throw fail("is not a BPE tokenizer") }
+    vocabulary.reserveCapacity(members.count)
+    for (token, id) in members {
+      guard let id = id.integer else { throw fail("the vocabulary does not map tokens to whole numbers") }
+      vocabulary[token] = id
     }
-    return vocabulary
   }
 
-  private mutating func read(_ object: [String: Any]) throws {
-    let path = path
-    func fail(_ reason: String) -> TokenizerError { TokenizerError(path: path, reason: reason) }
-    guard let model = object["model"] as? [String: Any], model["type"] as? String ?? "BPE" == "BPE",
-      let vocabulary = model["vocab"] as? [String: Any]
-    else { throw fail("is not a BPE tokenizer") }
-    self.vocabulary = try Self.vocabulary(vocabulary, path: path)
-    for key in ["dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"]
-    where !(model[key] is NSNull) && model[key] as? String ?? "" != "" || model[key] is NSNumber {
-      throw fail("model.\(key) is not supported")
+  private mutating func read(_ object: JSONText) throws {
+    guard let model = object["model"], model["type"]?.text ?? "BPE" == "BPE" else {
+      throw fail("is not a BPE tokenizer")
     }
-    for key in ["byte_fallback", "ignore_merges"] where model[key] as? Bool ?? false {
-      throw fail("model.\(key) is not supported")
+    steps = try TokenizerSteps(object, path: path)
+    try readVocabulary(model["vocab"])
+    for key in ["dropout", "continuing_subword_prefix", "end_of_word_suffix"] {
+      if let value = model[key], !value.isNull, value.bytes != [] { throw fail("model.\(key) is not supported") }
     }
-    if let pairs = model["merges"] as? [[String]] {
-      merges = try pairs.map { pair in
-        guard pair.count == 2 else { throw fail("a merge is not of two tokens: \(pair)") }
-        return (pair[0], pair[1])
+    // With all bytes in the vocabulary nothing is unknown, and where some are missing they are dropped.
+    if steps.isByteLevel, let unknown = model["unk_token"]?.text {
+      guard (0..<256).allSatisfy({ vocabulary[Array(ByteAlphabet.spelling(UInt8($0)).utf8)] != nil }) else {
+        throw fail("model.unk_token \(unknown) with a vocabulary that lacks bytes is not supported")
       }
-    } else if let lines = model["merges"] as? [String] {
-      merges = try lines.map { try Self.merge($0, path: path) }
-    } else {
-      throw fail("model.merges is neither a list of strings nor one of pairs")
     }
-    try readSteps(object)
-    for token in object["added_tokens"] as? [[String: Any]] ?? [] {
-      guard let content = token["content"] as? String, let id = token["id"] as? Int else {
+    guard steps.isByteLevel != (model["byte_fallback"]?.boolean ?? false) else {
+      throw fail("model.byte_fallback must go with a vocabulary of characters, and a ByteLevel with none")
+    }
+    ignoresMerges = model["ignore_merges"]?.boolean ?? false
+    guard let lines = model["merges"]?.list else { throw fail("has no model.merges") }
+    merges.reserveCapacity(lines.count)
+    for line in lines {
+      if let pair = line.list, pair.count == 2, let left = pair[0].bytes, let right = pair[1].bytes {
+        try merge(left, right)
+      } else if let text = line.bytes {
+        try merge(line: text[...])
+      } else {
+        throw fail("model.merges is neither a list of strings nor one of pairs")
+      }
+    }
+    for token in object["added_tokens"]?.list ?? [] {
+      guard let content = token["content"]?.bytes, let id = token["id"]?.integer else {
         throw fail("an added token has no content or id")
       }
-      for key in ["single_word", "lstrip", "rstrip"] where token[key] as? Bool ?? false {
-        throw fail("added token \(content): \(key) is not supported")
+      for key in ["single_word", "lstrip", "rstrip"] where token[key]?.boolean ?? false {
+        throw fail("added token \(String(decoding: content, as: UTF8.self)): \(key) is not supported")
       }
-      added.append((content, id))
+      added.append(
+        AddedToken(
+          content: content, id: id, isSpecial: token["special"]?.boolean ?? true,
+          isNormalized: token["normalized"]?.boolean ?? false))
     }
+    try readTemplate(object["post_processor"])
   }
 
-  /// The steps before the merges, which must be those of ``PreTokenizer``.
-  private mutating func readSteps(_ object: [String: Any]) throws {
-    func fail(_ reason: String) -> TokenizerError { TokenizerError(path: path, reason: reason) }
-    if let normalizer = object["normalizer"] as? [String: Any] {
-      guard normalizer["type"] as? String == "NFC" else { throw fail("the normalizer is not NFC") }
-    } else {
-      normalizes = false
-    }
-    let steps = (object["pre_tokenizer"] as? [String: Any])?["pretokenizers"] as? [[String: Any]] ?? []
-    guard steps.count == 2, steps[0]["type"] as? String == "Split", steps[0]["behavior"] as? String == "Isolated",
-      steps[0]["invert"] as? Bool == false, let regex = (steps[0]["pattern"] as? [String: Any])?["Regex"] as? String,
-      steps[1]["type"] as? String == "ByteLevel", steps[1]["add_prefix_space"] as? Bool == false,
-      steps[1]["use_regex"] as? Bool == false
-    else { throw fail("the pre-tokenizer is not a Split by pattern and a ByteLevel, as Qwen2.5's is") }
-    switch regex {
-    case PreTokenizer.pattern(digits: ""): maximalDigits = 1
-    case PreTokenizer.pattern(digits: "{1,3}"): maximalDigits = 3
-    default: throw fail("the pre-tokenizer's pattern is not Qwen2's or cl100k's: \(regex)")
-    }
-    if let post = object["post_processor"] as? [String: Any], post["type"] as? String != "ByteLevel" {
-      throw fail("post_processor \(post["type"] ?? "") is not supported")
+  /// What is put around a text: a token before it, and perhaps the one that ends it, which is written anyway.
+  private mutating func readTemplate(_ value: JSONText?) throws {
+    for step in TokenizerSteps.sequence(value, "processors") {
+      switch step["type"]?.text {
+      case "ByteLevel": continue
+      case "TemplateProcessing":
+        guard let single = step["single"]?.list,
+          let text = single.firstIndex(where: { $0["Sequence"] != nil }), text <= 1, single.count <= text + 2
+        else { throw fail("the post_processor's template is not one token at most before and behind the text") }
+        func token(_ piece: JSONText) throws -> Int {
+          guard let name = piece["SpecialToken"]?["id"]?.text, let ids = step["special_tokens"]?[name]?["ids"]?.list,
+            ids.count == 1, let id = ids[0].integer
+          else { throw fail("the post_processor's template names a token that is not one id") }
+          return id
+        }
+        if text == 1 { beginOfText = try token(single[0]) }
+        if single.count > text + 1 {
+          guard try token(single[text + 1]) == endOfDocument() else {
+            throw fail("the post_processor ends a text with another token than the one that ends a document")
+          }
+        }
+      case let type: throw fail("post_processor \(type ?? "without a type") is not supported")
+      }
     }
   }
 
   private mutating func readMerges(_ path: String) throws {
-    guard let text = try? String(contentsOfFile: path, encoding: .utf8) else {
-      throw TokenizerError(path: path, reason: "is not readable as UTF-8")
+    guard let text = try? Data(contentsOf: URL(fileURLWithPath: path)) else {
+      throw TokenizerError(path: path, reason: "cannot be read")
     }
-    for line in text.split(separator: "\n") where !line.hasPrefix("#version") {
-      merges.append(try Self.merge(line, path: path))
+    for line in Array(text).split(separator: UInt8(ascii: "\n")) where !line.starts(with: "#version".utf8) {
+      try merge(line: line)
     }
   }
 
-  private static func merge(_ line: some StringProtocol, path: String) throws -> (String, String) {
-    let parts = line.split(separator: " ", omittingEmptySubsequences: false)
-    guard parts.count == 2 else { throw TokenizerError(path: path, reason: "a merge is not of two tokens: \(line)") }
-    return (String(parts[0]), String(parts[1]))
+  /// Adds a merge that is two spellings with a space between.
+  mutating func merge(line: ArraySlice<UInt8>) throws {
+    let parts = line.split(separator: UInt8(ascii: " "), omittingEmptySubsequences: false)
+    guard parts.count == 2 else {
+      throw fail("a merge is not of two tokens: \(String(decoding: line, as: UTF8.self))")
+    }
+    try merge(Array(parts[0]), Array(parts[1]))
   }
 }

@@ -25,7 +25,7 @@ struct Bench: ParsableCommand {
       abstract: "Time training steps of every phase of a job, on random weights and tokens; also under mpirun.")
     @Option(help: "The job file.") var job: String
     @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
-    @Option(help: "Timed steps; the median counts.") var steps = 5
+    @Option(help: "Timed steps; the median counts.", transform: Whole.from(1, to: Most.timedRuns)) var steps = 5
     @Flag(help: "Also print the time by op.") var profile = false
 
     func run() {
@@ -136,8 +136,8 @@ struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "Decode a dataset on one core, and read sequences in a plan's order.")
     @Argument(help: "Folder of a dataset.") var folder: String
-    @Option(help: "Tokens of a sequence.") var context = 512
-    @Option(help: "Seconds to measure.") var seconds = 2.0
+    @Option(help: "Tokens of a sequence.", transform: Whole.from(1, to: Most.context)) var context = 512
+    @Option(help: "Seconds to measure.", transform: Real.above(0, to: Most.seconds)) var seconds = 2.0
 
     func run() {
       withoutWorld {
@@ -178,11 +178,13 @@ struct Bench: ParsableCommand {
     static let configuration = CommandConfiguration(
       commandName: "checkpoint", abstract: "Save and verify random weights; the ceiling is a plain write with fsync.")
     @Option(help: "Folder on the disk to measure.") var folder = "Checkpoints"
-    @Option(help: "Megabytes of weights and moments.") var megabytes = 1024
-    @Option(help: "Compression level of zstd.") var level = -1
+    @Option(help: "Megabytes of weights and moments.", transform: Whole.from(1, to: 1 << 24)) var megabytes = 1024
+    @Option(help: "Compression level of zstd.", transform: Whole.from(-7, to: 19)) var level = -1
 
     func run() {
       withoutWorld {
+        // The weights and their snapshot.
+        try refuse("--megabytes \(megabytes)", of: 2 * Double(megabytes) * 0x1p20)
         let backend = makeBackend()
         let count = megabytes << 18
         let tensor = backend.empty([count])
@@ -253,7 +255,7 @@ struct Bench: ParsableCommand {
         "Encode text on one core, and one piece of a megabyte that cannot be cut; the ceiling is a copy of memory.")
     @Argument(help: "Text files.") var files: [String]
     @Option(help: "The tokenizer: a folder or tokenizer.json.") var tokenizer: String
-    @Option(help: "Seconds to measure.") var seconds = 2.0
+    @Option(help: "Seconds to measure.", transform: Real.above(0, to: Most.seconds)) var seconds = 2.0
 
     func run() {
       withoutWorld {

@@ -16,13 +16,19 @@ extension Bench {
         + "model stands for random weights. Caches are filled without reading the text in front.")
     @Option(help: "The hybrid: a model folder, run folder, checkpoint or config.json.") var model: String
     @Option(help: "Its teacher, the same.") var teacher: String?
-    @Option(help: "Tokens in front, separated by commas.") var contexts = "1024,4096,16384,65536"
-    @Option(help: "Sequences side by side.") var batch = 1
+    @Option(
+      help: ArgumentHelp("Tokens in front, separated by commas.", valueName: "n,n,…"),
+      transform: Whole.list(from: 1, to: Most.context))
+    var contexts = [1024, 4096, 16_384, 65_536]
+    @Option(help: "Sequences side by side.", transform: Whole.from(1, to: 65_536)) var batch = 1
     @Option(help: "In place of --batch: the most that fit into this much memory with the weights, such as 8G.")
     var maxMemory: String?
-    @Option(help: "With --max-memory: never more than this.") var maxBatch = 256
-    @Option(help: "Decoding steps to time; the median counts.") var steps = 16
-    @Option(help: "Longest sequence to read as a whole; longer ones by chunks at evenly spaced places.")
+    @Option(help: "With --max-memory: never more than this.", transform: Whole.from(1, to: 65_536)) var maxBatch = 256
+    @Option(help: "Decoding steps to time; the median counts.", transform: Whole.from(1, to: Most.timedRuns))
+    var steps = 16
+    @Option(
+      help: "Longest sequence to read as a whole; longer ones by chunks at evenly spaced places.",
+      transform: Whole.from(1, to: Most.context))
     var wholePrefill = 16_384
 
     /// The 2B over Qwen3-1.7B on one H100 (arXiv 2508.15884, RECIPE section 7).
@@ -33,12 +39,7 @@ extension Bench {
 
     func run() {
       withoutWorld {
-        let lengths = contexts.split(separator: ",").map { Int($0) ?? 0 }
         let limit = try maxMemory.map(Self.bytes)
-        guard !lengths.isEmpty, lengths.allSatisfy({ $0 > 0 }), batch > 0, maxBatch > 0, steps > 0, wholePrefill > 0
-        else {
-          throw JobError(.usage, "--contexts, --batch, --max-batch, --steps and --whole-prefill must be above zero")
-        }
         var plan = Throughput.Plan()
         plan.steps = steps
         plan.wholePrefill = wholePrefill
@@ -47,9 +48,11 @@ extension Bench {
         var bandwidth = backend.readRate()
         func measure(_ path: String, _ role: String) throws -> [Throughput] {
           let model = try load(path, backend)
-          return try lengths.map { context in
+          return try contexts.map { context in
             bandwidth = max(bandwidth, backend.readRate())
             let size = try limit.map { try Self.largestBatch(model, context, within: $0, at: path, most: maxBatch) }
+            let sequence = Double(model.cacheBytes(context: context) + 8 * model.configuration.vocabularySize)
+            try refuse("\(path), --batch \(size ?? batch) at \(context) tokens", of: Double(size ?? batch) * sequence)
             let result = Throughput(
               model, context: context, batch: size ?? batch, plan: plan, bandwidth: bandwidth, backend: backend)
             FileHandle.standardOutput.write(

@@ -11,23 +11,27 @@ extension Bench {
     static let configuration = CommandConfiguration(
       abstract: "Forward and backward of every linear token mixer at one shape: tokens a second and share of SGEMM.",
       discussion: "All have the same hidden size, heads and state where their kind allows it. One JSON line each.")
-    @Option(help: "Tokens of a sequence.") var context = 1024
-    @Option(help: "Sequences of a pass.") var batch = 2
-    @Option(help: "Hidden size.") var hidden = 512
-    @Option(help: "Heads.") var heads = 4
-    @Option(help: "Key channels of a head.") var keySize = 96
-    @Option(help: "Value channels of a head.") var valueSize = 256
-    @Option(help: "Channels of an MLP around each mixer, for the speed of a whole layer; 0: the mixer alone.")
+    @Option(help: "Tokens of a sequence.", transform: Whole.from(1, to: Most.context)) var context = 1024
+    @Option(help: "Sequences of a pass.", transform: Whole.from(1, to: 65_536)) var batch = 2
+    @Option(help: "Hidden size.", transform: Whole.from(2, to: 65_536)) var hidden = 512
+    @Option(help: "Heads.", transform: Whole.from(1, to: 4096)) var heads = 4
+    @Option(help: "Key channels of a head.", transform: Whole.from(2, to: 4096)) var keySize = 96
+    @Option(help: "Value channels of a head.", transform: Whole.from(1, to: 4096)) var valueSize = 256
+    @Option(
+      help: "Channels of an MLP around each mixer, for the speed of a whole layer; 0: the mixer alone.",
+      transform: Whole.from(0, to: 1 << 20))
     var intermediate = 0
-    @Option(help: "Timed passes; the median counts.") var passes = 5
+    @Option(help: "Timed passes; the median counts.", transform: Whole.from(1, to: Most.timedRuns)) var passes = 5
     @Option(help: "Only these, separated by commas.") var only: String?
 
     func run() {
       withoutWorld {
-        guard context > 0, batch > 0, hidden > 1, heads > 0, keySize > 1, valueSize > 0, passes > 0, hidden % 2 == 0
-        else {
-          throw JobError(.usage, "all sizes must be above zero, --hidden even")
-        }
+        guard hidden % 2 == 0 else { throw JobError(.usage, "--hidden \(hidden): must be even") }
+        // Every row's keys, values, gates and residual stream, forward and backward, and all weights with gradients.
+        let channels = Double(hidden + heads * (keySize + valueSize) + intermediate)
+        try refuse(
+          "--context, --batch and the sizes of a layer",
+          of: 4 * 8 * channels * (Double(context) * Double(batch) + 2 * Double(hidden)))
         let chosen = only?.split(separator: ",").map(String.init)
         var rows: [(name: String, rate: Double, share: Double)] = []
         for type in LayerType.allCases where !type.isAttention && chosen?.contains(type.rawValue) ?? true {

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Checkpointing
+import Evaluation
 import Foundation
 import Models
 import Reporting
@@ -43,7 +44,7 @@ struct CheckpointCommand: ParsableCommand {
         let checkpoint = try Checkpoint(RunFolder.resolve(path))
         let m = checkpoint.manifest
         print(
-          "\(checkpoint.path): step \(m.step), \(m.tokens) tokens, phase \(m.phase) step \(m.phaseStep), \(m.worldSize) ranks"
+          "\(checkpoint.path): step \(m.step), \(m.tokens) tokens, phase \(m.phase) step \(m.phaseStep), \(Format.counted(m.worldSize, "rank"))"
         )
         print(
           "kind \(m.identity.kind)  model \(m.identity.model.prefix(16))  plan \(m.identity.plans.map { $0.prefix(16) }.joined(separator: " "))"
@@ -64,7 +65,7 @@ struct CheckpointCommand: ParsableCommand {
       withoutWorld {
         let checkpoint = try Checkpoint(RunFolder.resolve(path))
         try checkpoint.verify()
-        print("\(checkpoint.path): \(checkpoint.manifest.shards.count) shards, all as they were written")
+        print("\(checkpoint.path): \(Format.counted(checkpoint.manifest.shards.count, "shard")), all as written")
       }
     }
   }
@@ -94,16 +95,19 @@ struct CheckpointCommand: ParsableCommand {
     @Argument(help: "A checkpoint, a run folder for its latest, or a model folder.") var path: String
     @Option(help: "Folder to write.") var output: String
     @Option(help: "bfloat16, rounded to nearest even, or float32.") var dtype = WeightType.bfloat16
-    @Option(help: "Most megabytes of one weight file.") var shardMegabytes = 5000
+    @Option(help: "Most megabytes of one weight file.", transform: Whole.from(1, to: 1 << 24)) var shardMegabytes = 5000
     @Option(help: "Folder whose tokenizer files go along; default: that of the model it began from.")
     var tokenizer: String?
 
     func run() {
       withoutWorld {
-        guard shardMegabytes > 0 else { throw JobError(.usage, "--shard-megabytes must be above zero") }
         try refuseExisting(output)
         var clock = PhaseClock()
+        if let tokenizer, !hasTokenizer(tokenizer) {
+          throw JobError(.usage, "--tokenizer \(tokenizer): holds neither tokenizer.json nor vocab.json")
+        }
         let model = try loadModel(path, backend: makeBackend())
+        try model.checkFinite(at: path)
         let companions = tokenizer ?? companionFolder(of: path)
         let bytes = try ModelWriter(
           type: dtype.safetensors, shardBytes: shardMegabytes * 1_000_000, companions: companions
@@ -113,13 +117,15 @@ struct CheckpointCommand: ParsableCommand {
           "\(output): \(model.store.count) parameters as \(dtype), \(Format.bytes(Double(bytes))) in "
             + "\(Format.duration(clock.total)), peak memory \(Format.bytes(Double(Machine.peakMemory)))")
         print("\(output): \(model.configuration.loadingCode.description)")
-        if !["tokenizer.json", "vocab.json"].contains(where: {
-          FileManager.default.fileExists(atPath: output + "/" + $0)
-        }) {
+        if !hasTokenizer(output) {
           FileHandle.standardError.write(
             Data("jettrain: note: there was no tokenizer to carry over; --tokenizer names its folder\n".utf8))
         }
       }
     }
   }
+}
+
+private func hasTokenizer(_ folder: String) -> Bool {
+  ["tokenizer.json", "vocab.json"].contains { FileManager.default.fileExists(atPath: folder + "/" + $0) }
 }

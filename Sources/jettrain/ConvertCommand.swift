@@ -1,5 +1,6 @@
 import ArgumentParser
 import Conversion
+import Evaluation
 import Foundation
 import Models
 import NN
@@ -43,6 +44,7 @@ struct Convert: ParsableCommand {
         return say(model, "random weights", bytes, clock)
       }
       let source = try loadModel(teacher, backend: backend)
+      try source.checkFinite(at: teacher)
       let initialization = initialization ?? .transfer
       let student = try Student(
         configuration, of: source, initialization: initialization, seed: seed, backend: backend)
@@ -82,6 +84,7 @@ struct Convert: ParsableCommand {
 
 /// A model is never written over another.
 func refuseExisting(_ folder: String) throws {
+  try refusePlace(folder, "--output")
   guard !FileManager.default.fileExists(atPath: folder + "/config.json") else {
     throw JobError(.usage, "--output \(folder): holds a model already; choose another folder, or remove it")
   }

@@ -1,3 +1,4 @@
+import ArgumentParser
 import CUDA
 import Checkpointing
 import Files
@@ -40,8 +41,39 @@ enum ExitStatus {
 
 /// Prints what went wrong, a line for each fault, and ends the process.
 func fail(_ error: any Error) -> Never {
-  FileHandle.standardError.write(Data("jettrain: \(error)\n".utf8))
+  FileHandle.standardError.write(Data("jettrain: \(said(error))\n".utf8))
   exit(ExitStatus.of(error))
+}
+
+/// An error in the words of this program: what Foundation throws prints its domain and number.
+func said(_ error: any Error) -> String {
+  guard let error = error as? CocoaError else { return "\(error)" }
+  let path = error.userInfo[NSFilePathErrorKey] as? String ?? error.url?.path ?? "a file"
+  if let cause = error.userInfo[NSUnderlyingErrorKey] as? POSIXError {
+    return "\(path): \(String(cString: strerror(cause.code.rawValue)))"
+  }
+  let reasons: [CocoaError.Code: String] = [
+    .fileWriteOutOfSpace: "no space left on device", .fileWriteNoPermission: "permission denied",
+    .fileReadNoPermission: "permission denied", .fileNoSuchFile: "no such file or directory",
+    .fileReadNoSuchFile: "no such file or directory", .fileWriteVolumeReadOnly: "read-only file system",
+  ]
+  return "\(path): \(reasons[error.code] ?? error.localizedDescription)"
+}
+
+/// Ends the process as the arguments deserve: with help, where it was asked for, or with one line that names the mistake
+/// and where help is.
+func endOfArguments(_ error: any Error) -> Never {
+  let status = JettrainCommand.exitCode(for: error)
+  if status.isSuccess { JettrainCommand.exit(withError: error) }
+  let message = JettrainCommand.message(for: error).split(separator: "\n").map {
+    $0.trimmingCharacters(in: .whitespaces)
+  }
+  .joined(separator: " ")
+  // The parser's full text names the command whose help it is.
+  let pointer = JettrainCommand.fullMessage(for: error).firstMatch(of: /See '([^']*) --help'/).map(\.1)
+  FileHandle.standardError.write(
+    Data("jettrain: \(message)\(pointer.map { "; \($0) --help shows its options" } ?? "")\n".utf8))
+  exit(status == .validationFailure ? ExitStatus.usage : status.rawValue)
 }
 
 /// Runs `body` on every rank; an error ends the whole job with its exit code and is printed once.
@@ -59,7 +91,7 @@ func withWorld(_ body: (Communicator) throws -> Void) {
         } else {
           if !world.isCoordinator { usleep(1_500_000) }
           let place = world.size > 1 && !world.isCoordinator ? "rank \(world.rank): " : ""
-          FileHandle.standardError.write(Data("jettrain: \(place)\(error)\n".utf8))
+          FileHandle.standardError.write(Data("jettrain: \(place)\(said(error))\n".utf8))
         }
         world.abort(code: ExitStatus.of(error))
       }

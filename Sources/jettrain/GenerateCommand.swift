@@ -13,16 +13,16 @@ struct Generate: ParsableCommand {
   @Argument(help: "A model folder, run folder or checkpoint.") var model: String
   @Option(help: "A text to continue; may be given several times.") var prompt: [String] = []
   @Option(help: "A file of texts to continue, one a line.") var prompts: String?
-  @Option(help: "Most tokens to make of each.") var maxTokens = 128
+  @Option(help: "Most tokens to make of each.", transform: Whole.from(1, to: Most.context)) var maxTokens = 128
   @Option(help: "End where this text would begin; may be given several times.") var stop: [String] = []
   @Flag(help: "Do not end at the end-of-text tokens of the model.") var ignoreEnd = false
-  @Option(help: "0 takes the most likely token.") var temperature = 0.0
-  @Option(help: "Choose among this many tokens; 0: all.") var topK = 0
-  @Option(help: "Choose among the likeliest tokens of this mass.") var topP = 1.0
+  @Option(help: "0 takes the most likely token.", transform: Real.from(0, to: 1000)) var temperature = 0.0
+  @Option(help: "Choose among this many tokens; 0: all.", transform: Whole.from(0)) var topK = 0
+  @Option(help: "Choose among the likeliest tokens of this mass.", transform: Real.above(0, to: 1)) var topP = 1.0
   @Option(help: "The same seed gives the same texts.") var seed: UInt64 = 1
   @Option(help: "The tokenizer; default: the model's, else bytes.") var tokenizer: String?
   @Flag(help: "In the prompt, the spelling of a special token is that token.") var special = false
-  @Option(help: "Tokens of a prompt in one pass.") var chunk = 512
+  @Option(help: "Tokens of a prompt in one pass.", transform: Whole.from(1, to: Most.context)) var chunk = 512
   @Flag(help: "Print a JSON line for each text.") var json = false
 
   func run() {
@@ -32,27 +32,22 @@ struct Generate: ParsableCommand {
         + (prompts.map { path in
           String(decoding: try readFile(path), as: UTF8.self).split(separator: "\n").map(String.init)
         } ?? [])
-      guard maxTokens > 0, temperature >= 0, topP > 0, topK >= 0, chunk > 0, !texts.isEmpty,
-        texts.allSatisfy({ !$0.isEmpty })
-      else {
-        throw JobError(
-          .usage,
-          "--max-tokens, --chunk and --top-p must be above zero, --temperature and --top-k not below, and --prompt or "
-            + "--prompts must give texts")
+      guard !texts.isEmpty, texts.allSatisfy({ !$0.isEmpty }) else {
+        throw JobError(.usage, "--prompt or --prompts must give texts that are not empty")
       }
       let backend = makeBackend()
       var clock = PhaseClock()
       let model = try loadModel(model, backend: backend)
       let tokenizer = try makeTokenizer(tokenizer, of: self.model)
       try Vocabulary(of: tokenizer).check(fits: model.configuration)
-      let ids = texts.map { tokenizer.encode($0.utf8, special: special ? .recognized : .asText) }
+      let ids = texts.map { tokenizer.encodeDocument($0.utf8, special: special ? .recognized : .asText) }
       let settings = ContinuationSettings(
         sampling: Sampling(temperature: temperature, topK: topK, topP: topP), maxTokens: maxTokens,
         stopTokens: ignoreEnd ? [] : endTokens(of: self.model, tokenizer), stopStrings: stop, seed: seed, chunk: chunk)
       let generator = Generator(model, sequences: ids.count, backend: backend)
       clock.mark("load")
       let streams = ids.count == 1 && !json
-      let results = generator.continuations(
+      let results = try generator.continuations(
         ids, settings, tokenizer: tokenizer,
         show: { _, text in if streams { FileHandle.standardOutput.write(Data(text.utf8)) } },
         afterPrefill: { clock.mark("prefill") })

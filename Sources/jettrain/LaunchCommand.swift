@@ -10,11 +10,12 @@ struct Launch: ParsableCommand {
       "Everything behind -- is the job: `jettrain launch --ranks 8 --hostfile hosts -- distill --job job.yaml`. Restarts "
       + "wait longer each time that no step was won; bad input and faults that repeat at one step are given up. Logs of "
       + "every rank and a report of all attempts are in RUN/logs.")
-  @Option(help: "Ranks to start.") var ranks: Int
+  @Option(help: "Ranks to start.", transform: Whole.from(1, to: Most.ranks)) var ranks: Int
   @Option(help: "Hosts, a line each: NAME slots=N. One that failed twice is left out.") var hostfile: String?
-  @Option(help: "Restarts at most.") var maxRestarts = 20
-  @Option(help: "Give up after this many crashes in a row at the same step.") var crashesAtAStep = 3
-  @Option(help: "Seconds before the first restart.") var backoff = 5.0
+  @Option(help: "Restarts at most.", transform: Whole.from(0)) var maxRestarts = 20
+  @Option(help: "Give up after this many crashes in a row at the same step.", transform: Whole.from(1))
+  var crashesAtAStep = 3
+  @Option(help: "Seconds before the first restart.", transform: Real.from(0, to: 86_400)) var backoff = 5.0
   @Option(name: .customLong("mpirun"), help: "A further argument of mpirun; may be given several times.")
   var mpirunArguments: [String] = []
   @Argument(parsing: .postTerminator, help: "pretrain, distill, finetune or search, and its options.") var command:
@@ -22,10 +23,6 @@ struct Launch: ParsableCommand {
 
   func run() {
     withoutWorld {
-      guard ranks > 0, maxRestarts >= 0, crashesAtAStep > 0, backoff >= 0 else {
-        throw JobError(
-          .usage, "--ranks and --crashes-at-a-step must be above zero, --max-restarts and --backoff not below")
-      }
       let program = ProcessInfo.processInfo.arguments[0]
       let path = program.contains("/") ? URL(fileURLWithPath: program).path : program
       let supervisor = try Supervisor(
@@ -41,27 +38,29 @@ struct Launch: ParsableCommand {
 
   /// Where the job keeps its checkpoints, as the job itself will find it; fails where so many ranks cannot run it.
   private func runFolder(ranks: Int) throws -> String {
-    let arguments = Array(command.dropFirst())
-    guard let name = command.first else { throw Self.noJob }
-    switch JobKind(rawValue: name) {
-    case .pretrain: return try Pretrain.parse(arguments).options.job(.pretrain, overrides: [], ranks: ranks).runFolder
-    case .distill: return try Distill.parse(arguments).options.job(.distill, overrides: [], ranks: ranks).runFolder
-    case .finetune:
-      let finetune = try Finetune.parse(arguments)
+    guard !command.isEmpty else { throw Self.noJob }
+    var parsed: any ParsableCommand
+    // What the command itself would say to these arguments, its help included.
+    do {
+      parsed = try JettrainCommand.parseAsRoot(command)
+      if type(of: parsed).configuration.commandName == "help" { try parsed.run() }
+    } catch { endOfArguments(error) }
+    switch parsed {
+    case let pretrain as Pretrain: return try pretrain.options.job(.pretrain, overrides: [], ranks: ranks).runFolder
+    case let distill as Distill: return try distill.options.job(.distill, overrides: [], ranks: ranks).runFolder
+    case let finetune as Finetune:
       return try finetune.options.job(.finetune, overrides: finetune.mixOverride, ranks: ranks).runFolder
-    case nil:
-      guard name == "search" else { throw Self.noJob }
-      switch try Search.parseAsRoot(arguments) {
-      case let all as Search.All: return try all.job(ranks: ranks).runFolder
-      case let placement as Search.Placement: return placement.runDir
-      case let block as Search.Block: return block.options.runDir
-      case let dimensions as Search.Dimensions: return dimensions.options.runDir
-      default: throw JobError(.usage, "behind search stands all, placement, block or dimensions")
-      }
+    case let all as Search.All: return try all.job(ranks: ranks).runFolder
+    case let placement as Search.Placement: return placement.runDir
+    case let block as Search.Block: return block.options.runDir
+    case let dimensions as Search.Dimensions: return dimensions.options.runDir
+    default: throw Self.noJob
     }
   }
 
   private static var noJob: JobError {
-    JobError(.usage, "behind -- stands pretrain, distill, finetune or search, with its options")
+    JobError(
+      .usage,
+      "behind -- stands pretrain, distill, finetune, or search all, placement, block or dimensions, with its options")
   }
 }

@@ -24,6 +24,7 @@ struct Eval: ParsableCommand {
         throw JobError(.usage, "eval needs held-out text (--data), an --objective, or both")
       }
       let model = try loadModel(model, backend: backend)
+      try model.checkFinite(at: self.model)
       let teacher = try objectives.teacher.map { try loadModel($0, backend: backend) }
       var fields: [String: Any] = ["model": self.model]
       if let heldOut = settings.heldOut {
@@ -50,7 +51,7 @@ struct Compare: ParsableCommand {
     abstract: "A table of models: validation loss, KL to the first, cache sizes, decoding speed.")
   @Argument(help: "NAME=MODEL; the first is the teacher.") var models: [String]
   @OptionGroup var heldOut: HeldOut
-  @Option(help: "Tokens to time decoding with.") var decode = 64
+  @Option(help: "Tokens to time decoding with.", transform: Whole.from(1, to: 65_536)) var decode = 64
 
   private static let contexts = [1024, 16_384, 65_536]
 
@@ -68,6 +69,7 @@ struct Compare: ParsableCommand {
         let parts = argument.split(separator: "=", maxSplits: 1).map(String.init)
         guard parts.count == 2 else { throw JobError(.usage, "\(argument): expected NAME=MODEL") }
         let model = try loadModel(parts[1], backend: backend)
+        try model.checkFinite(at: parts[1])
         let result = try Evaluation(model: model, teacher: teacher, text: text, backend: backend)
         let short = speed(model, backend, after: 16)
         let long = speed(model, backend, after: Self.contexts[0])

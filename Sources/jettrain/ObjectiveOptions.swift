@@ -42,19 +42,23 @@ struct HeldOut: ParsableArguments {
   @Option(help: "Held-out text: folder of a dataset, or with --mix the folder that holds the mix's datasets.")
   var data: String?
   @Option(help: "A mix: a name from Jobs/mixes, or a path.") var mix: String?
-  @Option(help: "Tokens of a held-out sequence.") var context = 256
-  @Option(help: "Held-out sequences, questions and retrieval texts to read.") var sequences = 64
+  @Option(help: "Tokens of a held-out sequence.", transform: Whole.from(1, to: Most.context)) var context = 256
+  @Option(
+    help: "Held-out sequences, questions and retrieval texts to read.", transform: Whole.from(1, to: Most.sequences))
+  var sequences = 64
 
   var folder: HeldOutFolder? { data.map { HeldOutFolder(data: $0, mix: mix, context: context) } }
 }
 
 /// Lengths and counts of the synthetic retrieval tasks.
 struct RetrievalOptions: ParsableArguments {
-  @Option(help: "Retrieval: facts told in a text.") var items = 16
-  @Option(help: "Retrieval: questions in a text; each fact is asked for before one is again.") var queries = 8
-  @Option(help: "Retrieval: words of hay around needles.") var words = 200
+  @Option(help: "Retrieval: facts told in a text.", transform: Whole.from(1, to: Most.sequences)) var items = 16
+  @Option(
+    help: "Retrieval: questions in a text; each fact is asked for before one is again.",
+    transform: Whole.from(1, to: Most.sequences)) var queries = 8
+  @Option(help: "Retrieval: words of hay around needles.", transform: Whole.from(1, to: Most.context)) var words = 200
 
-  @Option(help: "Recall: different keys to draw from, 676 at most.") var keys = 52
+  @Option(help: "Recall: different keys to draw from, 676 at most.", transform: Whole.from(1, to: 676)) var keys = 52
 
   var settings: RetrievalSettings {
     RetrievalSettings(items: items, queries: queries, words: words, keys: keys)

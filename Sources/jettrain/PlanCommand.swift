@@ -12,22 +12,22 @@ struct PlanCommand: ParsableCommand {
 
   @Option(help: "The job file.") var job: String
   @Option(help: "pretrain, distill, finetune or search; default: the job's kind.") var kind: String?
-  @Option(help: "Ranks that will run it.") var ranks = 1
-  @Option(help: "Ranks on one host.") var ranksPerHost: Int?
+  @Option(help: "Ranks that will run it.", transform: Whole.from(1, to: Most.ranks)) var ranks = 1
+  @Option(help: "Ranks on one host.", transform: Whole.from(1, to: Most.ranks)) var ranksPerHost: Int?
   @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
-  @Option(help: "Measured tokens per second of all ranks; default: half of this machine's SGEMM rate.") var rate:
-    Double?
+  @Option(
+    help: "Measured tokens per second of all ranks; default: half of this machine's SGEMM rate.",
+    transform: Real.above(0, to: 1e15)) var rate: Double?
 
   func run() {
     withoutWorld {
-      guard ranks > 0 else { throw JobError(.usage, "--ranks must be above zero") }
       let declared = try kind ?? Job.declaredKind(of: job)
       if declared == "search" { return try planSearch() }
       guard let kind = JobKind(rawValue: declared) else { throw JobError(.usage, "--kind \(declared): unknown") }
       let job = try Job(kind, path: job, overrides: overrides, ranks: ranks)
       let (student, teacher) = try job.configurations()
       print(
-        "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(ranks) ranks"
+        "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(Format.counted(ranks, "rank"))"
       )
       let local = min(ranks, ranksPerHost ?? ranks)
       let threads = max(1, Machine.cores / local)
@@ -66,7 +66,7 @@ struct PlanCommand: ParsableCommand {
         for source in mix.sources {
           if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {
             print(
-              "source \(source.name): weight \(source.weight), \(manifest.shards.count) shards, "
+              "source \(source.name): weight \(source.weight), \(Format.counted(manifest.shards.count, "shard")), "
                 + "\(Format.count(Double(manifest.tokens))) tokens"
                 + (manifest.standsInFor.map { ", a stand-in for \($0)" } ?? ""))
           } else {

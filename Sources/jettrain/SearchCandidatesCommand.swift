@@ -14,7 +14,8 @@ struct CandidateOptions: ParsableArguments {
   @Option(help: "The placement: a config.json whose linear layers are replaced; default: the job's student.")
   var config: String?
   @OptionGroup var objectives: ObjectiveOptions
-  @Option(help: "Tokens in front when decoding is timed.") var decodeContext = 1024
+  @Option(help: "Tokens in front when decoding is timed.", transform: Whole.from(1, to: Most.context))
+  var decodeContext = 1024
   @Option(help: "Folder to write.") var runDir = Search.standardFolder
   @OptionGroup var stopping: StopOptions
 
@@ -68,28 +69,27 @@ extension Search {
         "Try shapes of the linear state that take the same memory: decoding speed constrains, objectives choose.",
       discussion: "d_V follows from d_K and heads. Speeds are measured on this machine, once, and kept in rates.json.")
     @OptionGroup var options: CandidateOptions
-    @Option(help: "d_K, separated by commas.") var keySizes: String
-    @Option(help: "Heads, separated by commas.") var heads: String
-    @Option(help: "Elements of a layer's state, heads × d_K × d_V; default: those of the configuration.")
+    @Option(
+      help: ArgumentHelp("d_K, separated by commas.", valueName: "n,n,…"), transform: Whole.list(from: 1, to: 65_536))
+    var keySizes: [Int]
+    @Option(
+      help: ArgumentHelp("Heads, separated by commas.", valueName: "n,n,…"), transform: Whole.list(from: 1, to: 65_536))
+    var heads: [Int]
+    @Option(
+      help: "Elements of a layer's state, heads × d_K × d_V; default: those of the configuration.",
+      transform: Whole.from(1))
     var elements: Int?
-    @Option(help: "Share of the fastest shape's decoding speed that a shape must reach.") var tolerance = 0.97
+    @Option(
+      help: "Share of the fastest shape's decoding speed that a shape must reach.", transform: Real.above(0, to: 1))
+    var tolerance = 0.97
 
     func run() {
       options.run { run, base, job, objectives in
         let request = DimensionsRequest(
-          keySizes: try Self.numbers(keySizes, "--key-sizes"), heads: try Self.numbers(heads, "--heads"),
-          elements: elements, tolerance: tolerance)
+          keySizes: keySizes, heads: heads, elements: elements, tolerance: tolerance)
         _ = try run.dimensions(
           request, base: base, job: job, objectives: objectives, decodeContext: options.decodeContext)
       }
-    }
-
-    private static func numbers(_ text: String, _ option: String) throws -> [Int] {
-      let parts = text.split(separator: ",").map { Int($0) ?? 0 }
-      guard !parts.isEmpty, parts.allSatisfy({ (1...YAMLReader.most).contains($0) }) else {
-        throw JobError(.usage, "\(option) \(text): expected numbers above zero, separated by commas")
-      }
-      return parts
     }
   }
 }

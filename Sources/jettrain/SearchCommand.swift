@@ -54,17 +54,20 @@ struct Search: ParsableCommand {
         + "result.json, report.html and the student's config.json, and keeps evaluations.jsonl, so that a search that was "
         + "killed goes on.")
     @Argument(help: "The supernet: its model folder, run folder or checkpoint.") var supernet: String
-    @Option(help: "Layers of full attention to keep.") var full: Int
-    @Option(help: "Layers of attention over a sliding window.") var sliding = 0
+    @Option(help: "Layers of full attention to keep.", transform: Whole.from(0, to: 10_000)) var full: Int
+    @Option(help: "Layers of attention over a sliding window.", transform: Whole.from(0, to: 10_000)) var sliding = 0
     @Option(
       help: ArgumentHelp(
         "Several may be given: " + StrategyName.allCases.map(\.rawValue).joined(separator: ", ") + ".",
         valueName: "strategy"))
     var strategy: [StrategyName] = [.beam]
     @OptionGroup var objectives: ObjectiveOptions
-    @Option(help: "Partial placements that beam keeps.") var width = 3
-    @Option(help: "Evaluations that random, evolution, predictor and reinforce may ask for.") var evaluations = 32
-    @Option(help: "Steps in which differentiable learns its gates.") var gateSteps = 60
+    @Option(help: "Partial placements that beam keeps.", transform: Whole.from(1, to: 10_000)) var width = 3
+    @Option(
+      help: "Evaluations that random, evolution, predictor and reinforce may ask for.",
+      transform: Whole.from(1, to: 1_000_000)) var evaluations = 32
+    @Option(help: "Steps in which differentiable learns its gates.", transform: Whole.from(1, to: 1_000_000))
+    var gateSteps = 60
     @Option(help: "Folder to write.") var runDir = Search.standardFolder
     @OptionGroup var stopping: StopOptions
 
@@ -120,6 +123,7 @@ extension StopOptions {
   /// Runs a search in `folder` and shows what it found. Asked to stop, it leaves on all ranks before the file that may have
   /// asked is removed.
   func search(in folder: String, _ world: Communicator, _ body: (StopRequest) throws -> Void) throws {
+    try refusePlace(folder, "--run-dir")
     let stop = try request(runFolder: folder, isCoordinator: world.isCoordinator)
     let lock = try RunLock(folder, world)
     defer { lock.giveBack() }

@@ -6,8 +6,9 @@ import Training
 struct StopOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "Stop at a checkpoint and exit with 75 after this time, such as 90s, 30m, 23h or 1d12h.", valueName: "time"))
-  var maxTime: String?
+      "Stop at a checkpoint and exit with 75 after this time, such as 90s, 30m, 23h or 1d12h.", valueName: "time"),
+    transform: Self.seconds)
+  var maxTime: Double?
 
   @Option(
     help: ArgumentHelp(
@@ -16,13 +17,15 @@ struct StopOptions: ParsableArguments {
       valueName: "auto|date"))
   var deadline: String?
 
-  @Option(help: "With --deadline: seconds from the wish to stop to a checkpoint on disk, until a save has shown it.")
+  @Option(
+    help: "With --deadline: seconds from the wish to stop to a checkpoint on disk, until a save has shown it.",
+    transform: Real.from(0, to: 86_400))
   var deadlineLead = Deadline.firstNeed
 
   /// - Parameter isCoordinator: whether this rank's deadline counts
   func request(runFolder: String, isCoordinator: Bool) throws -> StopRequest {
     StopRequest(
-      runFolder: runFolder, maxSeconds: try maxTime.map(Self.seconds),
+      runFolder: runFolder, maxSeconds: maxTime,
       deadline: isCoordinator ? try deadline.map(moment) : nil)
   }
 
@@ -40,18 +43,21 @@ struct StopOptions: ParsableArguments {
     return try Deadline(slurmJob: job, lead: deadlineLead)
   }
 
+  /// The longest time that can be asked for.
+  private static let longest = 10_000 * 86_400.0
+
   private static func seconds(_ text: String) throws -> Double {
     var (total, digits) = (0.0, "")
     for character in text {
-      if let unit = ["d": 86_400.0, "h": 3_600, "m": 60, "s": 1][String(character)], let count = Double(digits) {
-        total += count * unit
+      if let unit = ["d": 86_400.0, "h": 3_600, "m": 60, "s": 1][String(character)], let count = Int(digits) {
+        total += Double(count) * unit
         digits = ""
       } else {
         digits.append(character)
       }
     }
-    guard digits.isEmpty, total > 0 else {
-      throw JobError(.usage, "--max-time \(text): expected a time such as 90s, 30m, 23h or 1d12h")
+    guard digits.isEmpty, total > 0, total <= longest else {
+      throw NumberError(description: "expected a time such as 90s, 30m, 23h or 1d12h, at most 10000d")
     }
     return total
   }

@@ -40,18 +40,18 @@ struct Tokens: ParsableCommand {
     @Option(help: "JSON Lines of question and answer: the text around {question} and {answer}.") var template: String?
     @Flag(help: "With --template: only the answer counts in the loss.") var answerOnly = false
     @Option(help: "Text: a line equal to this ends a document.") var separator: String?
-    @Option(help: "A shard ends with the document that reaches this many tokens.") var shardTokens = 100_000_000
+    @Option(
+      help: "A shard ends with the document that reaches this many tokens.", transform: Whole.from(1, to: 1 << 40))
+    var shardTokens = 100_000_000
     @Option(help: "rank (small) or u32 (what zstd -dc shows is the ids).") var codec = TokenCodec.rank
-    @Option(help: "Compression level of zstd, 1 to 19.") var level = 3
+    @Option(help: "Compression level of zstd, 1 to 19.", transform: Whole.from(1, to: 19)) var level = 3
     @Option(help: "The dataset that this small one stands in for.") var standsInFor: String?
-    @Option(help: "Threads; default all cores.") var threads: Int?
+    @Option(help: "Threads; default all cores.", transform: Whole.from(1, to: Most.threads)) var threads: Int?
 
     func run() {
       withoutWorld {
+        try refusePlace(output, "--output")
         let tokenizer = try makeTokenizer(tokenizer)
-        guard (1...19).contains(level), shardTokens > 0 else {
-          throw JobError(.usage, "--level must be 1 to 19 and --shard-tokens above zero")
-        }
         guard [field != nil, pieces != nil, template != nil, tokens != nil].count(where: { $0 }) <= 1 else {
           throw JobError(.usage, "--field, --pieces, --template and --tokens exclude each other")
         }
@@ -70,14 +70,15 @@ struct Tokens: ParsableCommand {
           recipe, tokenizer: tokenizer, folder: output, pool: ThreadPool(threads: threads ?? Machine.cores))
         let manifest = try builder.run { tokens, share in
           clock.mark("build")
-          let bar = String(repeating: "█", count: Int(share * 20)) + String(repeating: "░", count: 20 - Int(share * 20))
+          let done = Int(share * 20)
+          let bar = String(repeating: "█", count: done) + String(repeating: "░", count: 20 - done) + " "
           progress.update(
-            "\(bar) \(Int(share * 100))%  \(Format.count(Double(tokens))) tokens  "
+            "\(isatty(2) == 1 ? bar : "\(output): ")\(Int(share * 100))%  \(Format.count(Double(tokens))) tokens  "
               + "\(Format.count(Double(tokens) / clock.total)) tok/s")
         }
         progress.print(
-          "\(output): \(manifest.tokens) tokens in \(manifest.documents) documents, \(manifest.shards.count) shards, "
-            + "fingerprint \(manifest.fingerprint.prefix(16))")
+          "\(output): \(manifest.tokens) tokens in \(manifest.documents) documents, "
+            + "\(Format.counted(manifest.shards.count, "shard")), fingerprint \(manifest.fingerprint.prefix(16))")
       }
     }
   }
@@ -115,7 +116,7 @@ struct Tokens: ParsableCommand {
   struct Inspect: ParsableCommand {
     static let configuration = CommandConfiguration(abstract: "Show what a dataset holds.")
     @Argument(help: "Folder of a dataset.") var folder: String
-    @Option(help: "Also show this many first tokens as text.") var text = 0
+    @Option(help: "Also show this many first tokens as text.", transform: Whole.from(0, to: Most.context)) var text = 0
     @Option(help: "With --text: the tokenizer, where its name in the manifest is not enough.") var tokenizer: String?
 
     func run() {
@@ -126,6 +127,7 @@ struct Tokens: ParsableCommand {
         if let other = m.standsInFor { print("stands in    for \(other)") }
         print(
           "tokenizer    \(m.tokenizer) (\(m.tokenizerHash.prefix(16))), \(m.vocabulary) ids, end of text \(m.endOfText)"
+            + (m.beginOfText.map { ", before every text \($0)" } ?? "")
         )
         print("codec        \(m.codec.rawValue)")
         let bytes = m.shards.reduce(0) { $0 + $1.bytes }
@@ -160,7 +162,7 @@ struct Tokens: ParsableCommand {
         for folder in folders {
           let dataset = try Dataset(folder)
           let faults = dataset.verify { FileHandle.standardError.write(Data("jettrain: \($0)\n".utf8)) }
-          print("\(folder): \(dataset.manifest.shards.count) shards, \(faults) damaged")
+          print("\(folder): \(Format.counted(dataset.manifest.shards.count, "shard")), \(faults) damaged")
           bad += faults
         }
         if bad > 0 { Foundation.exit(ExitStatus.badData) }
@@ -175,7 +177,7 @@ struct Tokens: ParsableCommand {
       discussion:
         "Arithmetic word problems and look-ups, or with --task texts of facts and questions about them: recall, needle, "
         + "phone-book. Of those `tokens build --pieces pieces` makes a dataset in which the answers alone count.")
-    @Option(help: "How many.") var count = 1000
+    @Option(help: "How many.", transform: Whole.from(1, to: 100_000_000)) var count = 1000
     @Option(help: "recall, needle or phone-book.") var task: RetrievalTask?
     @OptionGroup var retrieval: RetrievalOptions
     @Option(help: "The same seed gives the same questions.") var seed: UInt64 = 1
@@ -187,6 +189,9 @@ struct Tokens: ParsableCommand {
 
     func run() {
       withoutWorld {
+        guard !FileManager.default.fileExists(atPath: output) else {
+          throw JobError(.usage, "--output \(output): exists already; remove it, or name another file")
+        }
         var lines = Data()
         if let task {
           guard split == nil else { throw JobError(.usage, "--split is for questions without --task") }

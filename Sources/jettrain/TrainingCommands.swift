@@ -21,7 +21,7 @@ struct TrainingOptions: ParsableArguments {
     help: ArgumentHelp("Override a key of the job, such as train.lr=3e-4.", valueName: "key=value"))
   var overrides: [String] = []
 
-  @Option(help: "Save after this step and exit with 75, as if asked to stop.")
+  @Option(help: "Save after this step and exit with 75, as if asked to stop.", transform: Whole.from(1))
   var stopAtStep: Int?
 
   @OptionGroup var stopping: StopOptions
@@ -32,6 +32,7 @@ struct TrainingOptions: ParsableArguments {
       kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
       overrides: overrides + extra, ranks: ranks)
     if let runDir { job.runFolder = runDir }
+    try refusePlace(job.runFolder, "--run-dir")
     return job
   }
 

@@ -13,12 +13,11 @@ struct Verify: ParsableCommand {
   @Argument(help: "A model folder, run folder or checkpoint.") var model: String
   @Argument(help: "A safetensors file: input_ids, and any of labels, logits, hidden.N, loss, grad.NAME.")
   var golden: String
-  @Option(help: "Largest relative error of an output.") var tolerance = 2e-5
-  @Option(help: "Largest relative error of a gradient.") var gradientTolerance = 1e-4
+  @Option(help: "Largest relative error of an output.", transform: Real.above(0, to: 1e6)) var tolerance = 2e-5
+  @Option(help: "Largest relative error of a gradient.", transform: Real.above(0, to: 1e6)) var gradientTolerance = 1e-4
 
   func run() {
     withoutWorld {
-      guard tolerance > 0, gradientTolerance > 0 else { throw JobError(.usage, "tolerances must be above zero") }
       let backend = makeBackend()
       let golden = try SafetensorsFile(path: golden)
       let comparison = try GoldenComparison(

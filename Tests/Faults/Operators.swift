@@ -61,11 +61,11 @@ private func patience(_ run: SmallRun, _ job: [String], _ tally: inout Tally) th
 
 /// Bytes that come wrong once, and a disk that refuses.
 private func reads(_ run: SmallRun, _ reference: Reference, _ job: [String], _ tally: inout Tally) throws {
-  let data = try run.run(ranks: 2, job + ["data"], environment: ["JETTRAIN_FAILPOINT": "shard-read:1:5:flip"])
+  let data = try run.run(ranks: 2, job + ["tokens"], environment: ["JETTRAIN_FAILPOINT": "shard-read:1:0:flip"])
   tally.check(
-    try data.status == 0 && data.output.contains("It was read again") && reference.equals("data"),
+    try data.status == 0 && data.output.contains("It was read again") && reference.equals("tokens"),
     "a token shard that is read wrong once: \(data.status)\n\(data.output.suffix(1500))")
-  for (index, fault) in ["checkpoint-read:1:0:flip", "checkpoint-read:0:0:eio"].enumerated() {
+  for (index, fault) in ["checkpoint-read:1:0:flip", "checkpoint-read:1:0:eio"].enumerated() {
     let name = "reread-\(index)"
     let first = try run.run(ranks: 2, job + [name, "--stop-at-step", "12"])
     let second = try run.run(ranks: 2, job + [name], environment: ["JETTRAIN_FAILPOINT": fault])
@@ -94,15 +94,17 @@ private func reads(_ run: SmallRun, _ reference: Reference, _ job: [String], _ t
 /// Two starts in one run folder, two builds of one dataset, and a holder that was killed.
 private func locks(_ run: SmallRun, _ reference: Reference, _ job: [String], _ tally: inout Tally) throws {
   let slow = ["JETTRAIN_FAILPOINT": "step:0:1:lag"]
-  let (first, errors) = try run.start(ranks: 2, job + ["shared"], environment: slow)
+  let long = ["--set", "phases.1.tokens=\(512 * 200)"]
+  let whole = try Reference(run, "whole", job: long)
+  let (first, errors) = try run.start(ranks: 2, job + ["shared"] + long, environment: slow)
   while first.isRunning, run.loggedLines("shared") < 2 { usleep(2000) }
-  let second = try run.run(ranks: 2, job + ["shared"])
+  let second = try run.run(ranks: 2, job + ["shared"] + long)
   print(second.output.split(separator: "\n").first { $0.contains("in use") } ?? "")
   let output = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
   first.waitUntilExit()
   tally.check(
     try second.status == 65 && second.output.contains("shared: is in use by host") && first.terminationStatus == 0
-      && reference.equals("shared"),
+      && whole.equals("shared"),
     "two starts in one folder: \(first.terminationStatus) \(second.status)\n\(second.output)\n\(output.suffix(800))")
 
   let (killed, _) = try run.start(ranks: 2, job + ["killed"], environment: slow)

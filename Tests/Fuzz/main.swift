@@ -160,7 +160,7 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
   (
     "tokenizer files",
     { random in
-      let tokenizer = try ByteLevelBPE(json: Data(mutate(tokenizerJSON, &random)), path: tokenizerPath)
+      let tokenizer = try BPETokenizer(json: Data(mutate(tokenizerJSON, &random)), path: tokenizerPath)
       let ids = tokenizer.encode("the theme \u{301} of <|endoftext|>\n".utf8, special: .recognized)
       _ = tokenizer.decode(ids + [0, 258, 4_000_000])
     }

@@ -16,7 +16,12 @@ from tokenizers import Tokenizer
 def without_added_tokens(path):
     with open(path, encoding="utf-8") as file:
         content = json.load(file)
-    content["added_tokens"] = []
+    vocabulary = content["model"]["vocab"]
+    # What is text of the vocabulary by its makers' word stays a token (Gemma's tags and runs of line feeds).
+    content["added_tokens"] = [token for token in content["added_tokens"]
+                               if not token["special"] and vocabulary.get(token["content"]) == token["id"]]
+    if (content["post_processor"] or {}).get("type") != "ByteLevel":
+        content["post_processor"] = None
     return Tokenizer.from_str(json.dumps(content))
 
 

@@ -145,10 +145,10 @@ import Tokenizers
       ContinuationSettings(maxTokens: index == 3 ? 25 : 40, chunk: chunk)
     }
     let tokenizer = ByteTokenizer()
-    let together = Generator(model, sequences: prompts.count, backend: backend)
+    let together = try Generator(model, sequences: prompts.count, backend: backend)
       .continuations(prompts, settings(0), tokenizer: tokenizer)
     for (index, prompt) in prompts.enumerated() {
-      let alone = Generator(model, backend: backend).continuations([prompt], settings(0), tokenizer: tokenizer)[0]
+      let alone = try Generator(model, backend: backend).continuations([prompt], settings(0), tokenizer: tokenizer)[0]
       #expect(together[index].tokens == alone.tokens, "\(name), prompt \(index)")
     }
     let generator = Generator(model, sequences: 4, backend: backend)

@@ -63,7 +63,7 @@ import Training
       let prompt = (0..<1 + Int(random.next() % 12)).map { _ in UInt32(random.next() % 256) }
       // Half of the answers are what the model says, the others end in something else.
       let generator = Generator(model, backend: backend)
-      let said = generator.continuations([prompt], ContinuationSettings(maxTokens: 3), tokenizer: tokenizer)[0].tokens
+      let said = try generator.continuations([prompt], ContinuationSettings(maxTokens: 3), tokenizer: tokenizer)[0].tokens
       let isRight = random.next() % 2 == 0
       let answer = isRight ? said : said.dropLast() + [(said[2] + 1) % 256]
       right += isRight ? 1 : 0
@@ -152,21 +152,21 @@ import Training
     model.path = SupernetPath(full: [0, 2])
     let tokenizer = ByteTokenizer()
     let prompts = (0..<37).map { "Q\(String(repeating: "x", count: $0 * 7 % 23))\($0)" }
-    func alone(_ prompt: String, stops: Set<UInt32>) -> String {
+    func alone(_ prompt: String, stops: Set<UInt32>) throws -> String {
       let generator = Generator(model, backend: backend)
       let settings = ContinuationSettings(maxTokens: 3 + 16, stopTokens: stops, stopStrings: ["Question:"])
-      return generator.continuations([tokenizer.encode(prompt.utf8)], settings, tokenizer: tokenizer)[0].text
+      return try generator.continuations([tokenizer.encode(prompt.utf8)], settings, tokenizer: tokenizer)[0].text
     }
     let path = try temporaryFile(prompts.map { #"{"context": "\#($0) ", "continuation": "abc"}"# })
     defer { try? FileManager.default.removeItem(atPath: path) }
     let questions = try Question.draw(37, from: path, seed: 1)
     var said: [Set<UInt32>: [String]] = [:]
     // An end token that the model does write.
-    let common = tokenizer.encode(alone("Qx1 ", stops: []).utf8)
+    let common = tokenizer.encode(try alone("Qx1 ", stops: []).utf8)
     for stops: Set<UInt32> in [[256], [256, try #require(common.last)]] {
       let set = QuestionSet(questions, match: .contains, tokenizer: tokenizer, endTokens: stops)
       said[stops] = try set.texts(model, backend: backend)
-      #expect(said[stops] == questions.map { alone($0.prompt, stops: stops) })
+      #expect(said[stops] == (try questions.map { try alone($0.prompt, stops: stops) }))
     }
     #expect(Set(said.values).count == 2)
   }

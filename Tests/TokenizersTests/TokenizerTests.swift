@@ -80,7 +80,7 @@ import Tokenizers
         .map { whole.substring(with: $0.range) }
       var pieces: [String] = []
       Array(text.utf8).withUnsafeBufferPointer { bytes in
-        PreTokenizer(maximalDigits: digits).split(bytes) { pieces.append(String(decoding: $0, as: UTF8.self)) }
+        PreTokenizer(.qwen2(maximalDigits: digits)).split(bytes) { pieces.append(String(decoding: $0, as: UTF8.self)) }
       }
       #expect(pieces.map(Array.init(_:)) == expected.map(Array.init(_:)), "\(text.debugDescription)")
     }
@@ -189,7 +189,7 @@ import Tokenizers
       ]
       change(&object)
       do {
-        let tokenizer = try ByteLevelBPE(json: JSONSerialization.data(withJSONObject: object), path: "test")
+        let tokenizer = try BPETokenizer(json: JSONSerialization.data(withJSONObject: object), path: "test")
         #expect(tokenizer.encode("thth".utf8) == [256, 256])
         return false
       } catch {

@@ -4,9 +4,8 @@ import Tensors
 
 /// Grouped-query softmax attention with rotary positions, full or over a sliding window (Qwen2; RECIPE section 4).
 struct Attention: TokenMixer {
-  private let q: Linear
-  private let k: Linear
-  private let v: Linear
+  private let projections: PackedLinear
+  private let (q, k, v): (Int, Int, Int)
   private let o: Linear
   private let heads: Int
   private let groups: Int
@@ -21,9 +20,10 @@ struct Attention: TokenMixer {
     theta = configuration.ropeTheta
     self.window = window
     let hidden = configuration.hiddenSize
-    q = Linear(scope.scope("q_proj"), hidden, heads * size, bias: true)
-    k = Linear(scope.scope("k_proj"), hidden, groups * size, bias: true)
-    v = Linear(scope.scope("v_proj"), hidden, groups * size, bias: true)
+    projections = PackedLinear(inputs: hidden)
+    q = projections.add(scope.scope("q_proj"), heads * size, bias: true)
+    k = projections.add(scope.scope("k_proj"), groups * size, bias: true)
+    v = projections.add(scope.scope("v_proj"), groups * size, bias: true)
     o = Linear(scope.scope("o_proj"), heads * size, hidden)
   }
 
@@ -39,9 +39,10 @@ struct Attention: TokenMixer {
     func rotated(_ x: Tensor, _ heads: Int) -> Tensor {
       rotaryEmbedding(x.reshaped([n, heads, size]), layout: batch.layout, theta: theta)
     }
-    let queries = rotated(q(x), heads)
-    var keys = rotated(k(x), groups)
-    var values = v(x).reshaped([n, groups, size])
+    let projected = projections(x)
+    let queries = rotated(projected[q], heads)
+    var keys = rotated(projected[k], groups)
+    var values = projected[v].reshaped([n, groups, size])
     let spans: AttentionSpans
     if let cache = cache as? KeyValueCache {
       (keys, values, spans) = cache.append(keys, values, batch.layout)

@@ -77,14 +77,10 @@ package struct PathUpdates {
 
   /// The group of a parameter of `model`.
   package static func group(of parameter: Parameter, in model: HybridLM) -> Int {
-    let parts = parameter.name.split(separator: ".")
-    guard model.configuration.supernetMixer != nil, parts.count > 3, parts[1] == "layers", let layer = Int(parts[2])
-    else {
-      return 0
-    }
-    switch parts[3] {
-    case "self_attn": return 1 + 2 * layer
-    case "linear_attn": return 2 + 2 * layer
+    guard model.configuration.supernetMixer != nil, case .layer(let layer) = parameter.part else { return 0 }
+    switch parameter.group {
+    case .attention: return 1 + 2 * layer
+    case .mixers: return 2 + 2 * layer
     default: return 0
     }
   }

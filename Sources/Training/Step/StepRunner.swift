@@ -71,6 +71,7 @@ package final class StepRunner {
   ) {
     self.phase = phase
     self.world = world
+    backend.activationType = phase.compute == .bfloat16 ? .bfloat16 : .float32
     arena = Arena(gathering: student.store, precision: phase.compute, backend: backend) {
       phase.trains($0, of: student)
     }
@@ -109,13 +110,9 @@ package final class StepRunner {
 
   /// The elements of each part, whole entries, in each of the arena's sections.
   private static func places(of arena: Arena) -> [ModelPart: [Range<Int>]] {
-    let parts = arena.entries.map { entry -> ModelPart in
-      let words = entry.parameter.name.split(separator: ".")
-      if words.count > 2, words[1] == "layers", let layer = Int(words[2]) { return .layer(layer) }
-      return words.contains("embed_tokens") ? .embeddings : .head
-    }
     var places: [ModelPart: [Range<Int>]] = [:]
-    for (entry, part) in zip(arena.entries, parts) {
+    for entry in arena.entries {
+      let part = entry.parameter.part
       var ranges = places[part, default: []]
       if let last = ranges.last, last.upperBound == entry.offset {
         ranges[ranges.count - 1] = last.lowerBound..<entry.range.upperBound
