@@ -47,18 +47,22 @@ package struct Checkpoint {
   /// Reads what `wanted` names, parts of arrays that do not overlap, each element once. Of shards with an index only the
   /// frames that hold some of it are read.
   ///
+  /// - Parameter share: of so many readers which one this is: each also looks at the headers of some shards, so that all
+  ///   of them have compared every byte
   /// - Throws: `CheckpointError` where the checkpoint does not hold all of it, or is damaged; also after `body` was given
   ///   something, which counts only once this returns
   package func read(
-    _ wanted: [ShardKey],
+    _ wanted: [ShardKey], share: (reader: Int, of: Int) = (0, 1),
     _ body: (_ key: ShardKey, _ elements: Range<Int>, _ values: UnsafeBufferPointer<Float>) throws -> Void
   ) throws {
     var ranges: [String: [Range<Int>]] = [:]
     for key in wanted { ranges[ShardKey(key.role, key.name).description, default: []].append(key.range ?? 0..<0) }
     var given: [String: [Range<Int>]] = [:]
-    for shard in manifest.shards {
+    for (number, shard) in manifest.shards.enumerated() {
       if let index = shard.index {
-        try CheckpointShard.read(shard, index, folder: path, wanted: ranges) { key, elements, values in
+        try CheckpointShard.read(
+          shard, index, folder: path, wanted: ranges, checksHeader: number % share.of == share.reader
+        ) { key, elements, values in
           given[ShardKey(key.role, key.name).description, default: []].append(elements)
           try body(key, elements, values)
         }

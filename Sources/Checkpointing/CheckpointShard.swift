@@ -80,8 +80,8 @@ enum CheckpointShard {
       }
     }
     let file = try DurableFile(path)
-    try header.bytes.withUnsafeBytes { try file.write(Zstd.compress($0, level: level)) }
-    let headerBytes = file.byteCount
+    let headerFrame = header.bytes.withUnsafeBytes { Zstd.compress($0, level: level) }
+    try file.write(headerFrame)
     try FailPoint.reach(.midShard, path: path)
     var written: [ShardIndex.Frame] = []
     // A few frames at a time, compressed side by side and written in order.
@@ -101,7 +101,7 @@ enum CheckpointShard {
     let bytes = file.byteCount
     var rest = written[...]
     let index = ShardIndex(
-      header: headerBytes,
+      header: .init(bytes: headerFrame.count, hash: hash(of: headerFrame)),
       slices: slices.map { slice in
         let count = (slice.values.count + ShardIndex.frameElements - 1) / ShardIndex.frameElements
         defer { rest = rest.dropFirst(count) }
@@ -118,31 +118,50 @@ enum CheckpointShard {
 
   /// Reads what of the slices of a shard overlaps `wanted`, by role and name, frame by frame, each compared with the index.
   /// A file of which nothing is wanted is not opened.
+  ///
+  /// - Parameter checksHeader: whether to compare the header too, which this reading does without
   static func read(
     _ shard: CheckpointManifest.Shard, _ index: ShardIndex, folder: String, wanted: [String: [Range<Int>]],
+    checksHeader: Bool,
     _ body: (_ key: ShardKey, _ elements: Range<Int>, _ values: UnsafeBufferPointer<Float>) throws -> Void
   ) throws {
     let path = folder + "/" + shard.file
     var descriptor: Int32 = -1
     defer { if descriptor >= 0 { close(descriptor) } }
+    /// The bytes of a frame, compared, which `body` may find damaged too.
+    func frame(_ frame: ShardIndex.Frame, at offset: Int, _ body: ([UInt8]) throws -> Void) throws {
+      try readingAgain(path) { attempt in
+        if descriptor < 0 || attempt > 0 {
+          if descriptor >= 0 { close(descriptor) }
+          descriptor = -1
+          descriptor = try open(path, anew: attempt > 0)
+        }
+        let bytes = try bytes(frame.bytes, at: offset, of: descriptor, path)
+        guard hash(of: bytes) == frame.hash else {
+          throw CheckpointError(path, "a frame differs from the manifest: bytes were changed", isDamage: true)
+        }
+        try body(bytes)
+      }
+    }
+    if checksHeader { try frame(index.header, at: 0) { _ in } }
     var values = [Float](repeating: 0, count: ShardIndex.frameElements)
-    var offset = index.header
+    var offset = index.header.bytes
     for slice in index.slices {
       let start = slice.key.range?.lowerBound ?? 0
       let ranges = wanted[ShardKey(slice.key.role, slice.key.name).description] ?? []
-      for (place, frame) in slice.frames.enumerated() {
-        defer { offset += frame.bytes }
+      for (place, part) in slice.frames.enumerated() {
+        defer { offset += part.bytes }
         let first = start + place * ShardIndex.frameElements
         let elements = first..<min(first + ShardIndex.frameElements, start + slice.count)
         let parts = ranges.map { $0.clamped(to: elements) }.filter { !$0.isEmpty }
         guard !parts.isEmpty else { continue }
-        try readingAgain(path) { attempt in
-          if descriptor < 0 || attempt > 0 {
-            if descriptor >= 0 { close(descriptor) }
-            descriptor = try open(path, anew: attempt > 0)
+        try frame(part, at: offset) { bytes in
+          try values.withUnsafeMutableBytes { values in
+            try bytes.withUnsafeBytes {
+              try Zstd.decompress(
+                $0, into: UnsafeMutableRawBufferPointer(rebasing: values[..<(elements.count * 4)]), path: path)
+            }
           }
-          try decode(
-            bytes(frame.bytes, at: offset, of: descriptor, path), frame, elements.count, into: &values, path)
         }
         try values.withUnsafeBufferPointer { values in
           for part in parts {
@@ -180,20 +199,6 @@ enum CheckpointShard {
     FileOperations.read(count)
     if FailPoint.flips(.checkpointRead) { bytes[count / 2] ^= 1 }
     return bytes
-  }
-
-  private static func decode(
-    _ bytes: [UInt8], _ frame: ShardIndex.Frame, _ count: Int, into values: inout [Float], _ path: String
-  ) throws {
-    guard hash(of: bytes) == frame.hash else {
-      throw CheckpointError(path, "a frame differs from the manifest: bytes were changed", isDamage: true)
-    }
-    try values.withUnsafeMutableBytes { values in
-      try bytes.withUnsafeBytes {
-        try Zstd.decompress(
-          $0, into: UnsafeMutableRawBufferPointer(rebasing: values[..<(count * 4)]), path: path)
-      }
-    }
   }
 
   /// The arrays of a shard and the elements that each holds, in the order of the file. Only the header is read.

@@ -2,13 +2,26 @@ import Files
 
 /// Where the slices of a shard lie in its file, so that a rank reads what it needs and nothing else.
 ///
-/// In a manifest it is the bytes of the frame that holds the header, and a line for each slice, in the order of the file:
-/// key, count of elements, and of each of its frames compressed bytes and the first 16 digits of their SHA-256.
+/// In a manifest it is the frame that holds the header, and a line for each slice, in the order of the file: key, count of
+/// elements, and its frames. Of a frame it says the compressed bytes and the first 16 digits of their SHA-256.
 package struct ShardIndex: Codable, Sendable, Equatable {
   /// A zstd frame: a stretch of a slice.
   struct Frame: Sendable, Equatable {
     let bytes: Int
     let hash: String
+
+    init(bytes: Int, hash: String) { (self.bytes, self.hash) = (bytes, hash) }
+
+    /// Reads what ``text`` wrote; nil when it is something else.
+    init?(_ text: some StringProtocol) {
+      let parts = text.split(separator: ":")
+      guard parts.count == 2, let bytes = Int(parts[0]), (1..<1 << 32).contains(bytes),
+        parts[1].count == ShardIndex.digits
+      else { return nil }
+      (self.bytes, hash) = (bytes, String(parts[1]))
+    }
+
+    var text: String { "\(bytes):\(hash)" }
   }
 
   struct Slice: Sendable, Equatable {
@@ -18,13 +31,13 @@ package struct ShardIndex: Codable, Sendable, Equatable {
   }
 
   /// Of the frame before the first slice.
-  let header: Int
+  let header: Frame
   let slices: [Slice]
 
-  init(header: Int, slices: [Slice]) { (self.header, self.slices) = (header, slices) }
+  init(header: Frame, slices: [Slice]) { (self.header, self.slices) = (header, slices) }
 
   /// Bytes of the whole file.
-  var bytes: Int { slices.reduce(header) { $1.frames.reduce($0) { $0 + $1.bytes } } }
+  var bytes: Int { slices.reduce(header.bytes) { $1.frames.reduce($0) { $0 + $1.bytes } } }
 
   /// Digits of a frame's hash.
   static let digits = 16
@@ -36,25 +49,25 @@ package struct ShardIndex: Codable, Sendable, Equatable {
 
   package func encode(to encoder: any Encoder) throws {
     var container = encoder.container(keyedBy: CodingKeys.self)
-    try container.encode(header, forKey: .header)
+    try container.encode(header.text, forKey: .header)
     try container.encode(
       slices.map { slice in
-        "\(slice.key) \(slice.count)" + slice.frames.map { " \($0.bytes):\($0.hash)" }.joined()
+        "\(slice.key) \(slice.count)" + slice.frames.map { " " + $0.text }.joined()
       }, forKey: .slices)
   }
 
   package init(from decoder: any Decoder) throws {
     let container = try decoder.container(keyedBy: CodingKeys.self)
-    header = try container.decode(Int.self, forKey: .header)
+    guard let header = Frame(try container.decode(String.self, forKey: .header)) else {
+      throw DecodingError.dataCorruptedError(forKey: .header, in: container, debugDescription: "no frame of a header")
+    }
+    self.header = header
     slices = try container.decode([String].self, forKey: .slices).map { line in
       guard let slice = Self.slice(line) else {
         throw DecodingError.dataCorruptedError(
           forKey: .slices, in: container, debugDescription: "\(line) is no slice of a shard")
       }
       return slice
-    }
-    guard (0..<1 << 40).contains(header) else {
-      throw DecodingError.dataCorruptedError(forKey: .header, in: container, debugDescription: "no size of a header")
     }
   }
 
@@ -64,12 +77,7 @@ package struct ShardIndex: Codable, Sendable, Equatable {
     guard words.count >= 2, let count = Int(words[1]), (0..<1 << 48).contains(count),
       let key = ShardKey(String(words[0]), count: count)
     else { return nil }
-    let frames = words[2...].compactMap { word -> Frame? in
-      let parts = word.split(separator: ":")
-      guard parts.count == 2, let bytes = Int(parts[0]), (1..<1 << 32).contains(bytes), parts[1].count == digits
-      else { return nil }
-      return Frame(bytes: bytes, hash: String(parts[1]))
-    }
+    let frames = words[2...].compactMap { Frame($0) }
     guard frames.count == words.count - 2, frames.count == (count + frameElements - 1) / frameElements else {
       return nil
     }

@@ -107,12 +107,12 @@ package enum FailPoint: String, Sendable, CaseIterable {
     usleep(30_000)
   }
 
-  /// Whether the disk is full or broken here, from the step on for ever.
+  /// Whether the disk is broken here, from the step on for ever.
   package static func isBroken(_ point: FailPoint) -> Bool {
     guard let plan, plan.point == point, plan.rank == currentRank.load(ordering: .relaxed),
       plan.step <= currentStep.load(ordering: .relaxed)
     else { return false }
-    return [.enospc, .eio].contains(plan.action)
+    return plan.action == .eio
   }
 
   /// Whether a bit in memory shall change here, once.

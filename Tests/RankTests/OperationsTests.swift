@@ -32,8 +32,15 @@ extension RankTests {
       "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true
       """
     try write("wide.json", "{\"model_type\": \"qwen2\", \(shape)}")
+    // One shard of one frame to train on, which every rank opens and reads once.
+    try jettrain("tokens", "make-questions", "--count", "400", "--seed", "3", "--output", "few.jsonl")
+    try jettrain(
+      "tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "30000", "--output",
+      "data/one", "few.jsonl")
+    try write("one.yaml", "sources: [{name: one, weight: 1}]\n")
     let job = [
-      "pretrain", "--job", "teacher.yaml", "--set", "model.student=wide.json", "--set", "train.lanes=32", "--set",
+      "pretrain", "--job", "teacher.yaml", "--set", "data.mix=./one.yaml", "--set", "model.student=wide.json", "--set",
+      "train.lanes=32", "--set",
       "train.global_batch=32", "--set", "train.micro_batch=1", "--set", "train.tokens=\(64 * 32 * 20)", "--set",
       "checkpoints.minutes=0", "--set", "checkpoints.keep_last=20", "--run-dir",
     ]

@@ -93,7 +93,7 @@ extension Trainer {
       spikes.beginPhase()
     }
     enterPhase()
-    try state.restore(checkpoint, hasMoments: !isPhaseDone, isCoordinator: world.isCoordinator)
+    try state.restore(checkpoint, hasMoments: !isPhaseDone, world: world)
   }
 
   /// Refuses a checkpoint of another run; says what of the job was changed since.

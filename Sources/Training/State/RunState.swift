@@ -70,10 +70,11 @@ struct RunState {
   /// Reads this rank's part of `checkpoint`, each element once. The others' parameters come by ``share(_:)``.
   ///
   /// - Parameter hasMoments: whether its moments belong to the phase at hand
-  func restore(_ checkpoint: Checkpoint, hasMoments: Bool, isCoordinator: Bool) throws {
+  func restore(_ checkpoint: Checkpoint, hasMoments: Bool, world: Communicator) throws {
     let (arena, optimizer) = (runner.arena, runner.optimizer)
     let offsets = Dictionary(uniqueKeysWithValues: arena.entries.map { ($0.parameter.name, $0.offset) })
-    try checkpoint.read(wanted(hasMoments: hasMoments, isCoordinator: isCoordinator)) { key, elements, values in
+    let wanted = wanted(hasMoments: hasMoments, isCoordinator: world.isCoordinator)
+    try checkpoint.read(wanted, share: (world.rank, world.size)) { key, elements, values in
       guard let offset = offsets[key.name] else {
         student.store[key.name]?.set(elements, to: values)
         return
