@@ -33,8 +33,6 @@ extension Backend {
   /// About 8 MB of logits, but enough rows to keep the product efficient.
   package func vocabularyRows(_ vocabulary: Int) -> Int { max(64, (1 << 21) / vocabulary) }
 
-  package var takesColumnViews: Bool { false }
-
   /// A tensor of zeros.
   package func zeros(_ shape: [Int], _ dtype: DType = .float32) -> Tensor { filled(shape, with: 0, dtype) }
 
