@@ -24,6 +24,10 @@ package protocol FusedKernels: AnyObject {
   func squaredError(
     _ x: Tensor, target: Tensor, seed: Float, losses: Tensor, into dx: Tensor?, adds: Bool)
 
+  /// One AdamW step, after which `copy`, of any type, holds the parameters too.
+  func adamW(
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep, copy: Tensor)
+
   /// y = x / rms(x) · weight over the last dimension; `inverse` [rows] keeps 1 / rms.
   func normalize(_ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)
   func normalizeBackward(
