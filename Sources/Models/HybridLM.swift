@@ -35,8 +35,11 @@ package struct DecoderLayer {
   /// The layer's output, given its input and what the mixer made of it.
   package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
     let x = add(x, mixed)
-    return add(x, mlp(postNorm(x)))
+    return add(x, feedForward(x))
   }
+
+  /// What the MLP makes of the residual stream behind the mixer.
+  func feedForward(_ x: Tensor) -> Tensor { mlp(postNorm(x)) }
 
   /// The mixer that runs in this role.
   package func mixer(as role: LayerRole) -> any TokenMixer {
@@ -119,11 +122,11 @@ package final class HybridLM {
   ///
   /// - Parameters:
   ///   - caches: one a layer, for sequences that continue
-  ///   - checkpointing: keep only the input of each layer for backward
+  ///   - recompute: what the backward pass computes again
   package func callAsFunction(
-    _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false
+    _ batch: Batch, caches: [any MixerCache]? = nil, recompute: LayerRecomputation = .none
   ) -> Tensor {
-    self(batch, caches: caches, checkpointing: checkpointing) { _, _ in }
+    self(batch, caches: caches, recompute: recompute) { _, _ in }
   }
 
   /// The last hidden states of `batch`, `[N, hidden]`.
@@ -132,7 +135,7 @@ package final class HybridLM {
   ///   - willRun: is told of every part before its parameters are read
   ///   - observe: sees the output of every layer, with its index, on the way
   package func callAsFunction(
-    _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false,
+    _ batch: Batch, caches: [any MixerCache]? = nil, recompute: LayerRecomputation = .none,
     willRun: (ModelPart) -> Void = { _ in },
     observe: (Int, Tensor) throws -> Void
   ) rethrows -> Tensor {
@@ -141,10 +144,13 @@ package final class HybridLM {
     for (index, layer) in layers.enumerated() {
       willRun(.layer(index))
       let mixer = activeMixer(index)
-      func run(_ x: Tensor, _ cache: (any MixerCache)?) -> Tensor {
-        layer.complete(x, mixed: mixer(layer.mixerInput(x), batch, cache: cache))
+      func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: caches?[index]) }
+      if recompute == LayerRecomputation(.layer) {
+        x = checkpointed(x) { layer.complete($0, mixed: mixed($0)) }
+      } else {
+        x = add(x, recomputing(recompute.mixer, x, mixed))
+        x = add(x, recomputing(recompute.mlp, x, layer.feedForward))
       }
-      x = checkpointing ? checkpointed(x) { run($0, nil) } : run(x, caches?[index])
       try observe(index, x)
     }
     willRun(.head)
