@@ -36,6 +36,7 @@ let package = Package(
     .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(name: "CMPI", pkgConfig: "ompi-c", providers: [.apt(["libopenmpi-dev"])]),
     .systemLibrary(name: "CStack"),
+    .systemLibrary(name: "CVector"),
     .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .target(name: "Hashing", dependencies: ["CCrypto"]),
@@ -43,7 +44,7 @@ let package = Package(
     .target(name: "Parallel", swiftSettings: kernelFlags),
     .target(name: "Tensors"),
     .target(
-      name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
+      name: "CPUBackend", dependencies: ["COpenBLAS", "CVector", "Parallel", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "Fabric", dependencies: ["CPUBackend", "MPI", "Tensors"]),
     .target(name: "CUDA", dependencies: ["CCUDA", "Hashing"]),
     .target(

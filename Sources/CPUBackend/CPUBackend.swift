@@ -70,8 +70,8 @@ package final class CPUBackend: Backend {
   func release(_ address: UnsafeMutableRawPointer, byteCount: Int) {
     let size = Self.blockSize(byteCount)
     liveBytes -= size
-    // Large blocks go back to the system: they are arenas, which live as long as a phase.
-    if size > 256 << 20 { free(address) } else { spare[size, default: []].append(address) }
+    // Whatever its size, the next step wants one like it; arenas are let go of with their phase (``trim()``).
+    spare[size, default: []].append(address)
   }
 
   /// Lends `count` floats, undefined, to `body`.

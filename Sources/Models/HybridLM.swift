@@ -13,7 +13,7 @@ package struct DecoderLayer {
   private let mixedNorm: RMSNorm?
   private let feedForwardNorm: RMSNorm
   private let outputNorm: RMSNorm?
-  private let feedForward: GatedFeedForward
+  private let mlp: GatedFeedForward
 
   init(_ scope: ParameterScope, _ type: LayerType, _ configuration: Architecture) {
     self.type = type
@@ -36,7 +36,7 @@ package struct DecoderLayer {
     mixedNorm = configuration.hasPostNorms ? afterMixer : nil
     feedForwardNorm = configuration.hasPostNorms ? norm("pre_feedforward_layernorm") : afterMixer
     outputNorm = configuration.hasPostNorms ? norm("post_feedforward_layernorm") : nil
-    feedForward = GatedFeedForward(
+    mlp = GatedFeedForward(
       scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize,
       activation: configuration.activation == .silu ? .silu : .gelu)
   }
@@ -46,9 +46,17 @@ package struct DecoderLayer {
 
   /// The layer's output, given its input and what the mixer made of it.
   package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
-    let x = add(x, mixedNorm?(mixed) ?? mixed)
-    let y = feedForward(feedForwardNorm(x))
-    return add(x, outputNorm?(y) ?? y)
+    let x = add(x, fromMixer(mixed))
+    return add(x, feedForward(x))
+  }
+
+  /// What the mixer adds to the residual stream.
+  func fromMixer(_ mixed: Tensor) -> Tensor { mixedNorm?(mixed) ?? mixed }
+
+  /// What the MLP adds to the residual stream behind the mixer.
+  func feedForward(_ x: Tensor) -> Tensor {
+    let y = mlp(feedForwardNorm(x))
+    return outputNorm?(y) ?? y
   }
 
   /// The mixer that runs in this role.
@@ -137,11 +145,11 @@ package final class HybridLM {
   ///
   /// - Parameters:
   ///   - caches: one a layer, for sequences that continue
-  ///   - checkpointing: keep only the input of each layer for backward
+  ///   - recompute: what the backward pass computes again
   package func callAsFunction(
-    _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false
+    _ batch: Batch, caches: [any MixerCache]? = nil, recompute: LayerRecomputation = .none
   ) -> Tensor {
-    self(batch, caches: caches, checkpointing: checkpointing) { _, _ in }
+    self(batch, caches: caches, recompute: recompute) { _, _ in }
   }
 
   /// The last hidden states of `batch`, `[N, hidden]`.
@@ -150,7 +158,7 @@ package final class HybridLM {
   ///   - willRun: is told of every part before its parameters are read
   ///   - observe: sees the output of every layer, with its index, on the way
   package func callAsFunction(
-    _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false,
+    _ batch: Batch, caches: [any MixerCache]? = nil, recompute: LayerRecomputation = .none,
     willRun: (ModelPart) -> Void = { _ in },
     observe: (Int, Tensor) throws -> Void
   ) rethrows -> Tensor {
@@ -159,10 +167,13 @@ package final class HybridLM {
     for (index, layer) in layers.enumerated() {
       willRun(.layer(index))
       let mixer = activeMixer(index)
-      func run(_ x: Tensor, _ cache: (any MixerCache)?) -> Tensor {
-        layer.complete(x, mixed: mixer(layer.mixerInput(x), batch, cache: cache))
+      func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: caches?[index]) }
+      if recompute == LayerRecomputation(.layer) {
+        x = checkpointed(x) { layer.complete($0, mixed: mixed($0)) }
+      } else {
+        x = add(x, recomputing(recompute.mixer, x) { layer.fromMixer(mixed($0)) })
+        x = add(x, recomputing(recompute.mlp, x, layer.feedForward))
       }
-      x = checkpointing ? checkpointed(x) { run($0, nil) } : run(x, caches?[index])
       try observe(index, x)
     }
     willRun(.head)

@@ -24,7 +24,6 @@ package protocol Backend: Memory, Kernels, FusedKernels {
 }
 
 extension Backend {
-  package var takesColumnViews: Bool { false }
   package var activationType: DType {
     get { .float32 }
     set {}

@@ -3,7 +3,7 @@ package enum Recomputation: String, CaseIterable, Sendable {
   case none
   /// What costs little beside its memory: activations, norms, rotations. Products and attention are kept.
   case cheap
-  /// All but the input of the layer.
+  /// All but the input of the layer, or of its half.
   case layer
 }
 

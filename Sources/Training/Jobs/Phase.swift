@@ -57,7 +57,8 @@ package struct Phase: Sendable, Equatable {
   package var adam: AdamW.Settings
   /// Largest norm of the gradient; 0 for no limit.
   package var clip: Double
-  package var checkpointsActivations: Bool
+  /// What the backward pass computes again to save memory.
+  package var recompute: LayerRecomputation
 
   package var tokensPerStep: Int { globalBatch * context }
   package var microBatches: Int { globalBatch / microBatch }

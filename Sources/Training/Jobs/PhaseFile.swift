@@ -1,6 +1,7 @@
 import Models
 import NN
 import Optimizers
+import Tensors
 
 extension Phase {
   private static func check(_ batch: Int, _ microBatch: Int, ranks: Int, _ reader: YAMLReader) {
@@ -85,7 +86,10 @@ extension Phase {
       epsilon: Float(reader.number("epsilon") ?? 1e-8),
       weightDecay: Float(reader.number("weight_decay") ?? 0))
     clip = reader.number("clip") ?? 1
-    checkpointsActivations = reader.boolean("checkpoint_activations") ?? false
+    // The older key knew two of the ways.
+    let older: Recomputation = reader.boolean("checkpoint_activations") == true ? .layer : .none
+    let all = reader.choice("recompute", Recomputation.self) ?? older
+    recompute = LayerRecomputation(mixer: all, mlp: reader.choice("recompute_mlp", Recomputation.self) ?? all)
     lanes = reader.integer("lanes", from: 1) ?? 8
     compute = reader.choice("compute", ComputePrecision.self) ?? .float32
     Self.check(globalBatch, microBatch, ranks: ranks, reader)

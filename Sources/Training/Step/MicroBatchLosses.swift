@@ -69,19 +69,20 @@ package struct MicroBatchLosses {
   private let student: HybridLM
   private let teacher: HybridLM?
   private let weights: LossWeights
-  private let checkpointing: Bool
+  private let recompute: LayerRecomputation
   private let backend: any Backend
 
   /// - Parameters:
   ///   - teacher: needed where a weight of a distillation loss is above zero
-  ///   - checkpointing: keep only the input of each layer for backward
+  ///   - recompute: what of the student the backward pass computes again
   package init(
-    student: HybridLM, teacher: HybridLM?, weights: LossWeights, checkpointing: Bool, backend: any Backend
+    student: HybridLM, teacher: HybridLM?, weights: LossWeights, recompute: LayerRecomputation = .none,
+    backend: any Backend
   ) {
     self.student = student
     self.teacher = teacher
     self.weights = weights
-    self.checkpointing = checkpointing
+    self.recompute = recompute
     self.backend = backend
   }
 
@@ -210,7 +211,7 @@ package struct MicroBatchLosses {
     let layerSums = backend.empty([weights.hidden > 0 ? student.layers.count : 0], .float64)
     func forward() -> VocabularyLosses? {
       // A student that only imitates hidden states needs no head.
-      let hidden = student(batch, checkpointing: checkpointing, willRun: willRun) { index, x in
+      let hidden = student(batch, recompute: recompute, willRun: willRun) { index, x in
         if weights.hidden > 0 {
           let losses = squaredError(x, target: targets[index], seed: seed(weights.hidden * share, counts?.tokens))
           backend.sumElements(losses, scale: 1, into: layerSums.rows(index..<index + 1))
