@@ -129,7 +129,8 @@ extension BackendCheck {
         return ([scaled, wide, inner, columnsScaled, sums, partOut, cut, placed, added, biased, total], [])
       }
     }
-      + shapes.map { rows, columns, _ in
+      // Of one element all that a norm leaves is its sign.
+      + shapes.filter { $0.1 > 1 }.map { rows, columns, _ in
         Case(name: "norms", shape: "\(rows) x \(columns)") { make in
           let b = make.backend
           let (x, dy, gate) = (
@@ -308,11 +309,10 @@ extension BackendCheck {
           dy, x[1], inner: inner, weight: generator, bias: taps, layout: layout, dx: $0, dInner: dInner,
           dWeight: dGenerator, addsWeight: false, dBias: dTaps, addsBias: false)
       }
-      let (matrix, product, total) = (make.random([24, width], 11), make.output([n, 24]), b.empty([width]))
+      let (matrix, product) = (make.random([24, width], 11), make.output([n, 24]))
       b.multiply(x[0], transposed: false, matrix, transposed: true, into: product, alpha: 1, adds: false)
-      b.sumRows(x[0], into: total, adds: false)
       return (
-        [y, unit, gated, moved, activated, g, opened, convolved, product, total],
+        [y, unit, gated, moved, activated, g, opened, convolved, product],
         [gradients, dNormed, dWeight, dInner, dGenerator, dTaps]
       )
     }
