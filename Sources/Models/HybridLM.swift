@@ -2,7 +2,7 @@ import NN
 import Ops
 import Tensors
 
-/// One layer: x + mixer(norm x), then x + mlp(norm x).
+/// One layer: x + mixer(norm x), then x + mlp(norm x); of some families with norms behind mixer and MLP too.
 package struct DecoderLayer {
   package let type: LayerType
   package let mixer: any TokenMixer
@@ -10,13 +10,19 @@ package struct DecoderLayer {
   package let linearPath: (any TokenMixer)?
   private let slidingPath: (any TokenMixer)?
   private let inputNorm: RMSNorm
-  private let postNorm: RMSNorm
-  private let mlp: SwiGLU
+  private let mixedNorm: RMSNorm?
+  private let feedForwardNorm: RMSNorm
+  private let outputNorm: RMSNorm?
+  private let feedForward: GatedFeedForward
 
-  init(_ scope: ParameterScope, _ type: LayerType, _ configuration: ModelConfiguration) {
+  init(_ scope: ParameterScope, _ type: LayerType, _ configuration: Architecture) {
     self.type = type
-    let (hidden, epsilon) = (configuration.hiddenSize, configuration.normEpsilon)
-    inputNorm = RMSNorm(scope.scope("input_layernorm", group: .norms), hidden, epsilon: epsilon)
+    let hidden = configuration.hiddenSize
+    func norm(_ name: String) -> RMSNorm {
+      RMSNorm(
+        scope.scope(name, group: .norms), hidden, epsilon: configuration.normEpsilon, addsOne: configuration.normsAddOne)
+    }
+    inputNorm = norm("input_layernorm")
     let mixer = makeMixer(
       type, configuration, scope.scope("self_attn", group: type.isAttention ? .attention : .mixers))
     self.mixer = mixer
@@ -25,8 +31,14 @@ package struct DecoderLayer {
     }
     let window = configuration.supernetMixer == nil ? nil : configuration.slidingWindow
     slidingPath = window.flatMap { window in (mixer as? Attention)?.sliding(over: window) }
-    postNorm = RMSNorm(scope.scope("post_attention_layernorm", group: .norms), hidden, epsilon: epsilon)
-    mlp = SwiGLU(scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize)
+    // Hugging Face's name for the norm behind the mixer, where there is one, and else for that before the MLP.
+    let afterMixer = norm("post_attention_layernorm")
+    mixedNorm = configuration.hasPostNorms ? afterMixer : nil
+    feedForwardNorm = configuration.hasPostNorms ? norm("pre_feedforward_layernorm") : afterMixer
+    outputNorm = configuration.hasPostNorms ? norm("post_feedforward_layernorm") : nil
+    feedForward = GatedFeedForward(
+      scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize,
+      activation: configuration.activation == .silu ? .silu : .gelu)
   }
 
   /// What the mixer reads.
@@ -34,8 +46,9 @@ package struct DecoderLayer {
 
   /// The layer's output, given its input and what the mixer made of it.
   package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
-    let x = add(x, mixed)
-    return add(x, mlp(postNorm(x)))
+    let x = add(x, mixedNorm?(mixed) ?? mixed)
+    let y = feedForward(feedForwardNorm(x))
+    return add(x, outputNorm?(y) ?? y)
   }
 
   /// The mixer that runs in this role.
@@ -93,9 +106,12 @@ package final class HybridLM {
     embeddings = scope.scope("embed_tokens", part: .embeddings).parameter(
       "weight", table, .normal(root.deviation), kind: .matrix)
     layers = configuration.layerTypes.enumerated().map { index, type in
-      DecoderLayer(scope.scope("layers").scope(String(index), part: .layer(index)), type, configuration)
+      DecoderLayer(
+        scope.scope("layers").scope(String(index), part: .layer(index)), type, configuration.architecture)
     }
-    norm = RMSNorm(scope.scope("norm", group: .norms), configuration.hiddenSize, epsilon: configuration.normEpsilon)
+    norm = RMSNorm(
+      scope.scope("norm", group: .norms), configuration.hiddenSize, epsilon: configuration.normEpsilon,
+      addsOne: configuration.normsAddOne)
     headParameter =
       configuration.tiesEmbeddings
       ? nil : root.scope("lm_head").parameter("weight", table, .normal(root.deviation), kind: .matrix)
@@ -110,7 +126,9 @@ package final class HybridLM {
   package var head: Tensor { (headParameter ?? embeddings).value }
 
   /// `[N, hidden]`, the input of the first layer.
-  package func embed(_ batch: Batch) -> Tensor { embedding(embeddings.value, batch.tokens) }
+  package func embed(_ batch: Batch) -> Tensor {
+    scaled(embedding(embeddings.value, batch.tokens), by: configuration.embeddingScale)
+  }
 
   /// `[N, hidden]`, the last hidden states after the final norm.
   package func finish(_ x: Tensor) -> Tensor { norm(x) }

@@ -185,7 +185,7 @@ package final class ShapeBackend: Backend {
   package func siluNormalize(_ x: Tensor, epsilon: Float, into y: Tensor) {}
   package func siluNormalizeBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor) {}
   package func rotate(
-    _ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor
+    _ x: Tensor, layout: Layout, angles: RotaryAngles, direction: Float, into y: Tensor
   ) {}
   package func convolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into u: Tensor) {}
   package func convolveBackward(
