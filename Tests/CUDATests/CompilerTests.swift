@@ -116,7 +116,11 @@ import Testing
   }
 
   @Test(
-    .enabled(if: !hasCard, "there is a card"), arguments: [["devices"], ["devices", "check"], ["bench", "kernels"]])
+    .enabled(if: !hasCard, "there is a card"),
+    arguments: [
+      ["devices"], ["devices", "check"], ["bench", "kernels"], ["verify", "none", "none", "--device", "cuda"],
+      ["bench", "mixers", "--device", "cuda:1"],
+    ])
   func withoutACardOneLineSaysWhatIsMissing(command: [String]) throws {
     let (status, errors) = try run(command, environment: ["JETTRAIN_CUDA_LIBRARIES": "/nowhere/at/all"])
     #expect(status == 69, "\(errors)")
