@@ -18,13 +18,14 @@ import Testing
       ["KEY_SIZE": "16", "VALUE_SIZE": "16", "BACKWARD_STAGES": "2"],
     ]
     let plain = ["GatedDeltaRuleExact.cu", "Normalization.cu", "DynamicConvolution.cu", "Elementwise.cu", "Losses.cu"]
-    var variants: [(file: String, defines: [String: String])] = []
-    for file in parts { for size in sizes { variants.append((file, size)) } }
-    for file in plain { for type in ["float", "bf16"] { variants.append((file, ["ELEMENT": type])) } }
+    // One by one: as one expression it takes the compiler longer than it allows itself.
+    var all: [(file: String, defines: [String: String])] = []
+    for file in parts { all += sizes.map { (file, $0) } }
+    for file in plain { all += ["float", "bf16"].map { (file, ["ELEMENT": $0]) } }
     for size in ["128", "64", "16"] {
-      for file in ["Attention.cu", "AttentionExact.cu"] { variants.append((file, ["HEAD_SIZE": size])) }
+      all += ["Attention.cu", "AttentionExact.cu"].map { ($0, ["HEAD_SIZE": size]) }
     }
-    return variants + [("Recurrence.cu", ["KEY_SIZE": "64"]), ("Core.cu", [:]), ("AttentionHopper.cu", [:])]
+    return all + [("Recurrence.cu", ["KEY_SIZE": "64"]), ("Core.cu", [:]), ("AttentionHopper.cu", [:])]
   }()
 
   @Test(
@@ -116,11 +117,7 @@ import Testing
   }
 
   @Test(
-    .enabled(if: !hasCard, "there is a card"),
-    arguments: [
-      ["devices"], ["devices", "check"], ["bench", "kernels"], ["verify", "none", "none", "--device", "cuda"],
-      ["bench", "mixers", "--device", "cuda:1"],
-    ])
+    .enabled(if: !hasCard, "there is a card"), arguments: [["devices"], ["devices", "check"], ["bench", "kernels"]])
   func withoutACardOneLineSaysWhatIsMissing(command: [String]) throws {
     let (status, errors) = try run(command, environment: ["JETTRAIN_CUDA_LIBRARIES": "/nowhere/at/all"])
     #expect(status == 69, "\(errors)")
