@@ -1,6 +1,6 @@
 import Foundation
 
-/// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2), a time limit, the end of the batch
+/// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2, the first SIGINT), a time limit, the end of the batch
 /// job, or a file `STOP` in the run folder. The answer of one rank rides on the next reduction, so that all ranks stop at
 /// the same place.
 ///
@@ -9,6 +9,8 @@ package final class StopRequest {
   private let end: ContinuousClock.Instant?
   private let deadline: Deadline?
   private let file: String
+  /// Whether a step was done: a limit that is shorter than a start would else keep the run where it is for ever.
+  private var hasDoneWork = false
 
   /// Installs the handlers.
   ///
@@ -21,7 +23,17 @@ package final class StopRequest {
     end = maxSeconds.map { .now + .seconds($0) }
     self.deadline = deadline
     Self.installHandlers()
+    // Ctrl-C: the first one saves, the second ends at once. Whatever is no run ends at the first.
+    signal(SIGINT) {
+      signalled = $0
+      signal(SIGINT, SIG_DFL)
+      let text: StaticString = "\njettrain: stopping at a checkpoint; Ctrl-C again ends at once, without\n"
+      _ = write(2, text.utf8Start, text.utf8CodeUnitCount)
+    }
   }
+
+  /// Says that a step was done since the start.
+  package func hasWorked() { hasDoneWork = true }
 
   /// Lets SIGUSR1 and SIGUSR2 ask for a stop instead of ending the process. Called first thing, since a signal may come
   /// while models are loaded.
@@ -32,8 +44,8 @@ package final class StopRequest {
 
   /// Why this rank wants to stop; nil when it does not.
   package var reason: String? {
-    if signalled != 0 { return signalled == SIGUSR1 ? "SIGUSR1" : "SIGUSR2" }
-    if let end, ContinuousClock.now >= end { return "--max-time" }
+    if signalled != 0 { return signalled == SIGINT ? "Ctrl-C" : signalled == SIGUSR1 ? "SIGUSR1" : "SIGUSR2" }
+    if hasDoneWork, let end, ContinuousClock.now >= end { return "--max-time" }
     if let deadline, deadline.isNear { return "--deadline" }
     return access(file, F_OK) == 0 ? file : nil
   }

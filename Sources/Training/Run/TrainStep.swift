@@ -37,7 +37,9 @@ extension Trainer {
     clock.mark("step")
     if result.isSaveWritten { try saver.finish() }
     clock.mark("save")
-    saver.hasUpdated = saver.hasUpdated || !result.isSkipped
+    // A gradient of nothing, as of a student that is its teacher, changes nothing.
+    saver.hasUpdated = saver.hasUpdated || (!result.isSkipped && result.gradientNorm > 0)
+    stop?.hasWorked()
     position.advance(reading: sequences.count, to: sequences.upperBound, context: phase.context)
     if job.replicaCheckEvery > 0, isDue(job.replicaCheckEvery) { try checkReplicas() }
     for text in [
