@@ -80,16 +80,6 @@ package struct RetrievalExample: Sendable, Equatable {
     "The river runs to the sea.", "Birds rest in the old tree.", "A light wind moves the leaves.",
   ]
 
-  /// Facts and questions as they are.
-  init(facts: String, questions: [(text: String, answer: String)]) {
-    tell(facts)
-    told = 1
-    for question in questions {
-      tell(question.text)
-      answer(question.answer)
-    }
-  }
-
   /// An example of `task`; the same state of `random` gives the same.
   ///
   /// - Parameter split: of roll calls, which part of all that there are
@@ -98,7 +88,13 @@ package struct RetrievalExample: Sendable, Equatable {
     random: inout RandomStream
   ) {
     if task.isRollCall {
-      self.init(rollCall: settings, task, split: split, random: &random)
+      let (roll, questions) = RollCall.text(settings, task, split: split, random: &random)
+      tell(roll)
+      told = 1
+      for question in questions {
+        tell(question.text)
+        answer(question.answer)
+      }
       return
     }
     func below(_ limit: Int) -> Int { Int(random.next() % UInt64(limit)) }

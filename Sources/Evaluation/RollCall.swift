@@ -30,16 +30,13 @@ struct RollCall {
     let (a, b) = (Int(random.next() % 9) + 1, Int(random.next() % 9) + 1)
     return ("\(a)+\(b)=", "\(a + b)\n")
   }
-}
 
-extension RetrievalExample {
   /// A roll call with its questions: a quarter of them sums, or what `kind` says.
   ///
   /// - Parameter split: which part of all rolls; it depends on the letters and their order
-  init(
-    rollCall settings: RetrievalSettings, _ kind: RetrievalTask, split: QuestionMaker.Split?,
-    random: inout RandomStream
-  ) {
+  static func text(
+    _ settings: RetrievalSettings, _ kind: RetrievalTask, split: QuestionMaker.Split?, random: inout RandomStream
+  ) -> (roll: String, questions: [Question]) {
     let fewest = min(settings.fewest ?? settings.items, settings.items)
     var call: RollCall
     repeat {
@@ -52,6 +49,6 @@ extension RetrievalExample {
       default: random.next() & 3 == 0 ? call.sum(&random) : call.lookUp(&random)
       }
     }
-    self.init(facts: call.roll, questions: questions)
+    return (call.roll, questions)
   }
 }
