@@ -45,7 +45,7 @@ extension CPUBackend {
     _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans, into o: Tensor, logSums: Tensor
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
-    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
+    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floatRows, o.floats, logSums.floats)
     let list = spans.list
     if list.allSatisfy({ $0.queries.count == 1 }) { return attendOne(q, k, v, spans: list, into: o, logSums) }
     let scale = 1 / Float(size).squareRoot()
@@ -71,7 +71,7 @@ extension CPUBackend {
       }
       gemm(
         rows, size, keys, 1, Matrix(scores, stride: keys),
-        Matrix(pv + block.firstKey * kStride + g * size, stride: kStride), 0,
+        Matrix(pv[block.firstKey] + g * size, stride: pv.stride), 0,
         Matrix(po + block.firstQuery * qStride + h * size, stride: qStride))
     }
   }
@@ -86,7 +86,7 @@ extension CPUBackend {
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
     let perGroup = heads / groups
-    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
+    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floatRows, o.floats, logSums.floats)
     let scale = 1 / Float(size).squareRoot()
     let stride = groups * size
     let blocks = spans.flatMap { span in
@@ -104,15 +104,13 @@ extension CPUBackend {
         defer { scratch.free() }
         let scores = scratch.take(keys.count * perGroup)
         let queries = pq + query * heads * size + g * perGroup * size
-        let (keyRows, valueRows) = (
-          pk + keys.lowerBound * stride + g * size, pv + keys.lowerBound * stride + g * size
-        )
+        let (keyRows, valueRows) = (pk + keys.lowerBound * stride + g * size, pv[keys.lowerBound] + g * size)
         for r in 0..<perGroup {
           let row = scores + r * keys.count
           Self.dots(queries + r * size, keyRows, stride: stride, count: keys.count, size: size, scale, into: row)
           let out = partials + ((slice / groups) * heads + g * perGroup + r) * record
           (out[size], out[size + 1]) = Self.softmax(row, 0..<keys.count, count: keys.count)
-          Self.weightedSum(row, valueRows, stride: stride, count: keys.count, size: size, into: out)
+          Self.weightedSum(row, valueRows, stride: pv.stride, count: keys.count, size: size, into: out)
         }
       }
       var first = 0
@@ -249,8 +247,8 @@ extension CPUBackend {
     spans: AttentionSpans, dQ: Tensor, dK: Tensor, dV: Tensor
   ) {
     let (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
-    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floats, o.floats, logSums.floats)
-    let (pdo, pdq, pdk, pdv) = (dO.floats, dQ.floats, dK.floats, dV.floats)
+    let (pq, pk, pv, po, lse) = (q.floats, k.floats, v.floatRows, o.floats, logSums.floats)
+    let (pdo, pdq, pdk, pdv) = (dO.floats, dQ.floats, dK.floats, dV.floatRows)
     let scale = 1 / Float(size).squareRoot()
     let (qStride, kStride) = (heads * size, groups * size)
     let perGroup = heads / groups
@@ -274,7 +272,7 @@ extension CPUBackend {
           let gradient = Matrix(pdo + queryOffset, stride: qStride)
           gemm(rows, keys, size, scale, queryMatrix, keyMatrix.transposed, 0, Matrix(p, stride: keys))
           gemm(
-            rows, keys, size, 1, gradient, Matrix(pv + keyOffset, stride: kStride).transposed, 0,
+            rows, keys, size, 1, gradient, Matrix(pv[block.firstKey] + g * size, stride: pv.stride).transposed, 0,
             Matrix(dS, stride: keys))
           for i in 0..<rows {
             let visible = block.visible(i)
@@ -296,7 +294,7 @@ extension CPUBackend {
             Matrix(pdk + keyOffset, stride: kStride))
           gemm(
             keys, size, rows, 1, Matrix(p, stride: keys).transposed, gradient, 1,
-            Matrix(pdv + keyOffset, stride: kStride))
+            Matrix(pdv[block.firstKey] + g * size, stride: pdv.stride))
         }
       }
     }

@@ -52,8 +52,8 @@ extension CPUBackend {
 
   /// c [rows, columns] = alpha · a op(b), or added to c, with b in bfloat16.
   func multiplyWide(
-    _ a: FloatPointer, _ b: BFloatPointer, transposed: Bool, into c: FloatPointer, rows: Int, columns: Int, inner: Int,
-    alpha: Float, adds: Bool
+    _ a: Rows, _ b: BFloatPointer, transposed: Bool, into c: Rows, rows: Int, columns: Int, inner: Int, alpha: Float,
+    adds: Bool
   ) {
     if transposed && rows <= Self.fewRows {
       return streamWeights(a, b, into: c, rows: rows, columns: columns, inner: inner, alpha: alpha, adds: adds)
@@ -78,8 +78,8 @@ extension CPUBackend {
           matrix = Matrix(panel, stride: width)
         }
         gemm(
-          rows, width, length, alpha, Matrix(a + start, stride: inner), matrix, adds || start > 0 ? 1 : 0,
-          Matrix(c + first, stride: columns))
+          rows, width, length, alpha, Matrix(a.start + start, stride: a.stride), matrix, adds || start > 0 ? 1 : 0,
+          Matrix(c.start + first, stride: c.stride))
       }
     }
   }
@@ -89,13 +89,12 @@ extension CPUBackend {
   /// Two neighbours of bfloat16 are one 32-bit word: its upper half is the second as it stands, a shift makes the first.
   /// So the rows of a are laid out in blocks of 32, the sixteen even elements before the sixteen odd ones.
   private func streamWeights(
-    _ a: FloatPointer, _ b: BFloatPointer, into c: FloatPointer, rows: Int, columns: Int, inner: Int, alpha: Float,
-    adds: Bool
+    _ a: Rows, _ b: BFloatPointer, into c: Rows, rows: Int, columns: Int, inner: Int, alpha: Float, adds: Bool
   ) {
     let whole = inner / 32 * 32
     withTemporary(rows * inner) { parted in
       for row in 0..<rows {
-        let (source, target) = (a + row * inner, parted + row * inner)
+        let (source, target) = (a[row], parted + row * inner)
         for i in stride(from: 0, to: whole, by: 32) {
           let (low, high) = (source.lanes(i), source.lanes(i + 16))
           target.store(Lanes(lowHalf: low.evenHalf, highHalf: high.evenHalf), i)
@@ -113,7 +112,7 @@ extension CPUBackend {
             let count = rows - row >= 4 ? 4 : 1
             let sums = count == 4 ? Self.fourDots(x, inner, weights) : SIMD4(Self.dot(x, inner, weights), 0, 0, 0)
             for i in 0..<count {
-              let out = c + (row + i) * columns + column
+              let out = c[row + i] + column
               out.pointee = alpha * sums[i] + (adds ? out.pointee : 0)
             }
             row += count

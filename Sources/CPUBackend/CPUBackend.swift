@@ -45,6 +45,8 @@ package final class CPUBackend: Backend {
   /// processor, or as `OPENBLAS_CORETYPE` says. Others round otherwise.
   package var kernelIdentity: String { String(cString: openblas_get_corename()) }
 
+  package var takesColumnViews: Bool { true }
+
   package func companion() -> any Backend { CPUBackend(threads: 1) }
 
   /// Blocks come in steps of an eighth of their power of two, so that nearly equal sizes share one.

@@ -5,13 +5,13 @@ import Tensors
 extension CPUBackend {
   package func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor) {
     if function == .silu { return silu(x, into: y) }
-    let (source, target) = (x.floats, y.floats)
-    forEachSlice(count: x.count) { offset, count in
+    forEachPiece(x, y) { source, target, count in
       sweep(count) { i, n in
-        let x = source.lanes(offset + i, n)
+        let x = source.lanes(i, n)
         let value: Lanes =
           switch function {
           case .silu: x * x.sigmoid
+          case .gelu: x * (2 * x.geluArgument).sigmoid
           case .sigmoid: x.sigmoid
           case .logSigmoid(let scale): -(-x).softplus * scale
           case .softplus: x.softplus
@@ -21,30 +21,35 @@ extension CPUBackend {
           case .sigmoidMinusOne: -(-x).sigmoid
           case .inverseRoot(let scale, let epsilon): 1 / (x * scale + epsilon).squareRoot()
           }
-        target.store(value, offset + i, n)
+        target.store(value, i, n)
       }
     }
   }
 
   package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {
     if function == .silu { return siluBackward(dy, x, into: dx) }
-    let (gradient, source, value, target) = (dy.floats, x.floats, y.floats, dx.floats)
-    forEachSlice(count: x.count) { offset, count in
-      sweep(count) { i, n in
-        let (x, y) = (source.lanes(offset + i, n), value.lanes(offset + i, n))
-        let slope: Lanes =
-          switch function {
-          case .silu: x.sigmoid * (1 + x * (1 - x.sigmoid))
-          case .sigmoid: y * (1 - y)
-          case .logSigmoid(let scale): (-x).sigmoid * scale
-          case .softplus: x.sigmoid
-          case .tanh: 1 - y * y
-          case .negativeExponential: y
-          case .scaledSigmoid(let scale): y * (1 - y / scale)
-          case .sigmoidMinusOne: -y * (1 + y)
-          case .inverseRoot(let scale, _): y * y * y * (-0.5 * scale)
-          }
-        target.store(gradient.lanes(offset + i, n) * slope, offset + i, n)
+    let (gradients, sources, values, targets) = (dy.floatRows, x.floatRows, y.floatRows, dx.floatRows)
+    let columns = x.columns
+    forEachSlice(rows: x.rows, columns: columns) { rows in
+      for t in rows {
+        let (gradient, source, value, target) = (gradients[t], sources[t], values[t], targets[t])
+        sweep(columns) { i, n in
+          let (x, y) = (source.lanes(i, n), value.lanes(i, n))
+          let slope: Lanes =
+            switch function {
+            case .silu: x.sigmoid * (1 + x * (1 - x.sigmoid))
+            case .gelu: x.geluSlope
+            case .sigmoid: y * (1 - y)
+            case .logSigmoid(let scale): (-x).sigmoid * scale
+            case .softplus: x.sigmoid
+            case .tanh: 1 - y * y
+            case .negativeExponential: y
+            case .scaledSigmoid(let scale): y * (1 - y / scale)
+            case .sigmoidMinusOne: -y * (1 + y)
+            case .inverseRoot(let scale, _): y * y * y * (-0.5 * scale)
+            }
+          target.store(gradient.lanes(i, n) * slope, i, n)
+        }
       }
     }
   }
@@ -171,6 +176,21 @@ extension CPUBackend {
 }
 
 extension SIMD16 where Scalar == Float {
+  /// √(2/π) (x + 0.044715 x³)
+  @inline(__always)
+  fileprivate var geluArgument: Lanes {
+    let square = self * self
+    return self * (square * 0.044715 + 1) * 0.7978845608
+  }
+
+  @inline(__always)
+  fileprivate var geluSlope: Lanes {
+    let share = (geluArgument * 2).sigmoid
+    let square = self * self
+    let argumentSlope: Lanes = (square * 0.134145 + 1) * 1.5957691216
+    return share * (1 + self * (1 - share) * argumentSlope)
+  }
+
   /// log(1 + e^x), without overflow and without losing small values.
   @inline(__always)
   var softplus: Lanes {

@@ -2,8 +2,7 @@ import Tensors
 
 extension CPUBackend {
   package func fill(_ x: Tensor, with value: Float) {
-    let x = (x.floats, x.count)
-    forEachSlice(count: x.1) { offset, count in (x.0 + offset).update(repeating: value, count: count) }
+    forEachPiece(x, x) { x, _, count in x.update(repeating: value, count: count) }
   }
 
   package func copy(_ x: Tensor, into y: Tensor) {
@@ -16,18 +15,12 @@ extension CPUBackend {
       let (source, target) = (x.floats, y.bfloats)
       return forEachSlice(count: x.count) { offset, count in round(source + offset, into: target + offset, count) }
     }
-    let (source, target) = (x.floats, y.floats)
-    forEachSlice(count: x.count) { offset, count in
-      (target + offset).update(from: source + offset, count: count)
-    }
+    forEachPiece(x, y) { source, target, count in target.update(from: source, count: count) }
   }
 
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {
     precondition(x.count == y.count, "add of \(x.shape) into \(y.shape)")
-    let (source, target) = (x.floats, y.floats)
-    forEachSlice(count: x.count) { offset, count in
-      axpy(scale, source + offset, into: target + offset, count)
-    }
+    forEachPiece(x, y) { source, target, count in axpy(scale, source, into: target, count) }
   }
 
   package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {
@@ -42,45 +35,54 @@ extension CPUBackend {
   }
 
   func silu(_ x: Tensor, into y: Tensor) {
-    let (source, target) = (x.floats, y.floats)
-    forEachSlice(count: x.count) { offset, count in
+    forEachPiece(x, y) { source, target, count in
       sweep(count) { i, n in
-        let x = source.lanes(offset + i, n)
-        target.store(x * x.sigmoid, offset + i, n)
+        let x = source.lanes(i, n)
+        target.store(x * x.sigmoid, i, n)
       }
     }
   }
 
   func siluBackward(_ dy: Tensor, _ x: Tensor, into dx: Tensor) {
-    let (gradient, source, target) = (dy.floats, x.floats, dx.floats)
-    forEachSlice(count: x.count) { offset, count in
-      sweep(count) { i, n in
-        let x = source.lanes(offset + i, n)
-        let s = x.sigmoid
-        target.store(gradient.lanes(offset + i, n) * s * (1 + x * (1 - s)), offset + i, n)
+    let (gradient, source, target, columns) = (dy.floatRows, x.floatRows, dx.floatRows, x.columns)
+    forEachSlice(rows: x.rows, columns: columns) { rows in
+      for t in rows {
+        let (gradient, source, target) = (gradient[t], source[t], target[t])
+        sweep(columns) { i, n in
+          let x = source.lanes(i, n)
+          let s = x.sigmoid
+          target.store(gradient.lanes(i, n) * s * (1 + x * (1 - s)), i, n)
+        }
       }
     }
   }
 
   package func swiGLU(gate: Tensor, up: Tensor, into y: Tensor) {
-    let (g, u, y) = (gate.floats, up.floats, (y.floats, y.count))
-    forEachSlice(count: y.1) { offset, count in
-      sweep(count) { i, n in
-        let gate = g.lanes(offset + i, n)
-        y.0.store(gate * gate.sigmoid * u.lanes(offset + i, n), offset + i, n)
+    let (g, u, y, columns) = (gate.floatRows, up.floatRows, y.floatRows, y.columns)
+    forEachSlice(rows: gate.rows, columns: columns) { rows in
+      for t in rows {
+        let (g, u, y) = (g[t], u[t], y[t])
+        sweep(columns) { i, n in
+          let gate = g.lanes(i, n)
+          y.store(gate * gate.sigmoid * u.lanes(i, n), i, n)
+        }
       }
     }
   }
 
   package func swiGLUBackward(_ dy: Tensor, gate: Tensor, up: Tensor, dGate: Tensor, dUp: Tensor) {
-    let (gradient, g, u, dg, du) = (dy.floats, gate.floats, up.floats, dGate.floats, dUp.floats)
-    forEachSlice(count: dy.count) { offset, count in
-      sweep(count) { i, n in
-        let gate = g.lanes(offset + i, n)
-        let dy = gradient.lanes(offset + i, n)
-        let s = gate.sigmoid
-        du.store(dy * gate * s, offset + i, n)
-        dg.store(dy * u.lanes(offset + i, n) * s * (1 + gate * (1 - s)), offset + i, n)
+    let (gradient, g, u, columns) = (dy.floatRows, gate.floatRows, up.floatRows, dy.columns)
+    let (dg, du) = (dGate.floatRows, dUp.floatRows)
+    forEachSlice(rows: dy.rows, columns: columns) { rows in
+      for t in rows {
+        let (gradient, g, u, dg, du) = (gradient[t], g[t], u[t], dg[t], du[t])
+        sweep(columns) { i, n in
+          let gate = g.lanes(i, n)
+          let dy = gradient.lanes(i, n)
+          let s = gate.sigmoid
+          du.store(dy * gate * s, i, n)
+          dg.store(dy * u.lanes(i, n) * s * (1 + gate * (1 - s)), i, n)
+        }
       }
     }
   }
@@ -125,24 +127,24 @@ extension CPUBackend {
   }
 
   package func rotate(
-    _ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor
+    _ x: Tensor, layout: Layout, angles: RotaryAngles, direction: Float, into y: Tensor
   ) {
     let (heads, size) = (x.shape[1], x.shape[2])
     let half = size / 2
-    let (source, target, rows) = (x.floats, y.floats, x.rows)
-    let tables = rotaryTables(upTo: max(0, layout.positionLimit - 1), half: half, theta: theta)
+    let (source, target, rows) = (x.floatRows, y.floatRows, x.rows)
+    let tables = rotaryTables(upTo: max(0, layout.positionLimit - 1), half: half, angles: angles)
     let (cosines, sines) = (tables.cosines, tables.sines)
     let positions = layout.positions.integers
     forEachSlice(rows: rows, columns: heads * size) { range in
       for n in range {
         let (c, s) = (cosines + Int(positions[n]) * half, sines + Int(positions[n]) * half)
         for h in 0..<heads {
-          let base = (n * heads + h) * size
+          let (source, target) = (source[n] + h * size, target[n] + h * size)
           sweep(half) { i, lanes in
-            let (a, b) = (source.lanes(base + i, lanes), source.lanes(base + half + i, lanes))
+            let (a, b) = (source.lanes(i, lanes), source.lanes(half + i, lanes))
             let (cosine, sine) = (c.lanes(i, lanes), s.lanes(i, lanes) * direction)
-            target.store(a * cosine - b * sine, base + i, lanes)
-            target.store(b * cosine + a * sine, base + half + i, lanes)
+            target.store(a * cosine - b * sine, i, lanes)
+            target.store(b * cosine + a * sine, half + i, lanes)
           }
         }
       }

@@ -340,15 +340,14 @@ extension CPUBackend {
 
   package func decayGate(a: Tensor, b: Tensor, aLog: Tensor, dtBias: Tensor, g: Tensor, beta: Tensor) {
     let heads = aLog.count
-    let (pa, pb, logA, bias, pg, pbeta) = (
-      a.floats, b.floats, aLog.floats, dtBias.floats, g.floats, beta.floats
-    )
+    let (pa, pb) = (a.floatRows, b.floatRows)
+    let (logA, bias, pg, pbeta) = (aLog.floats, dtBias.floats, g.floats, beta.floats)
     forEachSlice(rows: a.rows, columns: heads * 16) { rows in
       for n in rows {
         for h in 0..<heads {
           let i = n * heads + h
-          pg[i] = -Self.exponential(logA[h]) * Self.softplus(pa[i] + bias[h])
-          pbeta[i] = Self.sigmoid(pb[i])
+          pg[i] = -Self.exponential(logA[h]) * Self.softplus(pa[n][h] + bias[h])
+          pbeta[i] = Self.sigmoid(pb[n][h])
         }
       }
     }
@@ -359,20 +358,20 @@ extension CPUBackend {
     dB: Tensor, dALog: Tensor, dDtBias: Tensor
   ) {
     let heads = aLog.count
-    let (pdg, pdbeta, pa, pbeta) = (dG.floats, dBeta.floats, a.floats, beta.floats)
-    let (logA, bias, pda, pdb) = (aLog.floats, dtBias.floats, dA.floats, dB.floats)
+    let (pdg, pdbeta, pa, pbeta) = (dG.floats, dBeta.floats, a.floatRows, beta.floats)
+    let (logA, bias, pda, pdb) = (aLog.floats, dtBias.floats, dA.floatRows, dB.floatRows)
     let (sumLog, sumBias) = (dALog.floats, dDtBias.floats)
     sumLog.update(repeating: 0, count: heads)
     sumBias.update(repeating: 0, count: heads)
     for n in 0..<a.rows {
       for h in 0..<heads {
         let i = n * heads + h
-        let z = pa[i] + bias[h]
+        let z = pa[n][h] + bias[h]
         let rate = -Self.exponential(logA[h])
         sumLog[h] += pdg[i] * rate * Self.softplus(z)
-        pda[i] = pdg[i] * rate * Self.sigmoid(z)
-        sumBias[h] += pda[i]
-        pdb[i] = pdbeta[i] * pbeta[i] * (1 - pbeta[i])
+        pda[n][h] = pdg[i] * rate * Self.sigmoid(z)
+        sumBias[h] += pda[n][h]
+        pdb[n][h] = pdbeta[i] * pbeta[i] * (1 - pbeta[i])
       }
     }
   }

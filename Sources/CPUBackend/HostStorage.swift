@@ -52,6 +52,12 @@ extension CPUBackend {
 extension Tensor {
   /// The elements of a float32 tensor.
   package var floats: UnsafeMutablePointer<Float> {
+    precondition(isDense, "a view of columns, shape \(shape), where rows must lie one behind the other")
+    return floatsOfColumns
+  }
+
+  /// The elements of a float32 tensor whose rows may lie apart.
+  var floatsOfColumns: UnsafeMutablePointer<Float> {
     precondition(dtype == .float32, "expected float32, got \(dtype)")
     return hostAddress.assumingMemoryBound(to: Float.self)
   }

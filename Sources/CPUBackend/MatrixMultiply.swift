@@ -64,10 +64,10 @@ extension CPUBackend {
     if b.dtype == .bfloat16 {
       precondition(!aTransposed, "a transposed matrix times weights in bfloat16")
       return multiplyWide(
-        a.floats, b.bfloats, transposed: bTransposed, into: c.floats, rows: rows, columns: columns, inner: inner,
+        a.floatRows, b.bfloats, transposed: bTransposed, into: c.floatRows, rows: rows, columns: columns, inner: inner,
         alpha: alpha, adds: adds)
     }
-    let (pa, pb, pc) = (a.floats, b.floats, c.floats)
+    let (pa, pb, pc) = (a.floatRows, b.floatRows, c.floatRows)
     let beta: Float = adds ? 1 : 0
     // Rows of c follow rows of a, its columns those of b; the longer side is cut.
     let cutsRows = rows >= columns
@@ -78,9 +78,9 @@ extension CPUBackend {
       gemm(
         cutsRows ? min(tile, rows - first) : rows, cutsRows ? columns : min(tile, columns - first), inner,
         alpha,
-        Matrix(pa + (aTransposed ? row : row * aColumns), stride: aColumns, isTransposed: aTransposed),
-        Matrix(pb + (bTransposed ? column * bColumns : column), stride: bColumns, isTransposed: bTransposed),
-        beta, Matrix(pc + row * columns + column, stride: columns))
+        Matrix(aTransposed ? pa.start + row : pa[row], stride: pa.stride, isTransposed: aTransposed),
+        Matrix(bTransposed ? pb[column] : pb.start + column, stride: pb.stride, isTransposed: bTransposed),
+        beta, Matrix(pc[row] + column, stride: pc.stride))
     }
   }
 
@@ -91,9 +91,9 @@ extension CPUBackend {
   }
 
   package func addBias(_ bias: Tensor, to y: Tensor) {
-    let (b, p, columns) = (bias.floats, y.floats, y.columns)
+    let (b, p, columns) = (bias.floats, y.floatRows, y.columns)
     forEachSlice(rows: y.rows, columns: columns) { rows in
-      for n in rows { axpy(1, b, into: p + n * columns, columns) }
+      for n in rows { axpy(1, b, into: p[n], columns) }
     }
   }
 

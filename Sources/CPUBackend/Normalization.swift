@@ -51,6 +51,18 @@ extension CPUBackend {
     }
   }
 
+  /// Calls `body(token, head, row)` for every head of every token, the rows of a dense `[N, H, size]`.
+  @inline(__always)
+  private func forEachHead(
+    _ tokens: Int, heads: Int, _ size: Int, kernel: String = #function, _ body: (Int, Int, Int) -> Void
+  ) {
+    forEachSlice(rows: tokens, columns: heads * size, kernel: kernel) { tokens in
+      for t in tokens {
+        for h in 0..<heads { body(t, h, t * heads + h) }
+      }
+    }
+  }
+
   /// Sums a contribution of every row into `out` [columns]: blocks of 256 rows on the pool, then the blocks in
   /// order, so that the bits are the same on any number of threads.
   func sumBlocks(
@@ -74,16 +86,14 @@ extension CPUBackend {
     _ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor
   ) {
     let size = weight.count
-    let (px, pg, w, py, inv) = (x.floats, gate.floats, weight.floats, y.floats, inverse.floats)
-    forEachSlice(rows: x.count / size, columns: size) { rows in
-      for n in rows {
-        let (row, gate, out) = (px + n * size, pg + n * size, py + n * size)
-        let scale = 1 / (dot(row, row, size) / Float(size) + epsilon).squareRoot()
-        inv[n] = scale
-        sweep(size) { i, lanes in
-          let z = gate.lanes(i, lanes)
-          out.store(row.lanes(i, lanes) * scale * w.lanes(i, lanes) * (z * z.sigmoid), i, lanes)
-        }
+    let (px, pg, w, py, inv) = (x.floats, gate.floatRows, weight.floats, y.floats, inverse.floats)
+    forEachHead(gate.rows, heads: gate.columns / size, size) { t, h, n in
+      let (row, gate, out) = (px + n * size, pg[t] + h * size, py + n * size)
+      let scale = 1 / (dot(row, row, size) / Float(size) + epsilon).squareRoot()
+      inv[n] = scale
+      sweep(size) { i, lanes in
+        let z = gate.lanes(i, lanes)
+        out.store(row.lanes(i, lanes) * scale * w.lanes(i, lanes) * (z * z.sigmoid), i, lanes)
       }
     }
   }
@@ -94,32 +104,31 @@ extension CPUBackend {
   ) {
     let size = weight.count
     let rows = x.count / size
-    let (pdy, px, pg, w, inv) = (dy.floats, x.floats, gate.floats, weight.floats, inverse.floats)
-    let (pdx, pdg) = (dx.floats, dGate.floats)
-    forEachSlice(rows: rows, columns: size) { rows in
-      for n in rows {
-        let (g, row, gate, scale) = (pdy + n * size, px + n * size, pg + n * size, inv[n])
-        let (out, outGate) = (pdx + n * size, pdg + n * size)
-        var sum = Lanes.zero
-        sweep(size) { i, lanes in
-          let z = gate.lanes(i, lanes)
-          let s = z.sigmoid
-          let weighted = g.lanes(i, lanes) * w.lanes(i, lanes)
-          let x = row.lanes(i, lanes)
-          outGate.store(weighted * x * scale * s * (1 + z * (1 - s)), i, lanes)
-          let inner = weighted * z * s
-          out.store(inner, i, lanes)
-          sum = sum.addingProduct(inner, x)
-        }
-        let mean = sum.total * scale * scale / Float(size)
-        sweep(size) { i, lanes in
-          out.store((out.lanes(i, lanes) - row.lanes(i, lanes) * mean) * scale, i, lanes)
-        }
+    let (pdy, px, pg, w, inv) = (dy.floats, x.floats, gate.floatRows, weight.floats, inverse.floats)
+    let (pdx, pdg, heads) = (dx.floats, dGate.floatRows, gate.columns / size)
+    forEachHead(gate.rows, heads: heads, size) { t, h, n in
+      let (g, row, gate, scale) = (pdy + n * size, px + n * size, pg[t] + h * size, inv[n])
+      let (out, outGate) = (pdx + n * size, pdg[t] + h * size)
+      var sum = Lanes.zero
+      sweep(size) { i, lanes in
+        let z = gate.lanes(i, lanes)
+        let s = z.sigmoid
+        let weighted = g.lanes(i, lanes) * w.lanes(i, lanes)
+        let x = row.lanes(i, lanes)
+        outGate.store(weighted * x * scale * s * (1 + z * (1 - s)), i, lanes)
+        let inner = weighted * z * s
+        out.store(inner, i, lanes)
+        sum = sum.addingProduct(inner, x)
+      }
+      let mean = sum.total * scale * scale / Float(size)
+      sweep(size) { i, lanes in
+        out.store((out.lanes(i, lanes) - row.lanes(i, lanes) * mean) * scale, i, lanes)
       }
     }
     guard let dWeight else { return }
     sumBlocks(rows: rows, columns: size, into: dWeight.floats, adds: addsWeight) { n, partial in
-      let (g, row, gate, scale) = (pdy + n * size, px + n * size, pg + n * size, inv[n])
+      let (g, row, scale) = (pdy + n * size, px + n * size, inv[n])
+      let gate = pg[n / heads] + n % heads * size
       sweep(size) { i, lanes in
         let z = gate.lanes(i, lanes)
         let value = g.lanes(i, lanes) * row.lanes(i, lanes) * scale * z * z.sigmoid
@@ -130,46 +139,42 @@ extension CPUBackend {
 
   package func siluNormalize(_ x: Tensor, epsilon: Float, into y: Tensor) {
     let size = x.shape[2]
-    let (px, py) = (x.floats, y.floats)
-    forEachSlice(rows: x.count / size, columns: size) { rows in
-      for n in rows {
-        let (row, out) = (px + n * size, py + n * size)
-        var squares = Lanes.zero
-        sweep(size) { i, lanes in
-          let x = row.lanes(i, lanes)
-          let a = x * x.sigmoid
-          out.store(a, i, lanes)
-          squares = squares.addingProduct(a, a)
-        }
-        let scale = 1 / (squares.total + epsilon).squareRoot()
-        sweep(size) { i, lanes in out.store(out.lanes(i, lanes) * scale, i, lanes) }
+    let (px, py) = (x.floatRows, y.floats)
+    forEachHead(x.rows, heads: x.shape[1], size) { t, h, n in
+      let (row, out) = (px[t] + h * size, py + n * size)
+      var squares = Lanes.zero
+      sweep(size) { i, lanes in
+        let x = row.lanes(i, lanes)
+        let a = x * x.sigmoid
+        out.store(a, i, lanes)
+        squares = squares.addingProduct(a, a)
       }
+      let scale = 1 / (squares.total + epsilon).squareRoot()
+      sweep(size) { i, lanes in out.store(out.lanes(i, lanes) * scale, i, lanes) }
     }
   }
 
   package func siluNormalizeBackward(_ dy: Tensor, _ x: Tensor, epsilon: Float, into dx: Tensor) {
     let size = x.shape[2]
-    let (pdy, px, pdx) = (dy.floats, x.floats, dx.floats)
-    forEachSlice(rows: x.count / size, columns: size) { rows in
-      for n in rows {
-        let (g, row, out) = (pdy + n * size, px + n * size, pdx + n * size)
-        var squares = Lanes.zero
-        var product = Lanes.zero
-        sweep(size) { i, lanes in
-          let x = row.lanes(i, lanes)
-          let a = x * x.sigmoid
-          squares = squares.addingProduct(a, a)
-          product = product.addingProduct(a, g.lanes(i, lanes))
-        }
-        let inverse = 1 / (squares.total + epsilon)
-        let scale = inverse.squareRoot()
-        let along = product.total * inverse
-        sweep(size) { i, lanes in
-          let x = row.lanes(i, lanes)
-          let s = x.sigmoid
-          let da = (g.lanes(i, lanes) - x * s * along) * scale
-          out.store(da * s * (1 + x * (1 - s)), i, lanes)
-        }
+    let (pdy, px, pdx) = (dy.floats, x.floatRows, dx.floatRows)
+    forEachHead(x.rows, heads: x.shape[1], size) { t, h, n in
+      let (g, row, out) = (pdy + n * size, px[t] + h * size, pdx[t] + h * size)
+      var squares = Lanes.zero
+      var product = Lanes.zero
+      sweep(size) { i, lanes in
+        let x = row.lanes(i, lanes)
+        let a = x * x.sigmoid
+        squares = squares.addingProduct(a, a)
+        product = product.addingProduct(a, g.lanes(i, lanes))
+      }
+      let inverse = 1 / (squares.total + epsilon)
+      let scale = inverse.squareRoot()
+      let along = product.total * inverse
+      sweep(size) { i, lanes in
+        let x = row.lanes(i, lanes)
+        let s = x.sigmoid
+        let da = (g.lanes(i, lanes) - x * s * along) * scale
+        out.store(da * s * (1 + x * (1 - s)), i, lanes)
       }
     }
   }

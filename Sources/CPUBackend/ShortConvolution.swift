@@ -46,7 +46,7 @@ extension CPUBackend {
     _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor
   ) {
     let channels = x.columns
-    let (source, target, bias, past) = (x.floats, y.floats, bias?.floats, history?.floats)
+    let (source, target, bias, past) = (x.floatRows, y.floats, bias?.floats, history?.floats)
     let places = places(layout)
     withTaps(weight, channels) { taps in
       forEachSlice(rows: x.rows, columns: channels) { rows in
@@ -62,14 +62,14 @@ extension CPUBackend {
   /// Calls `body(channel, lanes, u)` for all channels of one token, u before the activation.
   @inline(__always)
   private static func convolve(
-    _ x: FloatPointer, _ taps: FloatPointer, _ bias: FloatPointer?, _ t: Int, _ place: TokenPlace,
+    _ x: Rows, _ taps: FloatPointer, _ bias: FloatPointer?, _ t: Int, _ place: TokenPlace,
     history: FloatPointer?, _ channels: Int, _ body: (Int, Int, Lanes) -> Void
   ) {
     func row(_ back: Int) -> FloatPointer? {
-      if t - back >= place.start { return x + (t - back) * channels }
+      if t - back >= place.start { return x[t - back] }
       return history.map { $0 + (place.segment * 4 + t - place.start - back + 4) * channels }
     }
-    let rows = (row(3), row(2), row(1), x + t * channels)
+    let rows = (row(3), row(2), row(1), x[t])
     sweep(channels) { c, n in
       var u = bias.map { $0.lanes(c, n) } ?? Lanes.zero
       if let row = rows.0 { u = u.addingProduct(row.lanes(c, n), taps.lanes(c, n)) }
@@ -84,7 +84,7 @@ extension CPUBackend {
     dBias: Tensor?
   ) {
     let (channels, count) = (x.columns, x.rows)
-    let (gradient, source, target, biases) = (dy.floats, x.floats, dx.floats, bias?.floats)
+    let (gradient, source, target, biases) = (dy.floats, x.floatRows, dx.floatRows, bias?.floats)
     let places = places(layout)
     withTaps(weight, channels) { taps in
       withTemporary(max(1, count) * channels) { du in
@@ -98,7 +98,7 @@ extension CPUBackend {
         }
         forEachSlice(rows: count, columns: channels) { rows in
           for t in rows {
-            let out = target + t * channels
+            let out = target[t]
             out.update(repeating: 0, count: channels)
             for ahead in 0..<4 where t + ahead < places[t].end {
               let (row, tap) = (du + (t + ahead) * channels, taps + (3 - ahead) * channels)
@@ -111,7 +111,7 @@ extension CPUBackend {
         withTemporary(4 * channels) { sums in
           sumBlocks(rows: count, columns: 4 * channels, into: sums, adds: false) { t, partial in
             for w in 0..<4 where t - 3 + w >= places[t].start {
-              let (row, input, out) = (du + t * channels, source + (t - 3 + w) * channels, partial + w * channels)
+              let (row, input, out) = (du + t * channels, source[t - 3 + w], partial + w * channels)
               sweep(channels) { c, n in
                 out.store(out.lanes(c, n).addingProduct(row.lanes(c, n), input.lanes(c, n)), c, n)
               }

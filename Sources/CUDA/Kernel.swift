@@ -3,14 +3,28 @@ import CCUDA
 /// A number or an address that a kernel is called with.
 package struct KernelArgument {
   let bits: UInt64
+  /// The second half of a structure of 16 bytes.
+  private(set) var second: UInt64?
+
+  /// Four numbers, as a structure.
+  package init(_ a: Int, _ b: Int, _ c: Int, _ d: Int) {
+    bits = UInt64(UInt32(a)) | UInt64(UInt32(b)) << 32
+    second = UInt64(UInt32(c)) | UInt64(UInt32(d)) << 32
+  }
+  /// Two numbers, as a structure.
+  package init(_ a: Int, _ b: Int) { bits = UInt64(UInt32(a)) | UInt64(UInt32(b)) << 32 }
 
   package init(_ value: Int32) { bits = UInt64(UInt32(bitPattern: value)) }
   package init(_ value: Int) { self.init(Int32(value)) }
+  /// A count of 64 bits.
+  package init(wide value: Int) { bits = UInt64(bitPattern: Int64(value)) }
+  package init(_ value: Double) { bits = value.bitPattern }
+  package init(bits: UInt64) { self.bits = bits }
   package init(_ value: Float) { bits = UInt64(value.bitPattern) }
-  /// The address of a buffer; null for none.
-  package init(_ buffer: DeviceBuffer?) { bits = buffer?.address ?? 0 }
-  /// The address `offset` bytes into a buffer.
-  package init(_ buffer: DeviceBuffer, offset: Int) { bits = buffer.address + UInt64(offset) }
+  /// Where memory begins; null for none.
+  package init(_ memory: (any DeviceMemory)?) { bits = memory?.address ?? 0 }
+  /// The address `offset` bytes into it.
+  package init(_ buffer: any DeviceMemory, offset: Int) { bits = buffer.address + UInt64(offset) }
 }
 
 /// Compiled kernels on a card.
@@ -77,9 +91,18 @@ package struct Kernel {
   package func launch(grid: (Int, Int, Int), threads: Int, _ arguments: [KernelArgument]) throws {
     guard grid.0 > 0, grid.1 > 0, grid.2 > 0 else { return }
     precondition(grid.1 <= 65_535 && grid.2 <= 65_535, "\(name): a grid of \(grid)")
-    var bits = arguments.map(\.bits)
-    try bits.withUnsafeMutableBufferPointer { buffer in
-      var places = buffer.indices.map { UnsafeMutableRawPointer(buffer.baseAddress! + $0) as UnsafeMutableRawPointer? }
+    // Structures of 16 bytes take two words.
+    var words: [UInt64] = []
+    words.reserveCapacity(2 * arguments.count)
+    var firsts: [Int] = []
+    firsts.reserveCapacity(arguments.count)
+    for argument in arguments {
+      firsts.append(words.count)
+      words.append(argument.bits)
+      if let second = argument.second { words.append(second) }
+    }
+    try words.withUnsafeMutableBufferPointer { buffer in
+      var places = firsts.map { UnsafeMutableRawPointer(buffer.baseAddress! + $0) as UnsafeMutableRawPointer? }
       try device.driver.check(
         device.driver.cuLaunchKernel(
           function, UInt32(grid.0), UInt32(grid.1), UInt32(grid.2), UInt32(threads), 1, 1, UInt32(sharedMemory),

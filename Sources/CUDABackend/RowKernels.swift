@@ -8,6 +8,17 @@ import CUDA
 package final class RowKernels: @unchecked Sendable {
   package typealias Elements = GatedDeltaRule.Elements
 
+  /// How rows that are heads lie: so many in a token, tokens so many elements apart; nil where all lie end to end.
+  package struct Heads: Sendable {
+    let heads, stride: Int
+
+    package init(_ heads: Int, stride: Int) { (self.heads, self.stride) = (heads, stride) }
+  }
+
+  private func argument(_ view: Heads?, columns: Int) -> KernelArgument {
+    A(view?.heads ?? 1, view?.stride ?? columns)
+  }
+
   package let device: Device
   package let elements: Elements
   private let kernels: [String: Kernel]
@@ -17,7 +28,7 @@ package final class RowKernels: @unchecked Sendable {
     (device, self.elements) = (library.device, elements)
     let files = [
       "Normalization.cu": [
-        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeWeightParts", "addParts",
+        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeBackwardByColumns", "normalizeWeightParts", "addParts",
         "siluNormalize", "siluNormalizeBackward",
       ],
       "DynamicConvolution.cu": ["dynamicConvolution", "dynamicConvolutionBackward"],
@@ -40,52 +51,72 @@ package final class RowKernels: @unchecked Sendable {
 
   /// Parts that sums over rows are cut into, by the number of rows alone.
   private static func parts(rows: Int) -> (count: Int, rows: Int) {
-    let rowsPerPart = max(32, (rows + 511) / 512)
+    let rowsPerPart = max(16, (rows + 511) / 512)
     return ((rows + rowsPerPart - 1) / rowsPerPart, rowsPerPart)
   }
 
   /// y = x / rms(x) · weight over rows of `columns`, with `gate` times SiLU(gate); `inverse` [rows] keeps 1 / rms.
   package func normalize(
-    _ x: DeviceBuffer, gate: DeviceBuffer? = nil, weight: DeviceBuffer, rows: Int, columns: Int, epsilon: Float,
-    into y: DeviceBuffer, inverse: DeviceBuffer
+    _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, gateView: Heads? = nil, weight: any DeviceMemory, rows: Int,
+    columns: Int, epsilon: Float, into y: any DeviceMemory, inverse: any DeviceMemory
   ) throws {
     try launch(
       "normalize", grid: ((rows + 7) / 8, 1),
-      [A(x), A(gate), A(weight), A(rows), A(columns), A(epsilon), A(y), A(inverse)])
+      [
+        A(x), A(gate), argument(gateView, columns: columns), A(weight), A(rows), A(columns), A(epsilon), A(y), A(inverse),
+      ])
   }
 
   /// Floats of scratch memory that the gradient of a norm's weight wants.
   package static func normalizeWorkspaceCount(rows: Int, columns: Int) -> Int { parts(rows: rows).count * columns }
 
   package func normalizeBackward(
-    _ dy: DeviceBuffer, _ x: DeviceBuffer, gate: DeviceBuffer? = nil, weight: DeviceBuffer, inverse: DeviceBuffer,
-    rows: Int, columns: Int, dx: DeviceBuffer, dGate: DeviceBuffer? = nil, dWeight: DeviceBuffer?, addsWeight: Bool,
-    workspace: DeviceBuffer
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, gateView: Heads? = nil,
+    weight: any DeviceMemory, inverse: any DeviceMemory, rows: Int, columns: Int, dx: any DeviceMemory,
+    addsInput: Bool = false, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil, dWeight: (any DeviceMemory)?, addsWeight: Bool,
+    workspace: any DeviceMemory
   ) throws {
     let parts = Self.parts(rows: rows)
     precondition(
       dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
-    if let dWeight, columns % 8 == 0, columns <= 2048 {
+    let isEven = [dy, x, gate, weight, dx, dGate].allSatisfy { $0.map { $0.address % 16 == 0 } ?? true }
+    let strides = (gateView?.stride ?? 0) | (dGateView?.stride ?? 0)
+    if let dWeight, columns % 8 == 0, (257...2048).contains(columns), isEven, gate == nil {
+      try launch(
+        "normalizeBackwardByColumns", grid: (parts.count, 1), threads: (columns / 8 + 31) / 32 * 32,
+        [
+          A(dy), A(x), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(addsInput ? 1 : 0),
+          A(workspace),
+        ])
+      return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+    }
+    if let dWeight, columns % 8 == 0, columns <= 2048, isEven, strides % 8 == 0 {
       try launch(
         "normalizeBackwardWithParts", grid: (parts.count, 1),
         [
-          A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(dGate),
-          A(workspace),
+          A(dy), A(x), A(gate), argument(gateView, columns: columns), A(weight), A(inverse), A(rows), A(columns),
+          A(parts.rows), A(dx), A(addsInput ? 1 : 0), A(dGate), argument(dGateView, columns: columns), A(workspace),
         ])
       return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
     }
     try launch(
       "normalizeBackward", grid: ((rows + 7) / 8, 1),
-      [A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(dx), A(dGate)])
+      [
+        A(dy), A(x), A(gate), argument(gateView, columns: columns), A(weight), A(inverse), A(rows), A(columns), A(dx),
+        A(addsInput ? 1 : 0), A(dGate), argument(dGateView, columns: columns),
+      ])
     guard let dWeight else { return }
     try launch(
       "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
-      [A(dy), A(x), A(gate), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
+      [
+        A(dy), A(x), A(gate), argument(gateView, columns: columns), A(inverse), A(rows), A(columns), A(parts.rows),
+        A(workspace),
+      ])
     try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
   }
 
   private func addParts(
-    _ partial: DeviceBuffer, parts: Int, columns: Int, adds: Bool, into sums: DeviceBuffer
+    _ partial: any DeviceMemory, parts: Int, columns: Int, adds: Bool, into sums: any DeviceMemory
   ) throws {
     try launch(
       "addParts", grid: ((columns + 31) / 32, 1), [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
@@ -93,30 +124,35 @@ package final class RowKernels: @unchecked Sendable {
 
   /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over rows of `columns`.
   package func siluNormalize(
-    _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, into y: DeviceBuffer
+    _ x: any DeviceMemory, view: Heads? = nil, rows: Int, columns: Int, epsilon: Float, into y: any DeviceMemory
   ) throws {
-    try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), A(rows), A(columns), A(epsilon), A(y)])
+    try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(y)])
   }
 
   package func siluNormalizeBackward(
-    _ dy: DeviceBuffer, _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, dx: DeviceBuffer
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, view: Heads? = nil, rows: Int, columns: Int, epsilon: Float,
+    dx: any DeviceMemory, dView: Heads? = nil
   ) throws {
     try launch(
-      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [A(dy), A(x), A(rows), A(columns), A(epsilon), A(dx)])
+      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [
+        A(dy), A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(dx),
+        argument(dView, columns: columns),
+      ])
   }
 
   /// Tokens that a thread of the convolution takes; as RUN of DynamicConvolution.cu.
   private static let run = 32
 
   /// y[t, c] = SiLU(Σ_w (taps[t, c, w] + bias[c, w]) · x[t − 3 + w, c]) within the document that begins at starts[t];
-  /// x, y [N, C], taps [N, C, 4], bias [C, 4], starts [N] int32.
+  /// x, y [N, C], taps [N, C, 4], bias [C, 4], starts [N] int32; tokens
+  /// of x may be `stride` elements apart.
   package func dynamicConvolution(
-    _ x: DeviceBuffer, taps: DeviceBuffer, bias: DeviceBuffer, starts: DeviceBuffer, tokens: Int, channels: Int,
-    into y: DeviceBuffer
+    _ x: any DeviceMemory, stride: Int? = nil, taps: any DeviceMemory, bias: (any DeviceMemory)?, starts: any DeviceMemory,
+    tokens: Int, channels: Int, into y: any DeviceMemory
   ) throws {
     try launch(
       "dynamicConvolution", grid: ((channels + 255) / 256, (tokens + Self.run - 1) / Self.run),
-      [A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(y)])
+      [A(x), A(stride ?? channels), A(taps), A(bias), A(starts), A(tokens), A(channels), A(y)])
   }
 
   /// Floats of scratch memory that the gradient of the taps' bias wants.
@@ -124,64 +160,107 @@ package final class RowKernels: @unchecked Sendable {
     (tokens + run - 1) / run * channels * 4
   }
 
+  /// - Parameter bias: with its gradient; both nil where there is none
   package func dynamicConvolutionBackward(
-    _ dy: DeviceBuffer, _ x: DeviceBuffer, taps: DeviceBuffer, bias: DeviceBuffer, starts: DeviceBuffer, tokens: Int,
-    channels: Int, dx: DeviceBuffer, dTaps: DeviceBuffer, dBias: DeviceBuffer, addsBias: Bool, workspace: DeviceBuffer
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, stride: Int? = nil, taps: any DeviceMemory,
+    bias: (any DeviceMemory)?, starts: any DeviceMemory, tokens: Int, channels: Int, dx: any DeviceMemory,
+    dStride: Int? = nil, dTaps: any DeviceMemory,
+    dBias: (any DeviceMemory)?, addsBias: Bool, workspace: (any DeviceMemory)?
   ) throws {
     let runs = (tokens + Self.run - 1) / Self.run
     precondition(
-      workspace.byteCount >= 4 * Self.convolutionWorkspaceCount(tokens: tokens, channels: channels),
-      "a workspace of \(workspace.byteCount) bytes")
+      dBias == nil
+        || workspace!.byteCount >= 4 * Self.convolutionWorkspaceCount(tokens: tokens, channels: channels),
+      "no workspace for the gradient of the bias")
     try launch(
       "dynamicConvolutionBackward", grid: ((channels + 255) / 256, runs),
-      [A(dy), A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(dx), A(dTaps), A(workspace)])
-    try addParts(workspace, parts: runs, columns: channels * 4, adds: addsBias, into: dBias)
+      [
+        A(dy), A(x), A(stride ?? channels), A(taps), A(bias), A(starts), A(tokens), A(channels), A(dx),
+        A(dStride ?? channels), A(dTaps), A(dBias == nil ? nil : workspace),
+      ])
+    if let dBias, let workspace {
+      try addParts(workspace, parts: runs, columns: channels * 4, adds: addsBias, into: dBias)
+    }
   }
 
   /// g = −e^aLog · softplus(a + dtBias), beta = sigmoid(b); a, b [N, H], g, beta [N, H] float32.
+  /// Tokens of a and b may be `strides` elements apart.
   package func decayGate(
-    a: DeviceBuffer, b: DeviceBuffer, aLog: DeviceBuffer, dtBias: DeviceBuffer, tokens: Int, heads: Int,
-    g: DeviceBuffer, beta: DeviceBuffer
+    a: any DeviceMemory, b: any DeviceMemory, strides: (a: Int, b: Int)? = nil, aLog: any DeviceMemory,
+    dtBias: any DeviceMemory, tokens: Int, heads: Int, g: any DeviceMemory, beta: any DeviceMemory
   ) throws {
     try launch(
       "decayGate", grid: ((tokens * heads + 255) / 256, 1),
-      [A(a), A(b), A(aLog), A(dtBias), A(tokens * heads), A(heads), A(g), A(beta)])
+      [
+        A(a), A(strides?.a ?? heads), A(b), A(strides?.b ?? heads), A(aLog), A(dtBias), A(tokens * heads), A(heads),
+        A(g), A(beta),
+      ])
   }
 
   package func decayGateBackward(
-    dG: DeviceBuffer, dBeta: DeviceBuffer, a: DeviceBuffer, beta: DeviceBuffer, aLog: DeviceBuffer,
-    dtBias: DeviceBuffer, tokens: Int, heads: Int, dA: DeviceBuffer, dB: DeviceBuffer, dALog: DeviceBuffer,
-    dDtBias: DeviceBuffer
+    dG: any DeviceMemory, dBeta: any DeviceMemory, a: any DeviceMemory, aStride: Int? = nil, beta: any DeviceMemory,
+    aLog: any DeviceMemory, dtBias: any DeviceMemory, tokens: Int, heads: Int, dA: any DeviceMemory,
+    dB: any DeviceMemory, strides: (dA: Int, dB: Int)? = nil, dALog: any DeviceMemory, dDtBias: any DeviceMemory
   ) throws {
     try launch(
-      "decayGateBackward", grid: (heads, 1),
+      "decayGateBackward", grid: (heads, 1), threads: 512,
       [
-        A(dG), A(dBeta), A(a), A(beta), A(aLog), A(dtBias), A(tokens), A(heads), A(dA), A(dB), A(dALog), A(dDtBias),
+        A(dG), A(dBeta), A(a), A(aStride ?? heads), A(beta), A(aLog), A(dtBias), A(tokens), A(heads), A(dA),
+        A(strides?.dA ?? heads), A(dB), A(strides?.dB ?? heads), A(dALog), A(dDtBias),
       ])
   }
 
   /// y = SiLU(gate) · up [rows, columns]; `packed` [rows, 2 columns] holds gate and up side by side.
-  package func swiGLU(_ packed: DeviceBuffer, rows: Int, columns: Int, into y: DeviceBuffer) throws {
+  package func swiGLU(_ packed: any DeviceMemory, rows: Int, columns: Int, into y: any DeviceMemory) throws {
     let up = KernelArgument(packed, offset: columns * elements.byteCount)
     try launch("swiGLU", grid: (rows, 1), [A(packed), up, A(columns), A(2 * columns), A(y)])
   }
 
+  /// The same of gate and up [rows, columns] that may lie apart; rows of both `stride` elements apart.
+  package func swiGLU(
+    gate: any DeviceMemory, up: any DeviceMemory, stride: Int, rows: Int, columns: Int, into y: any DeviceMemory
+  ) throws {
+    try launch("swiGLU", grid: (rows, 1), [A(gate), A(up), A(columns), A(stride), A(y)])
+  }
+
   package func swiGLUBackward(
-    _ dy: DeviceBuffer, _ packed: DeviceBuffer, rows: Int, columns: Int, into dPacked: DeviceBuffer
+    _ dy: any DeviceMemory, gate: any DeviceMemory, up: any DeviceMemory, stride: Int, rows: Int, columns: Int,
+    dGate: any DeviceMemory, dUp: any DeviceMemory, dStride: Int
+  ) throws {
+    try launch(
+      "swiGLUBackward", grid: (rows, 1),
+      [A(dy), A(gate), A(up), A(columns), A(stride), A(dGate), A(dUp), A(dStride)])
+  }
+
+  /// The gradient of a norm's weight alone.
+  package func normalizeWeightBackward(
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, inverse: any DeviceMemory, rows: Int, columns: Int,
+    dWeight: any DeviceMemory, addsWeight: Bool, workspace: any DeviceMemory
+  ) throws {
+    let parts = Self.parts(rows: rows)
+    try launch(
+      "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
+      [A(dy), A(x), A(nil), argument(nil, columns: columns), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
+    try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+  }
+
+  package func swiGLUBackward(
+    _ dy: any DeviceMemory, _ packed: any DeviceMemory, rows: Int, columns: Int, into dPacked: any DeviceMemory
   ) throws {
     let offset = columns * elements.byteCount
     try launch(
       "swiGLUBackward", grid: (rows, 1),
       [
         A(dy), A(packed), A(packed, offset: offset), A(columns), A(2 * columns), A(dPacked), A(dPacked, offset: offset),
+        A(2 * columns),
       ])
   }
 
   /// Turns logits [rows, columns] into their gradient (as `Backend.vocabularyLoss`): of cross-entropy with `labels`, and
   /// of KL(teacher ‖ student) where there are the teacher's logits. Rows whose label is negative count for nothing.
   package func vocabularyLoss(
-    logits: DeviceBuffer, teacherLogits: DeviceBuffer?, labels: DeviceBuffer, rows: Int, columns: Int,
-    crossEntropyScale: Float, klScale: Float, crossEntropy: DeviceBuffer, kl: DeviceBuffer
+    logits: any DeviceMemory, teacherLogits: (any DeviceMemory)?, labels: any DeviceMemory, rows: Int, columns: Int,
+    crossEntropyScale: Float, klScale: Float, crossEntropy: any DeviceMemory, kl: any DeviceMemory
   ) throws {
     try launch(
       "vocabularyLoss", grid: (rows, 1), threads: 512,
@@ -192,8 +271,8 @@ package final class RowKernels: @unchecked Sendable {
 
   /// losses[n] = mean of (x − target)² over row n; dx, where given, becomes `seed` times its gradient, or has it added.
   package func squaredError(
-    _ x: DeviceBuffer, target: DeviceBuffer, rows: Int, columns: Int, seed: Float, losses: DeviceBuffer,
-    into dx: DeviceBuffer?, adds: Bool
+    _ x: any DeviceMemory, target: any DeviceMemory, rows: Int, columns: Int, seed: Float, losses: any DeviceMemory,
+    into dx: (any DeviceMemory)?, adds: Bool
   ) throws {
     try launch(
       "squaredError", grid: ((rows + 7) / 8, 1),
@@ -216,20 +295,20 @@ package final class RowKernels: @unchecked Sendable {
 
   /// Updates masters and moments, float32; `copy` receives the masters in bfloat16.
   package func adamW(
-    parameters: DeviceBuffer, gradients: DeviceBuffer, moment1: DeviceBuffer, moment2: DeviceBuffer,
-    copy: DeviceBuffer?, count: Int, step s: AdamWStep
+    parameters: any DeviceMemory, gradients: any DeviceMemory, moment1: any DeviceMemory, moment2: any DeviceMemory,
+    copy: (any DeviceMemory)?, count: Int, step s: AdamWStep
   ) throws {
     try launch(
-      "adamW", grid: ((count + 255) / 256, 1),
+      "adamW", grid: ((count + 2047) / 2048, 1),
       [
-        A(parameters), A(gradients), A(moment1), A(moment2), A(copy), A(count), A(s.gradientScale), A(s.beta1),
+        A(parameters), A(gradients), A(moment1), A(moment2), A(copy), A(wide: count), A(s.gradientScale), A(s.beta1),
         A(s.beta2), A(s.correction1), A(s.correction2), A(s.epsilon), A(s.learningRate), A(s.weightDecay),
       ])
   }
 
   /// sums[b] = Σ x² over the b-th run of `blockSize`, float64.
-  package func sumsOfSquares(_ x: DeviceBuffer, count: Int, blockSize: Int, into sums: DeviceBuffer) throws {
+  package func sumsOfSquares(_ x: any DeviceMemory, count: Int, blockSize: Int, into sums: any DeviceMemory) throws {
     try launch(
-      "sumsOfSquares", grid: ((count + blockSize - 1) / blockSize, 1), [A(x), A(count), A(blockSize), A(sums)])
+      "sumsOfSquares", grid: ((count + blockSize - 1) / blockSize, 1), [A(x), A(wide: count), A(blockSize), A(sums)])
   }
 }

@@ -2,7 +2,7 @@ import NN
 import Ops
 import Tensors
 
-/// One layer: x + mixer(norm x), then x + mlp(norm x).
+/// One layer: x + mixer(norm x), then x + mlp(norm x); of some families with norms behind mixer and MLP too.
 package struct DecoderLayer {
   package let type: LayerType
   package let mixer: any TokenMixer
@@ -10,20 +10,35 @@ package struct DecoderLayer {
   package let linearPath: (any TokenMixer)?
   private let slidingPath: (any TokenMixer)?
   private let inputNorm: RMSNorm
-  private let postNorm: RMSNorm
-  private let mlp: SwiGLU
+  private let mixedNorm: RMSNorm?
+  private let feedForwardNorm: RMSNorm
+  private let outputNorm: RMSNorm?
+  private let feedForward: GatedFeedForward
 
-  init(_ scope: ParameterScope, _ type: LayerType, _ configuration: ModelConfiguration) {
+  init(_ scope: ParameterScope, _ type: LayerType, _ configuration: Architecture) {
     self.type = type
-    let (hidden, epsilon) = (configuration.hiddenSize, configuration.normEpsilon)
-    inputNorm = RMSNorm(scope.scope("input_layernorm"), hidden, epsilon: epsilon)
-    let mixer = makeMixer(type, configuration, scope.scope("self_attn"))
+    let hidden = configuration.hiddenSize
+    func norm(_ name: String) -> RMSNorm {
+      RMSNorm(
+        scope.scope(name, group: .norms), hidden, epsilon: configuration.normEpsilon, addsOne: configuration.normsAddOne)
+    }
+    inputNorm = norm("input_layernorm")
+    let mixer = makeMixer(
+      type, configuration, scope.scope("self_attn", group: type.isAttention ? .attention : .mixers))
     self.mixer = mixer
-    linearPath = configuration.supernetMixer.map { makeMixer($0, configuration, scope.scope("linear_attn")) }
+    linearPath = configuration.supernetMixer.map {
+      makeMixer($0, configuration, scope.scope("linear_attn", group: .mixers))
+    }
     let window = configuration.supernetMixer == nil ? nil : configuration.slidingWindow
     slidingPath = window.flatMap { window in (mixer as? Attention)?.sliding(over: window) }
-    postNorm = RMSNorm(scope.scope("post_attention_layernorm"), hidden, epsilon: epsilon)
-    mlp = SwiGLU(scope.scope("mlp"), hidden: hidden, intermediate: configuration.intermediateSize)
+    // Hugging Face's name for the norm behind the mixer, where there is one, and else for that before the MLP.
+    let afterMixer = norm("post_attention_layernorm")
+    mixedNorm = configuration.hasPostNorms ? afterMixer : nil
+    feedForwardNorm = configuration.hasPostNorms ? norm("pre_feedforward_layernorm") : afterMixer
+    outputNorm = configuration.hasPostNorms ? norm("post_feedforward_layernorm") : nil
+    feedForward = GatedFeedForward(
+      scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize,
+      activation: configuration.activation == .silu ? .silu : .gelu)
   }
 
   /// What the mixer reads.
@@ -31,8 +46,9 @@ package struct DecoderLayer {
 
   /// The layer's output, given its input and what the mixer made of it.
   package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
-    let x = add(x, mixed)
-    return add(x, mlp(postNorm(x)))
+    let x = add(x, mixedNorm?(mixed) ?? mixed)
+    let y = feedForward(feedForwardNorm(x))
+    return add(x, outputNorm?(y) ?? y)
   }
 
   /// The mixer that runs in this role.
@@ -70,13 +86,6 @@ package struct SupernetPath: Hashable, Sendable, Codable {
   }
 }
 
-/// The parts of a model, in the order in which they run. An output matrix that is tied to the embeddings is theirs.
-package enum ModelPart: Hashable, Sendable {
-  case embeddings
-  case layer(Int)
-  case head
-}
-
 /// A decoder-only language model whose layers mix tokens by attention, sliding-window attention or JetBlocks.
 package final class HybridLM {
   package let configuration: ModelConfiguration
@@ -94,13 +103,18 @@ package final class HybridLM {
     let root = ParameterScope(store, deviation: configuration.initializerRange)
     let scope = root.scope("model")
     let table = [configuration.vocabularySize, configuration.hiddenSize]
-    embeddings = scope.scope("embed_tokens").parameter("weight", table, .normal(root.deviation))
+    embeddings = scope.scope("embed_tokens", part: .embeddings).parameter(
+      "weight", table, .normal(root.deviation), kind: .matrix)
     layers = configuration.layerTypes.enumerated().map { index, type in
-      DecoderLayer(scope.scope("layers").scope(String(index)), type, configuration)
+      DecoderLayer(
+        scope.scope("layers").scope(String(index), part: .layer(index)), type, configuration.architecture)
     }
-    norm = RMSNorm(scope.scope("norm"), configuration.hiddenSize, epsilon: configuration.normEpsilon)
+    norm = RMSNorm(
+      scope.scope("norm", group: .norms), configuration.hiddenSize, epsilon: configuration.normEpsilon,
+      addsOne: configuration.normsAddOne)
     headParameter =
-      configuration.tiesEmbeddings ? nil : root.scope("lm_head").parameter("weight", table, .normal(root.deviation))
+      configuration.tiesEmbeddings
+      ? nil : root.scope("lm_head").parameter("weight", table, .normal(root.deviation), kind: .matrix)
   }
 
   /// The mixer that layer `index` runs.
@@ -112,7 +126,9 @@ package final class HybridLM {
   package var head: Tensor { (headParameter ?? embeddings).value }
 
   /// `[N, hidden]`, the input of the first layer.
-  package func embed(_ batch: Batch) -> Tensor { embedding(embeddings.value, batch.tokens) }
+  package func embed(_ batch: Batch) -> Tensor {
+    scaled(embedding(embeddings.value, batch.tokens), by: configuration.embeddingScale)
+  }
 
   /// `[N, hidden]`, the last hidden states after the final norm.
   package func finish(_ x: Tensor) -> Tensor { norm(x) }

@@ -101,8 +101,7 @@ extension HybridLM {
   package func inherit(from teacher: HybridLM) throws {
     for parameter in store.parameters {
       guard let source = teacher.store[parameter.name] else { continue }
-      let parts = parameter.name.split(separator: ".")
-      if parts.count > 3, parts[3] == "self_attn", let index = Int(parts[2]), !layers[index].type.isAttention,
+      if case .layer(let index) = parameter.part, parameter.group == .mixers, !layers[index].type.isAttention,
         teacher.layers[index].type != layers[index].type
       {
         continue

@@ -11,7 +11,8 @@ package enum ComputePrecision: String, CaseIterable, Sendable {
 /// The trained parameters of a store in one space of elements, so that slices of it are what ranks own, reduce, clip and
 /// save: their gradients in one flat array, their values in one for each section.
 ///
-/// In float32 there is one section, in the order of creation. In bfloat16 there are two: the matrices, then the rest.
+/// In float32 there is one section, in the order of creation but for packs, which stand where their first parameter does.
+/// In bfloat16 there are two: the matrices, then the rest.
 /// Sections are padded with zeros to whole blocks of ``blockSize`` elements.
 package final class Arena {
   /// Elements of one block, the unit in which ranks share the arena and gradients are summed up.
@@ -47,6 +48,8 @@ package final class Arena {
   package let blockCount: Int
   package let backend: any Backend
   private var allocatedGradients: Tensor?
+  /// The slots of the gradients and the elements that each covers.
+  private var slots: [(slot: GradientSlot, range: Range<Int>)] = []
 
   /// Moves the parameters that `isTrained` names into a new arena, copying the values they have, and attaches their slots;
   /// those that leave another arena get values of their own.
@@ -78,7 +81,7 @@ package final class Arena {
     for part in parts {
       let start = block * Self.blockSize
       var offset = start
-      for (ordinal, parameter) in part {
+      for (ordinal, parameter) in Self.gathered(part) {
         entries.append(Entry(parameter: parameter, offset: offset, ordinal: ordinal))
         offset += parameter.count
       }
@@ -94,6 +97,17 @@ package final class Arena {
     for entry in entries { entry.parameter.move(to: place(of: entry)) }
   }
 
+  /// In their order, but every pack behind its first parameter.
+  private static func gathered(_ parameters: [(offset: Int, element: Parameter)]) -> [(Int, Parameter)] {
+    var packs: [ObjectIdentifier: [(Int, Parameter)]] = [:]
+    for (ordinal, parameter) in parameters {
+      if let pack = parameter.pack { packs[ObjectIdentifier(pack), default: []].append((ordinal, parameter)) }
+    }
+    return parameters.flatMap { ordinal, parameter in
+      parameter.pack.map { packs.removeValue(forKey: ObjectIdentifier($0)) ?? [] } ?? [(ordinal, parameter)]
+    }
+  }
+
   /// Lowers the matrices to bfloat16, where that is the precision, and attaches slots to all parameters: they train from now
   /// on.
   package func begin() {
@@ -104,12 +118,25 @@ package final class Arena {
     }
     let gradients = backend.zeros([blockCount * Self.blockSize])
     allocatedGradients = gradients
-    for entry in entries {
-      entry.parameter.attach(
-        GradientSlot(
-          shape: entry.parameter.shape, backend: backend,
-          home: gradients.rows(entry.range).reshaped(entry.parameter.shape)))
+    var place = 0
+    while place < entries.count {
+      let members = packed(from: place)
+      let range = entries[place].offset..<entries[place + members - 1].range.upperBound
+      let first = entries[place].parameter.shape
+      let shape = members == 1 ? first : [range.count / first.dropFirst().reduce(1, *)] + first.dropFirst()
+      let home = gradients.rows(range).reshaped(shape)
+      let slot = GradientSlot(shape: shape, backend: backend, home: home)
+      for entry in entries[place..<place + members] { entry.parameter.attach(slot) }
+      slots.append((slot, range))
+      place += members
     }
+  }
+
+  /// How many entries from `place` on have one gradient: those of a pack that trains as a whole.
+  private func packed(from place: Int) -> Int {
+    let members = entries[place].parameter.pack?.parameters ?? []
+    let neighbours = entries[place...].prefix(members.count).map(\.parameter)
+    return neighbours.elementsEqual(members, by: ===) ? max(1, members.count) : 1
   }
 
   /// Gives the matrices the float32 values `values` in place of their compute copies; the arena must have been retired.
@@ -156,19 +183,19 @@ package final class Arena {
   /// Lets go of the gradients: the values stay until the parameters move on.
   package func retire() {
     for entry in entries { entry.parameter.rest() }
-    allocatedGradients = nil
+    (allocatedGradients, slots) = (nil, [])
   }
 
   /// Prepares for one backward pass; the gradients it will find are its own.
   package func beginBackward() {
-    for entry in entries { _ = entry.parameter.value.slot?.take() }
+    for (slot, _) in slots { _ = slot.take() }
   }
 
   /// Zeroes what the backward pass did not reach, of all entries or of those in `range`.
   package func endBackward(_ range: Range<Int>? = nil) {
     let range = range ?? 0..<gradients.count
-    for entry in entries where range.contains(entry.offset) && entry.parameter.value.slot?.gradient == nil {
-      backend.fill(gradients.rows(entry.range), with: 0)
+    for (slot, place) in slots where range.contains(place.lowerBound) && slot.gradient == nil {
+      backend.fill(gradients.rows(place), with: 0)
     }
   }
 

@@ -21,9 +21,13 @@ package final class Parameter {
   package let name: String
   package let shape: [Int]
   package let initialization: Initialization
-  /// Whether only products and look-ups read it: a matrix that may stay bfloat16 in a file, and that weight decay applies
-  /// to.
-  package let isMatrix: Bool
+  package let kind: ParameterKind
+  /// Where in the model it is, and what it is frozen with.
+  package let part: ModelPart
+  package let group: ParameterGroup
+  /// The parameters that it lies among; nil where it is read by itself.
+  package fileprivate(set) weak var pack: ParameterPack?
+  package var isMatrix: Bool { kind == .matrix }
   /// The values; a slot is attached while the parameter trains. Reading it before it was loaded is a mistake.
   package var value: Tensor {
     get {
@@ -49,11 +53,14 @@ package final class Parameter {
   }
   package private(set) var home = Home.elsewhere
 
-  fileprivate init(name: String, shape: [Int], initialization: Initialization, isMatrix: Bool) {
+  fileprivate init(
+    name: String, shape: [Int], initialization: Initialization, kind: ParameterKind, part: ModelPart,
+    group: ParameterGroup
+  ) {
     self.name = name
     self.shape = shape
     self.initialization = initialization
-    self.isMatrix = isMatrix
+    (self.kind, self.part, self.group) = (kind, part, group)
   }
 
   package var count: Int { shape.reduce(1, *) }
@@ -61,13 +68,19 @@ package final class Parameter {
   package var isTrained: Bool { stored?.slot != nil }
 
   /// Gives the parameter float32 values of its own, a copy of those it has: what it shares with a file or another
-  /// model must not change with it, and what left its arena must not keep that alive.
+  /// model must not change with it, and what left its arena must not keep that alive. Its pack comes along.
   package func own(on backend: any Backend) {
     guard home != .own else { return }
-    let copy = backend.empty(shape)
-    backend.copy(value, into: copy)
-    value = copy
-    home = .own
+    let parameters = pack?.parameters ?? [self]
+    let copy = backend.empty([parameters.reduce(0) { $0 + $1.count }])
+    var first = 0
+    for parameter in parameters {
+      let place = copy.rows(first..<first + parameter.count).reshaped(parameter.shape)
+      backend.copy(parameter.value, into: place)
+      parameter.value = place
+      parameter.home = .own
+      first += parameter.count
+    }
   }
 
   /// Moves the values to `place`, a part of an arena.
@@ -132,32 +145,82 @@ package final class ParameterStore {
   }
 }
 
+/// Parameters that are read as one array, their rows one behind the other in the order of their creation. Where they lie in
+/// memory of their own, or in an arena, they are neighbours; in a file they lie where it has them. Files, checkpoints and
+/// initial values know them one by one.
+package final class ParameterPack {
+  package private(set) var parameters: [Parameter] = []
+
+  package init() {}
+
+  fileprivate func add(_ parameter: Parameter) {
+    precondition(
+      parameters.first.map { $0.shape.dropFirst() == parameter.shape.dropFirst() && $0.kind == parameter.kind } ?? true,
+      "\(parameter.name) \(parameter.shape) in a pack with \(parameters.first?.name ?? "")")
+    parameters.append(parameter)
+    parameter.pack = self
+  }
+
+  /// The values in as few arrays as they lie in: one, unless they are apart in a file, or some train and others do not.
+  package var blocks: [Tensor] {
+    parameters.reduce(into: []) { blocks, parameter in
+      let value = parameter.value
+      if let last = blocks.last, let joined = last.joined(by: value) {
+        blocks[blocks.count - 1] = joined
+      } else {
+        blocks.append(value)
+      }
+    }
+  }
+}
+
+extension Tensor {
+  /// The rows of this tensor and those of `next`, where they are neighbours whose gradients go to one place.
+  fileprivate func joined(by next: Tensor) -> Tensor? {
+    guard storage === next.storage, offset + count == next.offset, dtype == next.dtype, slot === next.slot,
+      shape.dropFirst() == next.shape.dropFirst()
+    else { return nil }
+    return Tensor(
+      storage: storage, offset: offset, shape: [rows + next.rows] + shape.dropFirst(), dtype: dtype, slot: slot)
+  }
+}
+
 /// A place in a model's tree of names.
 package struct ParameterScope {
   package let store: ParameterStore
   /// Standard deviation of matrices that begin at random (`initializer_range`).
   package let deviation: Float
   private let path: String
+  /// Of the parameters that are made here.
+  private let part: ModelPart
+  private let group: ParameterGroup
 
   /// The scope at `path` of `store`.
-  package init(_ store: ParameterStore, path: String = "", deviation: Float = 0.02) {
+  package init(
+    _ store: ParameterStore, path: String = "", deviation: Float = 0.02, part: ModelPart = .head,
+    group: ParameterGroup = .embeddings
+  ) {
     self.store = store
     self.path = path
     self.deviation = deviation
+    (self.part, self.group) = (part, group)
   }
 
-  /// The scope below this one, named `name`.
-  package func scope(_ name: String) -> ParameterScope {
-    ParameterScope(store, path: qualified(name), deviation: deviation)
+  /// The scope below this one, named `name`; of another part or group of the model, where they are given.
+  package func scope(_ name: String, part: ModelPart? = nil, group: ParameterGroup? = nil) -> ParameterScope {
+    ParameterScope(
+      store, path: qualified(name), deviation: deviation, part: part ?? self.part, group: group ?? self.group)
   }
 
-  /// Creates the parameter `name` here. Two-dimensional ones named `weight` are matrices; other names, such as RWKV's
-  /// `r_k`, are read element by element whatever their shape.
-  package func parameter(_ name: String, _ shape: [Int], _ initialization: Initialization) -> Parameter {
+  /// Creates the parameter `name` here, as the next of `pack` if it belongs to one.
+  package func parameter(
+    _ name: String, _ shape: [Int], _ initialization: Initialization, kind: ParameterKind = .vector,
+    in pack: ParameterPack? = nil
+  ) -> Parameter {
     let parameter = Parameter(
-      name: qualified(name), shape: shape, initialization: initialization,
-      isMatrix: shape.count == 2 && name == "weight")
+      name: qualified(name), shape: shape, initialization: initialization, kind: kind, part: part, group: group)
     store.add(parameter)
+    pack?.add(parameter)
     return parameter
   }
 

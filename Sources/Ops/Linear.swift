@@ -8,18 +8,126 @@ import Tensors
 ///   - bias: `[out]`
 /// - Returns: `[N, out]`, of x's type
 package func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil) -> Tensor {
+  linear(x, [weight], biases: bias.map { [$0] } ?? [])
+}
+
+/// The same of a matrix whose rows lie in several places, and so its bias.
+///
+/// - Parameters:
+///   - weights: `[out_i, in]` each
+///   - biases: of as many elements together as the weights have rows; or none
+/// - Returns: `[N, Σ out_i]`
+package func linear(_ x: Tensor, _ weights: [Tensor], biases: [Tensor]) -> Tensor {
   let backend = x.backend
-  let y = backend.empty([x.rows, weight.rows], x.dtype)
-  backend.multiply(x, transposed: false, weight, transposed: true, into: y, alpha: 1, adds: false)
-  if let bias { backend.addBias(bias, to: y) }
-  return backend.record([x, weight, bias], y) { dy in
-    x.slot?.accumulate { dx, adds in
-      backend.multiply(dy, transposed: false, weight, transposed: false, into: dx, alpha: 1, adds: adds)
+  let y = backend.empty([x.rows, weights.reduce(0) { $0 + $1.rows }], x.dtype)
+  precondition(
+    biases.isEmpty || biases.reduce(0) { $0 + $1.count } == y.columns, "\(biases.map(\.shape)) for \(y.shape)")
+  backend.project(x, weights, biases: biases, into: y)
+  // A frozen matrix is all that the gradient of x needs, and x that of a matrix.
+  let trains = weights.contains { $0.slot != nil }
+  return backend.record(
+    y, from: [x] + weights + biases,
+    saving: (x: x.saved(if: trains), weights: x.slot == nil ? [] : weights.map(\.detached))
+  ) { [rows = weights.map(\.rows), elements = biases.map(\.count)] node in
+    let (backend, saved) = (node.backend, node.saved)
+    node[0].accumulate { dx, adds in backend.projectBackward(node.dy, saved.weights, into: dx, adds: adds) }
+    for (index, range) in ranges(of: rows).enumerated() where node[1 + index].isAsked {
+      let (dy, x) = (copiedColumns(node.dy, range), saved.x!.value)
+      node[1 + index].accumulate { dw, adds in
+        backend.multiply(dy, transposed: true, x, transposed: false, into: dw, alpha: 1, adds: adds)
+      }
     }
-    weight.slot?.accumulate { dw, adds in
-      backend.multiply(dy, transposed: true, x, transposed: false, into: dw, alpha: 1, adds: adds)
+    for (index, range) in ranges(of: elements).enumerated() where node[1 + rows.count + index].isAsked {
+      let dy = copiedColumns(node.dy, range)
+      node[1 + rows.count + index].accumulate { db, adds in backend.sumRows(dy, into: db, adds: adds) }
     }
-    bias?.slot?.accumulate { db, adds in backend.sumRows(dy, into: db, adds: adds) }
+  }
+}
+
+/// Ranges of these lengths, one behind the other.
+private func ranges(of lengths: [Int]) -> [Range<Int>] {
+  lengths.reduce(into: []) { ranges, length in
+    let first = ranges.last?.upperBound ?? 0
+    ranges.append(first..<first + length)
+  }
+}
+
+/// Columns `range` of x, as a tensor of their own where they are not all.
+private func copiedColumns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
+  if range.count == x.columns { return x }
+  let part = x.backend.empty([x.rows, range.count], x.dtype)
+  x.backend.copyColumns(x, range, into: part)
+  return part
+}
+
+/// The columns of x, in parts of these widths: views where the backend takes them, else copies. No gradient is added up
+/// twice: those of the parts lie side by side.
+///
+/// - Parameter x: `[N, C]`
+/// - Returns: `[N, width]` each
+package func split(_ x: Tensor, _ widths: [Int]) -> [Tensor] {
+  guard widths.count > 1 else { return [x] }
+  let backend = x.backend
+  let ranges = ranges(of: widths)
+  precondition(ranges.last?.upperBound == x.columns, "\(x.shape) in parts of \(widths)")
+  let takesViews = backend.takesColumnViews
+  var parts = ranges.map { takesViews ? x.columns($0) : copiedColumns(x, $0) }
+  guard let tape = backend.tape, let slot = x.slot else { return parts }
+  let whole = WholeGradient(of: x)
+  let slots = ranges.map { range in
+    GradientSlot(
+      shape: [x.rows, range.count], dtype: x.dtype, backend: backend,
+      place: takesViews ? { whole.gradient.columns(range) } : nil)
+  }
+  for index in parts.indices { parts[index].slot = slots[index] }
+  tape.append { [rows = x.rows, dtype = x.dtype] in
+    let gradients = slots.map { $0.take() }
+    guard gradients.contains(where: { $0 != nil }) else { return }
+    for (range, gradient) in zip(ranges, gradients) {
+      if takesViews {
+        if gradient == nil { backend.fill(whole.gradient.columns(range), with: 0) }
+      } else {
+        backend.addColumns(
+          gradient ?? zeros([rows, range.count], dtype, on: backend), into: whole.gradient, range,
+          adds: range.lowerBound > 0)
+      }
+    }
+    slot.accumulate(whole.gradient)
+  }
+  return parts
+}
+
+private func zeros(_ shape: [Int], _ dtype: DType, on backend: any Backend) -> Tensor {
+  let zeros = backend.empty(shape, dtype)
+  backend.fill(zeros, with: 0)
+  return zeros
+}
+
+/// The gradient of what was split, made when the first of its parts is.
+private final class WholeGradient {
+  private let make: () -> Tensor
+  private(set) lazy var gradient = make()
+
+  init(of x: Tensor) {
+    make = { [shape = x.shape, dtype = x.dtype, backend = x.backend] in backend.empty(shape, dtype) }
+  }
+}
+
+extension Tensor {
+  /// The same values one behind the other, for ops whose kernels want them so: a view of columns is copied.
+  var dense: Tensor {
+    if isDense { return self }
+    let source = self
+    let y = backend.empty(like: self)
+    backend.copy(source, into: y)
+    return backend.record(y, from: [source], saving: source.saved) { saved in
+      let source = saved.value
+      let y = source.backend.empty(like: source)
+      source.backend.copy(source, into: y)
+      return y
+    } backward: { node in
+      node[0].add(node.dy)
+    }
   }
 }
 
@@ -28,21 +136,22 @@ package func embedding(_ table: Tensor, _ ids: Tensor) -> Tensor {
   let backend = table.backend
   let out = backend.empty([ids.count, table.columns], backend.activationType)
   backend.gather(table, ids, into: out)
-  return backend.record([table], out) { dy in
-    table.slot?.accumulate { dTable, adds in
-      if !adds { backend.fill(dTable, with: 0) }
-      backend.scatterAdd(dy, ids, into: dTable)
+  return backend.record(out, from: [table], saving: ids) { node in
+    node[0].accumulate { dTable, adds in
+      if !adds { node.backend.fill(dTable, with: 0) }
+      node.backend.scatterAdd(node.dy, node.saved, into: dTable)
     }
   }
 }
 
 /// x + y, of one shape: the residual connection.
 package func add(_ x: Tensor, _ y: Tensor) -> Tensor {
+  let (x, y) = (x.dense, y.dense)
   let backend = x.backend
   let out = backend.empty(like: x)
   backend.sum(x, y, into: out)
-  return backend.record([x, y], out) { dy in
-    x.slot?.accumulate(dy)
-    y.slot?.accumulate(dy)
+  return backend.record(out, from: [x, y], saving: ()) { node in
+    node[0].add(node.dy)
+    node[1].add(node.dy)
   }
 }

@@ -11,6 +11,9 @@ package protocol Backend: Memory, Kernels, FusedKernels {
   var kernelIdentity: String { get }
   /// Float multiply-adds times two that this backend was asked for since it began.
   var operations: Double { get }
+  /// Whether its kernels read and write columns of wider rows in place (``Tensor/columns(_:)``), where `Kernels` and
+  /// `FusedKernels` say that an argument may be such a view. Others are given copies.
+  var takesColumnViews: Bool { get }
   /// The type of the residual stream, and so of all that is made of it. bfloat16 is asked for where matrices train in
   /// bfloat16; a device whose kernels want float32 stays with that.
   var activationType: DType { get set }
@@ -21,6 +24,7 @@ package protocol Backend: Memory, Kernels, FusedKernels {
 }
 
 extension Backend {
+  package var takesColumnViews: Bool { false }
   package var activationType: DType {
     get { .float32 }
     set {}
@@ -29,12 +33,12 @@ extension Backend {
   /// About 8 MB of logits, but enough rows to keep the product efficient.
   package func vocabularyRows(_ vocabulary: Int) -> Int { max(64, (1 << 21) / vocabulary) }
 
-  /// A float32 tensor of zeros.
-  package func zeros(_ shape: [Int]) -> Tensor { filled(shape, with: 0) }
+  /// A tensor of zeros.
+  package func zeros(_ shape: [Int], _ dtype: DType = .float32) -> Tensor { filled(shape, with: 0, dtype) }
 
-  /// A float32 tensor whose elements are all `value`.
-  package func filled(_ shape: [Int], with value: Float) -> Tensor {
-    let tensor = empty(shape)
+  /// A tensor whose elements are all `value`.
+  package func filled(_ shape: [Int], with value: Float, _ dtype: DType = .float32) -> Tensor {
+    let tensor = empty(shape, dtype)
     fill(tensor, with: value)
     return tensor
   }

@@ -15,10 +15,11 @@ struct Eval: ParsableCommand {
     discussion: "Prints one line of JSON. Losses are better when smaller; accuracy=… is the share of right answers.")
   @Argument(help: "A model folder, run folder or checkpoint.") var model: String
   @OptionGroup var objectives: ObjectiveOptions
+  @OptionGroup var device: DeviceOption
 
   func run() {
     withoutWorld {
-      let backend = makeBackend()
+      let backend = try device.backend()
       let settings = try objectives.settings(fallback: [])
       guard settings.heldOut != nil || !settings.names.isEmpty else {
         throw JobError(.usage, "eval needs held-out text (--data), an --objective, or both")
@@ -56,9 +57,11 @@ struct Compare: ParsableCommand {
     abstract: "Models side by side: held-out loss, KL to the first, right answers, cache sizes, decoding speed.")
   @Argument(help: "NAME=MODEL; the first is the teacher.") var models: [String]
   @OptionGroup var heldOut: HeldOut
+  @OptionGroup var device: DeviceOption
   @Option(
     help: ArgumentHelp(
-      "Count right answers: a file of questions, or recall, needle, phone-book, roll-call, roll-call-letters, roll-call-sums. May be given several times.",
+      "Count right answers: a file of questions, or recall, needle, phone-book, roll-call, "
+        + "roll-call-letters, roll-call-sums. May be given several times.",
       valueName: "file|task"))
   var accuracy: [String] = []
   @OptionGroup var retrieval: RetrievalOptions
@@ -75,7 +78,7 @@ struct Compare: ParsableCommand {
 
   func run() {
     withoutWorld {
-      let backend = makeBackend()
+      let backend = try device.backend()
       guard let folder = heldOut.folder else { throw JobError(.usage, "compare needs held-out text (--data)") }
       let named = try models.map { argument in
         let parts = argument.split(separator: "=", maxSplits: 1).map(String.init)

@@ -38,7 +38,7 @@ struct Search: ParsableCommand {
         let job = try job(ranks: world.size)
         let progress = ProgressLine()
         try stopping.search(in: job.runFolder, world) { stop in
-          try job.run(stop: stop, world: world, backend: makeBackend(world)) { text in
+          try job.run(stop: stop, world: world, backend: try makeBackend(world)) { text in
             if world.isCoordinator { progress.print("\n== \(text)") }
           }
         }
@@ -79,7 +79,7 @@ struct Search: ParsableCommand {
         try stopping.search(in: runDir, world) { stop in
           let run = try SearchRun(
             folder: runDir, teacher: objectives.teacher, stop: stop, world: world,
-            backend: makeBackend(world))
+            backend: try makeBackend(world))
           _ = try run.placement(supernet: supernet, request, objectives: objectives.settings())
         }
       }
@@ -125,6 +125,8 @@ extension StopOptions {
   func search(in folder: String, _ world: Communicator, _ body: (StopRequest) throws -> Void) throws {
     try refusePlace(folder, "--run-dir")
     let stop = try request(runFolder: folder, isCoordinator: world.isCoordinator)
+    let lock = try RunLock(folder, world)
+    defer { lock.giveBack() }
     do { try body(stop) } catch let stopped as Stopped {
       if world.isCoordinator { stop.consume() }
       throw stopped

@@ -108,7 +108,8 @@ func expectGood(_ name: String, _ report: GradientReport, output: Double = 2e-6,
       "rotary \(size)",
       checkGradients([TestInput("x", [5, 3, size], seed: 16)]) {
         rotaryEmbedding(
-          $0[0], layout: Layout(Segments(count: 5, length: 1), starts: positions, on: $0[0].backend), theta: 1e6)
+          $0[0], layout: Layout(Segments(count: 5, length: 1), starts: positions, on: $0[0].backend),
+          angles: RotaryAngles(theta: 1e6))
       })
   }
 

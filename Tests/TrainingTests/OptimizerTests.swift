@@ -24,7 +24,7 @@ extension TrainingTests {
     let backend = CPUBackend(threads: 2)
     let store = ParameterStore()
     let scope = ParameterScope(store)
-    let matrix = scope.scope("matrix").parameter("weight", [7, 33], .normal(1))
+    let matrix = scope.scope("matrix").parameter("weight", [7, 33], .normal(1), kind: .matrix)
     let vector = scope.parameter("vector", [65], .normal(1))
     for parameter in [matrix, vector] {
       parameter.value = backend.tensor(parameter.initialValues(seed: 1), parameter.shape)
@@ -89,7 +89,9 @@ extension TrainingTests {
     let backend = CPUBackend(threads: 1)
     func parameters() -> (arena: Arena, values: [Parameter]) {
       let store = ParameterStore()
-      let values = ["left", "right"].map { ParameterScope(store).scope($0).parameter("weight", [3, 5], .normal(1)) }
+      let values = ["left", "right"].map {
+        ParameterScope(store).scope($0).parameter("weight", [3, 5], .normal(1), kind: .matrix)
+      }
       for parameter in values {
         parameter.value = backend.tensor(parameter.initialValues(seed: 1), parameter.shape)
       }

@@ -2,29 +2,45 @@ import NN
 import Ops
 import Tensors
 
-/// Grouped-query softmax attention with rotary positions, full or over a sliding window (Qwen2; RECIPE section 4).
+/// Grouped-query softmax attention with rotary positions, full or over a sliding window (RECIPE section 4), as the families
+/// have it: with biases, norms over the channels of queries and keys, a scale of its own.
 struct Attention: TokenMixer {
-  private let q: Linear
-  private let k: Linear
-  private let v: Linear
+  private let projections: PackedLinear
+  private let (q, k, v): (Int, Int, Int)
   private let o: Linear
   private let heads: Int
   private let groups: Int
   private let size: Int
-  private let theta: Float
+  private let queryNorm: RMSNorm?
+  private let keyNorm: RMSNorm?
+  private let angles: RotaryAngles
+  /// What queries are multiplied by, beside the D^−½ of attention itself.
+  private let queryFactor: Float
   private var window: Int?
 
-  init(_ scope: ParameterScope, _ configuration: ModelConfiguration, window: Int?) {
+  init(_ scope: ParameterScope, _ configuration: Architecture, angles: RotaryAngles, window: Int?) {
     heads = configuration.attentionHeads
     groups = configuration.keyValueHeads
     size = configuration.headSize
-    theta = configuration.ropeTheta
+    self.angles = angles
     self.window = window
     let hidden = configuration.hiddenSize
-    q = Linear(scope.scope("q_proj"), hidden, heads * size, bias: true)
-    k = Linear(scope.scope("k_proj"), hidden, groups * size, bias: true)
-    v = Linear(scope.scope("v_proj"), hidden, groups * size, bias: true)
-    o = Linear(scope.scope("o_proj"), heads * size, hidden)
+    projections = PackedLinear(inputs: hidden)
+    let hasBias = configuration.hasQueryKeyValueBias
+    q = projections.add(scope.scope("q_proj"), heads * size, bias: hasBias)
+    k = projections.add(scope.scope("k_proj"), groups * size, bias: hasBias)
+    v = projections.add(scope.scope("v_proj"), groups * size, bias: hasBias)
+    o = Linear(scope.scope("o_proj"), heads * size, hidden, bias: configuration.hasOutputBias)
+    func headNorm(_ name: String) -> RMSNorm? {
+      guard configuration.hasQueryKeyNorms else { return nil }
+      return RMSNorm(
+        scope.scope(name), configuration.headSize, epsilon: configuration.normEpsilon,
+        addsOne: configuration.normsAddOne)
+    }
+    (queryNorm, keyNorm) = (headNorm("q_norm"), headNorm("k_norm"))
+    // Stretched angles may lengthen queries and keys: scores by the square.
+    let scale = configuration.queryScale * Float(size).squareRoot()
+    queryFactor = (abs(scale - 1) < 1e-6 ? 1 : scale) * Float(angles.magnitude * angles.magnitude)
   }
 
   /// The same parameters over a sliding window.
@@ -36,12 +52,14 @@ struct Attention: TokenMixer {
 
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
     let n = x.rows
-    func rotated(_ x: Tensor, _ heads: Int) -> Tensor {
-      rotaryEmbedding(x.reshaped([n, heads, size]), layout: batch.layout, theta: theta)
+    func rotated(_ x: Tensor, _ heads: Int, _ norm: RMSNorm?) -> Tensor {
+      let x = x.reshaped([n, heads, size])
+      return rotaryEmbedding(norm?(x) ?? x, layout: batch.layout, angles: angles)
     }
-    let queries = rotated(q(x), heads)
-    var keys = rotated(k(x), groups)
-    var values = v(x).reshaped([n, groups, size])
+    let projected = projections(x)
+    let queries = scaled(rotated(projected[q], heads, queryNorm), by: queryFactor)
+    var keys = rotated(projected[k], groups, keyNorm)
+    var values = projected[v].reshaped([n, groups, size])
     let spans: AttentionSpans
     if let cache = cache as? KeyValueCache {
       (keys, values, spans) = cache.append(keys, values, batch.layout)

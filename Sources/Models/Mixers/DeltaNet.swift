@@ -6,10 +6,8 @@ import Tensors
 /// pass short convolutions; the gated one lets the state decay and gates the output. Names and conventions after
 /// flash-linear-attention's layers.
 struct DeltaNet: TokenMixer {
-  private let q: Linear
-  private let k: Linear
-  private let v: Linear
-  private let b: Linear
+  private let projections: PackedLinear
+  private let (q, k, v, b): (Int, Int, Int, Int)
   private let o: Linear
   private let convolutions: [Parameter]
   private let norm: RMSNorm
@@ -18,8 +16,8 @@ struct DeltaNet: TokenMixer {
 
   /// What Gated DeltaNet has beside DeltaNet.
   private struct Gating {
-    let a: Linear
-    let g: Linear
+    let a: Int
+    let g: Int
     let aLog: Parameter
     let dtBias: Parameter
   }
@@ -27,13 +25,14 @@ struct DeltaNet: TokenMixer {
   init(_ scope: ParameterScope, hidden: Int, _ shape: LinearConfiguration, isGated: Bool) {
     self.shape = shape
     let (keys, values) = (shape.heads * shape.keySize, shape.heads * shape.valueSize)
-    q = Linear(scope.scope("q_proj"), hidden, keys)
-    k = Linear(scope.scope("k_proj"), hidden, keys)
-    v = Linear(scope.scope("v_proj"), hidden, values)
-    b = Linear(scope.scope("b_proj"), hidden, shape.heads)
+    projections = PackedLinear(inputs: hidden)
+    q = projections.add(scope.scope("q_proj"), keys)
+    k = projections.add(scope.scope("k_proj"), keys)
+    v = projections.add(scope.scope("v_proj"), values)
+    b = projections.add(scope.scope("b_proj"), shape.heads)
     if isGated {
       gating = Gating(
-        a: Linear(scope.scope("a_proj"), hidden, shape.heads), g: Linear(scope.scope("g_proj"), hidden, values),
+        a: projections.add(scope.scope("a_proj"), shape.heads), g: projections.add(scope.scope("g_proj"), values),
         aLog: scope.parameter("A_log", [shape.heads], .logDecay),
         dtBias: scope.parameter("dt_bias", [shape.heads], .timeStepBias))
     } else {
@@ -55,9 +54,10 @@ struct DeltaNet: TokenMixer {
       cache?.remember(projected, in: index, batch.layout.segments)
       return y.reshaped([n, shape.heads, size])
     }
-    let queries = normalizeLength(convolved(q(x), 0, shape.keySize))
-    let keys = normalizeLength(convolved(k(x), 1, shape.keySize))
-    let values = convolved(v(x), 2, shape.valueSize)
+    let projected = projections(x)
+    let queries = normalizeLength(convolved(projected[q], 0, shape.keySize))
+    let keys = normalizeLength(convolved(projected[k], 1, shape.keySize))
+    let values = convolved(projected[v], 2, shape.valueSize)
     func mixed(_ g: Tensor, _ beta: Tensor) -> Tensor {
       gatedDeltaRule(
         q: queries, k: keys, v: values, g: g, beta: beta, layout: batch.layout, initial: cache?.state,
@@ -65,12 +65,13 @@ struct DeltaNet: TokenMixer {
     }
     guard let gating else {
       let gates = batch.layout.table(NoDecay(heads: shape.heads)) { x.backend.zeros([n, shape.heads]) }
-      let y = mixed(gates, apply(.sigmoid, b(x)))
+      let y = mixed(gates, apply(.sigmoid, projected[b]))
       return o(rmsNorm(y, weight: norm.weight.value, epsilon: norm.epsilon).reshaped([n, values.columns]))
     }
-    let gates = decayGate(a: gating.a(x), b: b(x), aLog: gating.aLog.value, dtBias: gating.dtBias.value)
+    let gates = decayGate(a: projected[gating.a], b: projected[b], aLog: gating.aLog.value, dtBias: gating.dtBias.value)
     return o(
-      gatedRMSNorm(mixed(gates.g, gates.beta), gate: gating.g(x), weight: norm.weight.value, epsilon: norm.epsilon))
+      gatedRMSNorm(
+        mixed(gates.g, gates.beta), gate: projected[gating.g], weight: norm.weight.value, epsilon: norm.epsilon))
   }
 
   /// The gates of a state that does not decay, which all layers of as many heads share.

@@ -5,58 +5,56 @@ import Tensors
 /// Jet-Nemotron's linear attention: a gated delta rule whose values pass a convolution with taps computed from
 /// the input (arXiv 2508.15884, section 2.3; RECIPE section 3).
 struct JetBlock: TokenMixer {
-  private let q: Linear
-  private let k: Linear
-  private let v: Linear
-  private let g: Linear
-  private let a: Linear
-  private let b: Linear
+  /// Of q, k, v, the output's gate g, the state's gates a and b, and the first layer of the kernel generator.
+  private let projections: PackedLinear
+  private let (q, k, v, g, a, b, kernel1): (Int, Int, Int, Int, Int, Int, Int)
   private let o: Linear
   private let aLog: Parameter
   private let dtBias: Parameter
   private let norm: RMSNorm
-  private let kernel1: Linear
-  private let kernel2: Linear
+  /// Of the second, which has four outputs a value channel.
+  private let kernelWeight: Parameter
+  private let kernelBias: Parameter
   private let shape: JetConfiguration
 
   init(_ scope: ParameterScope, hidden: Int, _ shape: JetConfiguration) {
     self.shape = shape
     let (heads, values) = (shape.heads, shape.heads * shape.valueSize)
-    q = Linear(scope.scope("q_proj"), hidden, heads * shape.keySize)
-    k = Linear(scope.scope("k_proj"), hidden, heads * shape.keySize)
-    v = Linear(scope.scope("v_proj"), hidden, values)
-    g = Linear(scope.scope("g_proj"), hidden, values)
-    a = Linear(scope.scope("a_proj"), hidden, heads)
-    b = Linear(scope.scope("b_proj"), hidden, heads)
+    projections = PackedLinear(inputs: hidden)
+    q = projections.add(scope.scope("q_proj"), heads * shape.keySize)
+    k = projections.add(scope.scope("k_proj"), heads * shape.keySize)
+    v = projections.add(scope.scope("v_proj"), values)
+    g = projections.add(scope.scope("g_proj"), values)
+    a = projections.add(scope.scope("a_proj"), heads)
+    b = projections.add(scope.scope("b_proj"), heads)
     o = Linear(scope.scope("o_proj"), values, hidden)
     aLog = scope.parameter("A_log", [heads], .logDecay)
     dtBias = scope.parameter("dt_bias", [heads], .timeStepBias)
     norm = RMSNorm(scope.scope("o_norm"), shape.valueSize, epsilon: shape.epsilon)
     let generator = scope.scope("dynamic_conv1d").scope("kernel_generator")
-    kernel1 = Linear(generator.scope("w1"), hidden, values / shape.reduction)
+    kernel1 = projections.add(generator.scope("w1"), values / shape.reduction)
     // w2 begins at zero and its bias passes the current token on (RECIPE section 5).
     let second = generator.scope("w2")
-    kernel2 = Linear(
-      weight: second.parameter("weight", [values * shape.convolutionSize, values / shape.reduction], .zeros),
-      bias: second.parameter(
-        "bias", [values * shape.convolutionSize], .identityTap(taps: shape.convolutionSize)))
+    let taps = values * shape.convolutionSize
+    kernelWeight = second.parameter("weight", [taps, values / shape.reduction], .zeros, kind: .matrix)
+    kernelBias = second.parameter("bias", [taps], .identityTap(taps: shape.convolutionSize))
   }
 
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
-    let (n, heads, values) = (x.rows, shape.heads, shape.heads * shape.valueSize)
+    let (n, heads) = (x.rows, shape.heads)
     let cache = cache as? RecurrentCache
-    let queries = siluNormalize(q(x).reshaped([n, heads, shape.keySize]))
-    let keys = siluNormalize(k(x).reshaped([n, heads, shape.keySize]))
-    let projected = v(x)
-    let kernels = kernel2(silu(kernel1(x))).reshaped([n, values, shape.convolutionSize])
+    let projected = projections(x)
+    let queries = siluNormalize(projected[q].reshaped([n, heads, shape.keySize]))
+    let keys = siluNormalize(projected[k].reshaped([n, heads, shape.keySize]))
     let convolved = dynamicConvolution(
-      projected, kernels: kernels, layout: batch.layout, history: cache?.histories[0])
-    let gates = decayGate(a: a(x), b: b(x), aLog: aLog.value, dtBias: dtBias.value)
+      projected[v], inner: silu(projected[kernel1]), weight: kernelWeight.value, bias: kernelBias.value,
+      layout: batch.layout, history: cache?.histories[0])
+    let gates = decayGate(a: projected[a], b: projected[b], aLog: aLog.value, dtBias: dtBias.value)
     let mixed = gatedDeltaRule(
       q: queries, k: keys, v: convolved.reshaped([n, heads, shape.valueSize]), g: gates.g,
       beta: gates.beta, layout: batch.layout, initial: cache?.state, final: cache?.state)
-    cache?.remember(projected, batch.layout.segments)
-    return o(gatedRMSNorm(mixed, gate: g(x), weight: norm.weight.value, epsilon: norm.epsilon))
+    cache?.remember(projected[v], batch.layout.segments)
+    return o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
   }
 
   func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {

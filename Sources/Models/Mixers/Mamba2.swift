@@ -38,11 +38,9 @@ struct Mamba2: TokenMixer {
     let n = x.rows
     let cache = cache as? RecurrentCache
     let (states, heads) = (stateChannels, shape.heads)
-    let projected = input(x)
-    let gate = columns(projected, 0..<inner)
-    let mixedInput = columns(projected, inner..<2 * inner + 2 * states)
-    let step = apply(
-      .softplus, addBias(columns(projected, 2 * inner + 2 * states..<projected.columns), dtBias.value))
+    let projected = split(input(x), [inner, inner + 2 * states, heads])
+    let (gate, mixedInput) = (projected[0], projected[1])
+    let step = apply(.softplus, addBias(projected[2], dtBias.value))
     let convolved = shortConvolution(
       mixedInput, weight: convolution.value, bias: convolutionBias.value, layout: batch.layout,
       history: cache?.histories[0])

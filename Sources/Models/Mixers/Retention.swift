@@ -6,10 +6,8 @@ import Tensors
 /// Multi-scale retention (Sun et al., 2023): a fixed decay a head, 1 − 2^(−5 − h), and rotary positions on q and k. Names
 /// and conventions after flash-linear-attention's layer.
 struct Retention: TokenMixer {
-  private let q: Linear
-  private let k: Linear
-  private let v: Linear
-  private let g: Linear
+  private let projections: PackedLinear
+  private let (q, k, v, g): (Int, Int, Int, Int)
   private let o: Linear
   private let norm: RMSNorm
   private let shape: LinearConfiguration
@@ -19,10 +17,11 @@ struct Retention: TokenMixer {
   init(_ scope: ParameterScope, hidden: Int, _ shape: LinearConfiguration) {
     self.shape = shape
     let (keys, values) = (shape.heads * shape.keySize, shape.heads * shape.valueSize)
-    q = Linear(scope.scope("q_proj"), hidden, keys)
-    k = Linear(scope.scope("k_proj"), hidden, keys)
-    v = Linear(scope.scope("v_proj"), hidden, values)
-    g = Linear(scope.scope("g_proj"), hidden, values)
+    projections = PackedLinear(inputs: hidden)
+    q = projections.add(scope.scope("q_proj"), keys)
+    k = projections.add(scope.scope("k_proj"), keys)
+    v = projections.add(scope.scope("v_proj"), values)
+    g = projections.add(scope.scope("g_proj"), values)
     norm = RMSNorm(scope.scope("g_norm_swish_gate"), shape.valueSize, epsilon: shape.epsilon)
     o = Linear(scope.scope("o_proj"), values, hidden)
   }
@@ -31,8 +30,9 @@ struct Retention: TokenMixer {
     let n = x.rows
     let cache = cache as? RecurrentCache
     func rotated(_ x: Tensor) -> Tensor {
-      rotaryEmbedding(x.reshaped([n, shape.heads, shape.keySize]), layout: batch.layout, theta: 10_000)
+      rotaryEmbedding(x.reshaped([n, shape.heads, shape.keySize]), layout: batch.layout, angles: RotaryAngles(theta: 10_000))
     }
+    let projected = projections(x)
     let gates = batch.layout.table(Gates(heads: shape.heads)) {
       let backend = x.backend
       // A tensor keeps its backend, so that nobody else will have this name.
@@ -44,10 +44,11 @@ struct Retention: TokenMixer {
       return gates
     }
     let mixed = decayedAttention(
-      q: rotated(q(x)), k: rotated(k(x)), v: v(x).reshaped([n, shape.heads, shape.valueSize]), g: gates,
+      q: rotated(projected[q]), k: rotated(projected[k]),
+      v: projected[v].reshaped([n, shape.heads, shape.valueSize]), g: gates,
       scale: 1 / Float(shape.keySize).squareRoot(), layout: batch.layout, initial: cache?.state, final: cache?.state
     )
-    return o(gatedRMSNorm(mixed, gate: g(x), weight: norm.weight.value, epsilon: norm.epsilon))
+    return o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
   }
 
   /// The gates of a batch, which all layers of as many heads share.

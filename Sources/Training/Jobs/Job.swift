@@ -49,6 +49,8 @@ package struct Job: Sendable {
   package var mixFolder: String
   package var tokenizer: String
   package var seed: UInt64
+  /// What ranks compute on, as `--device` takes it; nil where the job leaves it open.
+  package var device: String?
   package var phases: [Phase]
   package var validationEvery: Int
   package var validationSequences: Int
@@ -78,12 +80,14 @@ package struct Job: Sendable {
   }
 
   /// The order of data of phase `index`, through all changes of its mix.
-  package func dataPlan(ofPhase index: Int, cache: ShardCache = ShardCache()) throws -> DataPlan {
+  package func dataPlan(ofPhase index: Int, cache: ShardCache = ShardCache(), checksFiles: Bool = true)
+    throws -> DataPlan
+  {
     let phase = phases[index]
     func plan(_ mix: String, after previous: (plan: DataPlan, index: Int)?) throws -> DataPlan {
       try DataPlan(
         mix: self.mix(mix), root: dataRoot, context: phase.context, seed: seed, label: phase.name,
-        after: previous, cache: cache)
+        after: previous, cache: cache, checksFiles: checksFiles)
     }
     return try phase.changes.reduce(plan(mixName, after: nil)) { before, change in
       try change.mixName.map { try plan($0, after: (before, phase.sequences(before: change.step))) } ?? before

@@ -90,6 +90,6 @@ package struct Phase: Sendable, Equatable {
 extension Phase {
   /// Whether `parameter` of `model` trains in this phase.
   package func trains(_ parameter: Parameter, of model: HybridLM) -> Bool {
-    !frozen.contains(ParameterGroup.of(parameter, in: model))
+    !frozen.contains(parameter.group)
   }
 }
