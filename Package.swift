@@ -80,8 +80,8 @@ let package = Package(
     .target(
       name: "Search",
       dependencies: [
-        "Checkpointing", "Conversion", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Tensors",
-        "Tokenizers", "TokenStreams", "Training",
+        "Checkpointing", "Conversion", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Reporting",
+        "Tensors", "Tokenizers", "TokenStreams", "Training",
       ]),
     .executableTarget(
       name: "jettrain",

@@ -40,7 +40,7 @@ struct PlanCommand: ParsableCommand {
       ]
       var total = 0.0
       let openShards =
-        (try? Mix(job.mixName, folder: job.mixFolder)).map { DataPlan.readerBytes(mix: $0, root: job.dataRoot) }
+        (try? job.mix(job.mixName)).map { DataPlan.readerBytes(mix: $0, root: job.dataRoot) }
         ?? ShardCache.defaultLimit
       let estimates = StepEstimate.phases(job.phases, student: student, teacher: teacher, ranks: ranks)
       for (phase, estimate) in zip(job.phases, estimates) {
@@ -62,7 +62,7 @@ struct PlanCommand: ParsableCommand {
       print(
         "time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")"
       )
-      if let mix = try? Mix(job.mixName, folder: job.mixFolder) {
+      if let mix = try? job.mix(job.mixName) {
         for source in mix.sources {
           if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {
             print(
