@@ -54,6 +54,7 @@ let package = Package(
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
     .target(name: "Safetensors", dependencies: ["Files", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "GGUF", dependencies: ["Files"], swiftSettings: kernelFlags),
+    .target(name: "Fetching", dependencies: ["Files", "Hashing"]),
     .target(name: "Models", dependencies: ["Files", "GGUF", "NN", "Ops", "Safetensors", "Tensors"]),
     .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
@@ -69,7 +70,7 @@ let package = Package(
       name: "Training",
       dependencies: [
         "CStack",
-        "Checkpointing", "Conversion", "Fabric", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
+        "Checkpointing", "Conversion", "Fabric", "Files", "GGUF", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
         "Reporting", "Tensors", "Tokenizers", "TokenStreams",
       ]),
     .target(
@@ -85,7 +86,7 @@ let package = Package(
       name: "jettrain",
       dependencies: [
         "Search",
-        "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Files", "Models", "MPI", "NN",
+        "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Fetching", "Files", "GGUF", "Models", "MPI", "NN",
         "Parallel", "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ], swiftSettings: unoptimized),
