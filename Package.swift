@@ -14,9 +14,10 @@ let unoptimized: [SwiftSetting] = [.unsafeFlags(["-Onone"])]
 
 /// Texts that the C target CUDAKernels embeds.
 let kernels = [
-  "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
+  "Attention.cu", "AttentionExact.cu", "AttentionHopper.cu", "Core.cu", "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
   "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu",
-  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Rows.cuh",
+  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Recurrence.cu",
+  "Rows.cuh", "Spans.cuh", "Values.cuh",
 ]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
@@ -48,7 +49,7 @@ let package = Package(
     .target(
       name: "CUDAKernels", path: "Sources/CUDABackend/Kernels", exclude: kernels,
       cSettings: [.unsafeFlags(["-Wno-c23-extensions"])]),
-    .target(name: "CUDABackend", dependencies: ["CCUDA", "CUDA", "CUDAKernels"], exclude: ["Kernels"]),
+    .target(name: "CUDABackend", dependencies: ["CCUDA", "CUDA", "CUDAKernels", "Tensors"], exclude: ["Kernels"]),
     .target(name: "Ops", dependencies: ["Tensors"]),
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
@@ -137,7 +138,10 @@ let package = Package(
       ], path: "Tests/Fuzz"),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
-      exclude: ["jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "make_tokenizer_fixtures.py", "parity.py", "tokenizer_parity.py"],
+      exclude: [
+        "jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "make_tokenizer_fixtures.py", "parity.py",
+        "tokenizer_parity.py",
+      ],
       swiftSettings: unoptimized),
   ],
   swiftLanguageModes: [.v6]

@@ -5,7 +5,7 @@ import Tensors
 extension CPUBackend {
   /// The four taps of sixteen channels, one vector a tap.
   @inline(__always)
-  private static func taps(_ kernels: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
+  static func taps(_ kernels: FloatPointer) -> (Lanes, Lanes, Lanes, Lanes) {
     // Two rounds of picking every other element; the compiler makes shuffles of it at this width, not at 64.
     let (a, b, c, d) = (kernels.lanes(0), kernels.lanes(16), kernels.lanes(32), kernels.lanes(48))
     let (even0, odd0) = (
@@ -23,7 +23,7 @@ extension CPUBackend {
   }
 
   /// Pointers to the inputs of the four taps of token `t`; a shared row of zeros before the segment begins.
-  private struct Inputs {
+  struct Inputs {
     let rows: (FloatPointer, FloatPointer, FloatPointer, FloatPointer)
 
     init(
@@ -98,7 +98,40 @@ extension CPUBackend {
     return both
   }
 
-  private static func partialTaps(_ kernels: FloatPointer, _ count: Int) -> (Lanes, Lanes, Lanes, Lanes) {
+  /// Writes four vectors, one a tap, in the order of taps: the inverse of ``taps(_:)``. They are added to `sums`, too.
+  @inline(__always)
+  static func storeTaps(
+    _ taps: (Lanes, Lanes, Lanes, Lanes), _ out: FloatPointer, adding sums: FloatPointer?, _ n: Int
+  ) {
+    if n == laneCount {
+      let even0 = interleaved(taps.0.lowHalf, taps.2.lowHalf)
+      let even1 = interleaved(taps.0.highHalf, taps.2.highHalf)
+      let odd0 = interleaved(taps.1.lowHalf, taps.3.lowHalf)
+      let odd1 = interleaved(taps.1.highHalf, taps.3.highHalf)
+      let ordered = (
+        interleaved(even0.lowHalf, odd0.lowHalf), interleaved(even0.highHalf, odd0.highHalf),
+        interleaved(even1.lowHalf, odd1.lowHalf), interleaved(even1.highHalf, odd1.highHalf)
+      )
+      out.store(ordered.0, 0)
+      out.store(ordered.1, 16)
+      out.store(ordered.2, 32)
+      out.store(ordered.3, 48)
+      guard let sums else { return }
+      sums.store(sums.lanes(0) + ordered.0, 0)
+      sums.store(sums.lanes(16) + ordered.1, 16)
+      sums.store(sums.lanes(32) + ordered.2, 32)
+      sums.store(sums.lanes(48) + ordered.3, 48)
+    } else {
+      for i in 0..<n {
+        let tap = out + i * 4
+        (tap[0], tap[1], tap[2], tap[3]) = (taps.0[i], taps.1[i], taps.2[i], taps.3[i])
+        guard let sums else { continue }
+        for w in 0..<4 { sums[i * 4 + w] += tap[w] }
+      }
+    }
+  }
+
+  static func partialTaps(_ kernels: FloatPointer, _ count: Int) -> (Lanes, Lanes, Lanes, Lanes) {
     var taps = (Lanes.zero, Lanes.zero, Lanes.zero, Lanes.zero)
     for c in 0..<count {
       taps.0[c] = kernels[c * 4]
@@ -149,22 +182,7 @@ extension CPUBackend {
             guard let kernelOut else { return }
             let (d0, d1) = (g * x0.lanes(c, n), g * x1.lanes(c, n))
             let (d2, d3) = (g * x2.lanes(c, n), g * x3.lanes(c, n))
-            if n == laneCount {
-              let out = kernelOut + c * 4
-              let even0 = Self.interleaved(d0.lowHalf, d2.lowHalf)
-              let even1 = Self.interleaved(d0.highHalf, d2.highHalf)
-              let odd0 = Self.interleaved(d1.lowHalf, d3.lowHalf)
-              let odd1 = Self.interleaved(d1.highHalf, d3.highHalf)
-              out.store(Self.interleaved(even0.lowHalf, odd0.lowHalf), 0)
-              out.store(Self.interleaved(even0.highHalf, odd0.highHalf), 16)
-              out.store(Self.interleaved(even1.lowHalf, odd1.lowHalf), 32)
-              out.store(Self.interleaved(even1.highHalf, odd1.highHalf), 48)
-            } else {
-              for i in 0..<n {
-                let tap = kernelOut + (c + i) * 4
-                (tap[0], tap[1], tap[2], tap[3]) = (d0[i], d1[i], d2[i], d3[i])
-              }
-            }
+            Self.storeTaps((d0, d1, d2, d3), kernelOut + c * 4, adding: nil, n)
           }
         }
       }

@@ -139,9 +139,11 @@ package final class Event: @unchecked Sendable {
   let handle: CUevent
   private let device: Device
 
-  package init(_ device: Device) throws {
+  /// - Parameter isTimed: whether ``seconds(to:)`` will be asked
+  package init(_ device: Device, isTimed: Bool = true) throws {
     var handle: CUevent?
-    try device.driver.check(device.driver.cuEventCreate(&handle, 0), "making an event on card \(device.index)")
+    // CU_EVENT_DISABLE_TIMING
+    try device.driver.check(device.driver.cuEventCreate(&handle, isTimed ? 0 : 2), "making an event on card \(device.index)")
     (self.handle, self.device) = (handle!, device)
   }
 
@@ -150,6 +152,20 @@ package final class Event: @unchecked Sendable {
   package func record(on stream: Stream? = nil) throws {
     try device.driver.check(
       device.driver.cuEventRecord(handle, (stream ?? device.stream).handle), "marking a stream of card \(device.index)")
+  }
+
+  /// Whether the work before it is done.
+  package func isDone() throws -> Bool {
+    let status = device.driver.cuEventQuery(handle)
+    // CUDA_ERROR_NOT_READY
+    if status == 600 { return false }
+    try device.driver.check(status, "work on card \(device.index)")
+    return true
+  }
+
+  /// Waits for the work before it.
+  package func synchronize() throws {
+    try device.driver.check(device.driver.cuEventSynchronize(handle), "work on card \(device.index)")
   }
 
   /// Seconds from this event to `end`, which is waited for.

@@ -1,7 +1,14 @@
 import CCUDA
 
+/// Bytes on a card that kernels are handed: a buffer or a part of one.
+package protocol DeviceMemory {
+  var byteCount: Int { get }
+  /// The address on the card.
+  var address: UInt64 { get }
+}
+
 /// Bytes of device memory; freed with the last reference.
-package final class DeviceBuffer: @unchecked Sendable {
+package final class DeviceBuffer: DeviceMemory, @unchecked Sendable {
   package let device: Device
   package let byteCount: Int
   /// The address on the card.

@@ -18,6 +18,8 @@ final class Driver: @unchecked Sendable {
   let cuMemGetInfo: cuMemGetInfo_t
   let cuMemAlloc: cuMemAlloc_t
   let cuMemFree: cuMemFree_t
+  let cuMemHostAlloc: cuMemHostAlloc_t
+  let cuMemFreeHost: cuMemFreeHost_t
   let cuMemcpyHtoDAsync: cuMemcpyHtoDAsync_t
   let cuMemcpyDtoHAsync: cuMemcpyDtoHAsync_t
   let cuMemcpyDtoDAsync: cuMemcpyDtoDAsync_t
@@ -29,6 +31,7 @@ final class Driver: @unchecked Sendable {
   let cuEventCreate: cuEventCreate_t
   let cuEventDestroy: cuEventDestroy_t
   let cuEventRecord: cuEventRecord_t
+  let cuEventQuery: cuEventQuery_t
   let cuEventSynchronize: cuEventSynchronize_t
   let cuEventElapsedTime: cuEventElapsedTime_t
   let cuModuleLoadData: cuModuleLoadData_t
@@ -62,6 +65,8 @@ final class Driver: @unchecked Sendable {
     cuMemGetInfo = try library.function("cuMemGetInfo_v2")
     cuMemAlloc = try library.function("cuMemAlloc_v2")
     cuMemFree = try library.function("cuMemFree_v2")
+    cuMemHostAlloc = try library.function("cuMemHostAlloc")
+    cuMemFreeHost = try library.function("cuMemFreeHost")
     cuMemcpyHtoDAsync = try library.function("cuMemcpyHtoDAsync_v2")
     cuMemcpyDtoHAsync = try library.function("cuMemcpyDtoHAsync_v2")
     cuMemcpyDtoDAsync = try library.function("cuMemcpyDtoDAsync_v2")
@@ -73,6 +78,7 @@ final class Driver: @unchecked Sendable {
     cuEventCreate = try library.function("cuEventCreate")
     cuEventDestroy = try library.function("cuEventDestroy_v2")
     cuEventRecord = try library.function("cuEventRecord")
+    cuEventQuery = try library.function("cuEventQuery")
     cuEventSynchronize = try library.function("cuEventSynchronize")
     cuEventElapsedTime = try library.function("cuEventElapsedTime")
     cuModuleLoadData = try library.function("cuModuleLoadData")

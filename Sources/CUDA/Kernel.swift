@@ -6,11 +6,15 @@ package struct KernelArgument {
 
   package init(_ value: Int32) { bits = UInt64(UInt32(bitPattern: value)) }
   package init(_ value: Int) { self.init(Int32(value)) }
+  /// A count of 64 bits.
+  package init(wide value: Int) { bits = UInt64(bitPattern: Int64(value)) }
+  package init(_ value: Double) { bits = value.bitPattern }
+  package init(bits: UInt64) { self.bits = bits }
   package init(_ value: Float) { bits = UInt64(value.bitPattern) }
-  /// The address of a buffer; null for none.
-  package init(_ buffer: DeviceBuffer?) { bits = buffer?.address ?? 0 }
-  /// The address `offset` bytes into a buffer.
-  package init(_ buffer: DeviceBuffer, offset: Int) { bits = buffer.address + UInt64(offset) }
+  /// Where memory begins; null for none.
+  package init(_ memory: (any DeviceMemory)?) { bits = memory?.address ?? 0 }
+  /// The address `offset` bytes into it.
+  package init(_ buffer: any DeviceMemory, offset: Int) { bits = buffer.address + UInt64(offset) }
 }
 
 /// Compiled kernels on a card.

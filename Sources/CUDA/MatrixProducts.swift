@@ -1,7 +1,28 @@
 import CCUDA
 
-/// Products of bfloat16 matrices by cuBLASLt, sums in float32.
+/// Products of matrices by cuBLASLt, sums in float32.
 package final class MatrixProducts: @unchecked Sendable {
+  package enum Elements: Int32, Sendable {
+    // CUDA_R_32F, CUDA_R_16BF
+    case float32 = 0
+    case bfloat16 = 14
+  }
+
+  /// A product of row-major matrices: c [m, n] = alpha · op(a) op(b) + beta · c, the inner size k; a and b are of one type.
+  package struct Shape: Hashable, Sendable {
+    package var m, n, k: Int
+    package var aTransposed, bTransposed: Bool
+    package var operands, result: Elements
+
+    package init(
+      m: Int, n: Int, k: Int, aTransposed: Bool, bTransposed: Bool, operands: Elements, result: Elements
+    ) {
+      (self.m, self.n, self.k) = (m, n, k)
+      (self.aTransposed, self.bTransposed) = (aTransposed, bTransposed)
+      (self.operands, self.result) = (operands, result)
+    }
+  }
+
   package let version: Int
   package let path: String
   private let device: Device
@@ -19,6 +40,21 @@ package final class MatrixProducts: @unchecked Sendable {
   private let preferenceSet: cublasLtMatmulPreferenceSetAttribute_t
   private let heuristic: cublasLtMatmulAlgoGetHeuristic_t
   private let multiply: cublasLtMatmul_t
+  private var plans: [PlanName: Plan?] = [:]
+
+  private struct PlanName: Hashable {
+    let shape: Shape
+    /// Of the addresses, in bytes, at most 16.
+    let alignment: UInt64
+    let adds: Bool
+  }
+
+  /// What is found once for a shape: the library's first choice, the same on every call.
+  private struct Plan {
+    let description: cublasLtMatmulDesc_t
+    let a, b, c: cublasLtMatrixLayout_t
+    var algorithm: cublasLtMatmulAlgo_t
+  }
 
   /// - Throws: `CUDAError.missing` without the library.
   package init(_ device: Device) throws {
@@ -48,47 +84,83 @@ package final class MatrixProducts: @unchecked Sendable {
     workspace = try DeviceBuffer(device, byteCount: 64 << 20)
   }
 
-  deinit { _ = destroy(handle) }
+  deinit {
+    for case let plan? in plans.values {
+      for layout in [plan.a, plan.b, plan.c] { _ = layoutDestroy(layout) }
+      _ = descriptionDestroy(plan.description)
+    }
+    _ = destroy(handle)
+  }
 
-  /// c [m, n] = a [m, k] · bᵀ [n, k], all bfloat16 and row-major: y = x wᵀ as models multiply.
+  /// The product of `shape`, of matrices at these addresses.
   ///
-  /// The algorithm is the library's first choice for the shape, the same on every call.
-  package func multiply(_ a: DeviceBuffer, _ b: DeviceBuffer, into c: DeviceBuffer, m: Int, n: Int, k: Int) throws {
-    func check(_ status: cublasStatus_t, _ action: String) throws {
-      guard status != 0 else { return }
-      throw CUDAError(
-        .fault, "cuBLASLt (\(path)): \(action) of [\(m), \(k)] and [\(n), \(k)] failed with status \(status)")
-    }
-    // The library counts columns first: row-major c is its transpose, b · aᵀ with b read transposed.
-    // CUBLAS_COMPUTE_32F, CUDA_R_32F, CUDA_R_16BF; CUBLASLT_MATMUL_DESC_TRANSA; CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES
-    var description: cublasLtMatmulDesc_t?
-    try check(descriptionCreate(&description, 68, 0), "describing the product")
-    defer { _ = descriptionDestroy(description) }
-    var transposed: Int32 = 1
-    try check(descriptionSet(description, 3, &transposed, 4), "describing the product")
-    var layouts = [cublasLtMatrixLayout_t?](repeating: nil, count: 3)
-    defer { for layout in layouts where layout != nil { _ = layoutDestroy(layout) } }
-    for (i, (rows, columns)) in [(k, n), (k, m), (n, m)].enumerated() {
-      try check(layoutCreate(&layouts[i], 14, UInt64(rows), UInt64(columns), Int64(rows)), "describing a matrix")
-    }
-    var preference: cublasLtMatmulPreference_t?
-    try check(preferenceCreate(&preference), "choosing a kernel")
-    defer { _ = preferenceDestroy(preference) }
-    var bytes = workspace.byteCount
-    try check(preferenceSet(preference, 1, &bytes, 8), "choosing a kernel")
-    var result = cublasLtMatmulHeuristicResult_t()
-    var found: Int32 = 0
-    try check(
-      heuristic(handle, description, layouts[0], layouts[1], layouts[2], layouts[2], preference, 1, &result, &found),
-      "choosing a kernel")
-    guard found > 0 else {
-      throw CUDAError(.fault, "cuBLASLt (\(path)) has no kernel for [\(m), \(k)] and [\(n), \(k)]")
-    }
-    var (one, zero): (Float, Float) = (1, 0)
+  /// - Returns: false where the library has no kernel for it; nothing was computed then
+  package func multiply(
+    _ shape: Shape, _ a: UInt64, _ b: UInt64, into c: UInt64, alpha: Float = 1, adds: Bool = false
+  ) throws -> Bool {
+    let all = a | b | c | 16
+    let name = PlanName(shape: shape, alignment: all & (~all + 1), adds: adds)
+    if plans[name] == nil { plans[name] = .some(try plan(name)) }
+    guard var plan = plans[name]! else { return false }
+    var (alpha, beta): (Float, Float) = (alpha, adds ? 1 : 0)
+    // The library counts columns first: row-major c is its transpose, op(b)ᵀ op(a)ᵀ.
     try check(
       multiply(
-        handle, description, &one, b.address, layouts[0], a.address, layouts[1], &zero, c.address, layouts[2],
-        c.address, layouts[2], &result.algo, workspace.address, workspace.byteCount, device.stream.handle),
-      "the product")
+        handle, plan.description, &alpha, b, plan.b, a, plan.a, &beta, c, plan.c, c, plan.c, &plan.algorithm,
+        workspace.address, workspace.byteCount, device.stream.handle), "the product", shape)
+    return true
+  }
+
+  private func check(_ status: cublasStatus_t, _ action: String, _ shape: Shape) throws {
+    guard status != 0 else { return }
+    throw CUDAError(
+      .fault, "cuBLASLt (\(path)): \(action) of [\(shape.m), \(shape.k)] and [\(shape.k), \(shape.n)] failed with status \(status)")
+  }
+
+  private func plan(_ name: PlanName) throws -> Plan? {
+    let shape = name.shape
+    // CUBLAS_COMPUTE_32F (no tf32), scale CUDA_R_32F
+    var description: cublasLtMatmulDesc_t?
+    try check(descriptionCreate(&description, 68, 0), "describing the product", shape)
+    // A row-major matrix is the transpose of what the library takes it for. CUBLASLT_MATMUL_DESC_TRANSA, _TRANSB.
+    for (attribute, isTransposed) in [(Int32(3), shape.bTransposed), (4, shape.aTransposed)] {
+      var operation: Int32 = isTransposed ? 1 : 0
+      try check(descriptionSet(description, attribute, &operation, 4), "describing the product", shape)
+    }
+    func layout(_ elements: Elements, rows: Int, columns: Int) throws -> cublasLtMatrixLayout_t {
+      var layout: cublasLtMatrixLayout_t?
+      try check(
+        layoutCreate(&layout, elements.rawValue, UInt64(columns), UInt64(rows), Int64(columns)), "describing a matrix",
+        shape)
+      return layout!
+    }
+    let a = try layout(
+      shape.operands, rows: shape.aTransposed ? shape.k : shape.m, columns: shape.aTransposed ? shape.m : shape.k)
+    let b = try layout(
+      shape.operands, rows: shape.bTransposed ? shape.n : shape.k, columns: shape.bTransposed ? shape.k : shape.n)
+    let c = try layout(shape.result, rows: shape.m, columns: shape.n)
+    var preference: cublasLtMatmulPreference_t?
+    try check(preferenceCreate(&preference), "choosing a kernel", shape)
+    defer { _ = preferenceDestroy(preference) }
+    // CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES
+    var bytes = workspace.byteCount
+    try check(preferenceSet(preference, 1, &bytes, 8), "choosing a kernel", shape)
+    // CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK: parts of k are added up in the workspace, in order.
+    var schemes: UInt32 = 2
+    try check(preferenceSet(preference, 3, &schemes, 4), "choosing a kernel", shape)
+    // CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES and those of B, C, D
+    for attribute in Int32(5)...8 {
+      var alignment = UInt32(name.alignment)
+      try check(preferenceSet(preference, attribute, &alignment, 4), "choosing a kernel", shape)
+    }
+    var result = cublasLtMatmulHeuristicResult_t()
+    var found: Int32 = 0
+    let status = heuristic(handle, description, b, a, c, c, preference, 1, &result, &found)
+    guard status == 0, found > 0 else {
+      for layout in [a, b, c] { _ = layoutDestroy(layout) }
+      _ = descriptionDestroy(description)
+      return nil
+    }
+    return Plan(description: description!, a: a, b: b, c: c, algorithm: result.algo)
   }
 }

@@ -8,18 +8,23 @@ package struct ChunkTable {
   package let tokens: Int
   package let chunkCount: Int
   /// First token and length of every chunk.
-  let chunks: DeviceBuffer
+  let chunks: any DeviceMemory
   /// The first chunk of every segment, and the count of chunks.
-  let firstChunks: DeviceBuffer
+  let firstChunks: any DeviceMemory
 
   /// - Parameter segments: documents, one behind the other.
   package init(_ device: Device, segments: [Range<Int>]) throws {
+    try self.init(segments: segments) { try DeviceBuffer(device, $0) }
+  }
+
+  /// - Parameter upload: brings numbers to the card
+  init(segments: [Range<Int>], upload: ([Int32]) throws -> any DeviceMemory) rethrows {
     let (chunks, firstChunks) = Self.tables(segments)
     self.segments = segments
     tokens = segments.last?.upperBound ?? 0
     chunkCount = chunks.count / 2
-    self.chunks = try DeviceBuffer(device, chunks)
-    self.firstChunks = try DeviceBuffer(device, firstChunks)
+    self.chunks = try upload(chunks)
+    self.firstChunks = try upload(firstChunks)
   }
 
   /// First token and length of every chunk; the first chunk of every segment and the count of chunks.

@@ -33,8 +33,10 @@ package enum DeviceRates {
     while values.count < size * size { values += part }
     let (a, b) = (try DeviceBuffer(device, values), try DeviceBuffer(device, values))
     let c = try DeviceBuffer(device, byteCount: size * size * 2)
+    let shape = MatrixProducts.Shape(
+      m: size, n: size, k: size, aTransposed: false, bTransposed: true, operands: .bfloat16, result: .bfloat16)
     let seconds = try medianSeconds(device, runs: 11) { _ in
-      try products.multiply(a, b, into: c, m: size, n: size, k: size)
+      _ = try products.multiply(shape, a.address, b.address, into: c.address)
     }
     return 2 * Double(size) * Double(size) * Double(size) / seconds
   }

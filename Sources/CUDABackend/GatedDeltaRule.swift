@@ -14,9 +14,13 @@ package final class GatedDeltaRule: @unchecked Sendable {
 
   /// What a backward pass needs of its forward pass.
   package struct Saved {
-    let records: DeviceBuffer?
-    let starts: DeviceBuffer
-    let corrected: DeviceBuffer
+    let records: (any DeviceMemory)?
+    let starts: any DeviceMemory
+    let corrected: any DeviceMemory
+
+    init(records: (any DeviceMemory)?, starts: any DeviceMemory, corrected: any DeviceMemory) {
+      (self.records, self.starts, self.corrected) = (records, starts, corrected)
+    }
 
     /// Bytes of device memory.
     package var byteCount: Int { (records?.byteCount ?? 0) + starts.byteCount + corrected.byteCount }
@@ -84,17 +88,21 @@ package final class GatedDeltaRule: @unchecked Sendable {
 
   /// Memory for what `forward` saves of these chunks.
   package func makeSaved(_ chunks: ChunkTable) throws -> Saved {
+    let sizes = savedByteCounts(chunks)
+    return Saved(
+      records: try sizes.records.map { try DeviceBuffer(device, byteCount: $0) },
+      starts: try DeviceBuffer(device, byteCount: sizes.starts),
+      corrected: try DeviceBuffer(device, byteCount: sizes.corrected))
+  }
+
+  /// Bytes of what `forward` saves of these chunks.
+  func savedByteCounts(_ chunks: ChunkTable) -> (records: Int?, starts: Int, corrected: Int) {
     let perHead = chunks.chunkCount * heads
     switch kernels {
     case .tensorCores(_, _, _, _, let record, let state, let corrected):
-      return Saved(
-        records: try DeviceBuffer(device, byteCount: perHead * record * 2),
-        starts: try DeviceBuffer(device, byteCount: perHead * state * 2),
-        corrected: try DeviceBuffer(device, byteCount: perHead * corrected * 2))
+      return (perHead * record * 2, perHead * state * 2, perHead * corrected * 2)
     case .exact:
-      return Saved(
-        records: nil, starts: try DeviceBuffer(device, byteCount: perHead * keySize * valueSize * 4),
-        corrected: try DeviceBuffer(device, byteCount: chunks.tokens * heads * valueSize * 4))
+      return (nil, perHead * keySize * valueSize * 4, chunks.tokens * heads * valueSize * 4)
     }
   }
 
@@ -118,9 +126,9 @@ package final class GatedDeltaRule: @unchecked Sendable {
   ///   - initial: the states before the first tokens; zero when nil
   ///   - saved: receives what `backward` needs
   package func forward(
-    q: DeviceBuffer, k: DeviceBuffer, v: DeviceBuffer, g: DeviceBuffer, beta: DeviceBuffer, scale: Float,
-    chunks: ChunkTable, initial: DeviceBuffer?, o: DeviceBuffer, final: DeviceBuffer?, saved: Saved?,
-    workspace: DeviceBuffer
+    q: any DeviceMemory, k: any DeviceMemory, v: any DeviceMemory, g: any DeviceMemory, beta: any DeviceMemory, scale: Float,
+    chunks: ChunkTable, initial: (any DeviceMemory)?, o: any DeviceMemory, final: (any DeviceMemory)?, saved: Saved?,
+    workspace: any DeviceMemory
   ) throws {
     check(chunks, q, k, v, g, beta, o, workspace)
     switch kernels {
@@ -151,9 +159,9 @@ package final class GatedDeltaRule: @unchecked Sendable {
   ///   - dFinal: the gradient of the states after the last tokens; zero when nil
   ///   - saved: of the forward pass over the same inputs and chunks
   package func backward(
-    dO: DeviceBuffer, dFinal: DeviceBuffer?, q: DeviceBuffer, k: DeviceBuffer, v: DeviceBuffer, g: DeviceBuffer,
-    beta: DeviceBuffer, scale: Float, chunks: ChunkTable, saved: Saved, dQ: DeviceBuffer, dK: DeviceBuffer,
-    dV: DeviceBuffer, dG: DeviceBuffer, dBeta: DeviceBuffer, dInitial: DeviceBuffer?, workspace: DeviceBuffer
+    dO: any DeviceMemory, dFinal: (any DeviceMemory)?, q: any DeviceMemory, k: any DeviceMemory, v: any DeviceMemory, g: any DeviceMemory,
+    beta: any DeviceMemory, scale: Float, chunks: ChunkTable, saved: Saved, dQ: any DeviceMemory, dK: any DeviceMemory,
+    dV: any DeviceMemory, dG: any DeviceMemory, dBeta: any DeviceMemory, dInitial: (any DeviceMemory)?, workspace: any DeviceMemory
   ) throws {
     check(chunks, q, k, v, g, beta, dO, workspace)
     check(chunks, dQ, dK, dV, dG, dBeta, dO, workspace)
@@ -184,8 +192,8 @@ package final class GatedDeltaRule: @unchecked Sendable {
 
   /// A buffer that is too short would be written past its end.
   private func check(
-    _ chunks: ChunkTable, _ q: DeviceBuffer, _ k: DeviceBuffer, _ v: DeviceBuffer, _ g: DeviceBuffer,
-    _ beta: DeviceBuffer, _ o: DeviceBuffer, _ workspace: DeviceBuffer
+    _ chunks: ChunkTable, _ q: any DeviceMemory, _ k: any DeviceMemory, _ v: any DeviceMemory, _ g: any DeviceMemory,
+    _ beta: any DeviceMemory, _ o: any DeviceMemory, _ workspace: any DeviceMemory
   ) {
     let rows = chunks.tokens * heads
     let wanted = [

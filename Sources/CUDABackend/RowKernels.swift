@@ -46,8 +46,8 @@ package final class RowKernels: @unchecked Sendable {
 
   /// y = x / rms(x) · weight over rows of `columns`, with `gate` times SiLU(gate); `inverse` [rows] keeps 1 / rms.
   package func normalize(
-    _ x: DeviceBuffer, gate: DeviceBuffer? = nil, weight: DeviceBuffer, rows: Int, columns: Int, epsilon: Float,
-    into y: DeviceBuffer, inverse: DeviceBuffer
+    _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, weight: any DeviceMemory, rows: Int, columns: Int, epsilon: Float,
+    into y: any DeviceMemory, inverse: any DeviceMemory
   ) throws {
     try launch(
       "normalize", grid: ((rows + 7) / 8, 1),
@@ -58,25 +58,26 @@ package final class RowKernels: @unchecked Sendable {
   package static func normalizeWorkspaceCount(rows: Int, columns: Int) -> Int { parts(rows: rows).count * columns }
 
   package func normalizeBackward(
-    _ dy: DeviceBuffer, _ x: DeviceBuffer, gate: DeviceBuffer? = nil, weight: DeviceBuffer, inverse: DeviceBuffer,
-    rows: Int, columns: Int, dx: DeviceBuffer, dGate: DeviceBuffer? = nil, dWeight: DeviceBuffer?, addsWeight: Bool,
-    workspace: DeviceBuffer
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, weight: any DeviceMemory, inverse: any DeviceMemory,
+    rows: Int, columns: Int, dx: any DeviceMemory, addsInput: Bool = false, dGate: (any DeviceMemory)? = nil, dWeight: (any DeviceMemory)?, addsWeight: Bool,
+    workspace: any DeviceMemory
   ) throws {
     let parts = Self.parts(rows: rows)
     precondition(
       dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
-    if let dWeight, columns % 8 == 0, columns <= 2048 {
+    let isEven = [dy, x, gate, weight, dx, dGate].allSatisfy { $0.map { $0.address % 16 == 0 } ?? true }
+    if let dWeight, columns % 8 == 0, columns <= 2048, isEven {
       try launch(
         "normalizeBackwardWithParts", grid: (parts.count, 1),
         [
-          A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(dGate),
+          A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(addsInput ? 1 : 0), A(dGate),
           A(workspace),
         ])
       return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
     }
     try launch(
       "normalizeBackward", grid: ((rows + 7) / 8, 1),
-      [A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(dx), A(dGate)])
+      [A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(dx), A(addsInput ? 1 : 0), A(dGate)])
     guard let dWeight else { return }
     try launch(
       "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
@@ -85,7 +86,7 @@ package final class RowKernels: @unchecked Sendable {
   }
 
   private func addParts(
-    _ partial: DeviceBuffer, parts: Int, columns: Int, adds: Bool, into sums: DeviceBuffer
+    _ partial: any DeviceMemory, parts: Int, columns: Int, adds: Bool, into sums: any DeviceMemory
   ) throws {
     try launch(
       "addParts", grid: ((columns + 31) / 32, 1), [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
@@ -93,13 +94,13 @@ package final class RowKernels: @unchecked Sendable {
 
   /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over rows of `columns`.
   package func siluNormalize(
-    _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, into y: DeviceBuffer
+    _ x: any DeviceMemory, rows: Int, columns: Int, epsilon: Float, into y: any DeviceMemory
   ) throws {
     try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), A(rows), A(columns), A(epsilon), A(y)])
   }
 
   package func siluNormalizeBackward(
-    _ dy: DeviceBuffer, _ x: DeviceBuffer, rows: Int, columns: Int, epsilon: Float, dx: DeviceBuffer
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, rows: Int, columns: Int, epsilon: Float, dx: any DeviceMemory
   ) throws {
     try launch(
       "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [A(dy), A(x), A(rows), A(columns), A(epsilon), A(dx)])
@@ -111,8 +112,8 @@ package final class RowKernels: @unchecked Sendable {
   /// y[t, c] = SiLU(Σ_w (taps[t, c, w] + bias[c, w]) · x[t − 3 + w, c]) within the document that begins at starts[t];
   /// x, y [N, C], taps [N, C, 4], bias [C, 4], starts [N] int32.
   package func dynamicConvolution(
-    _ x: DeviceBuffer, taps: DeviceBuffer, bias: DeviceBuffer, starts: DeviceBuffer, tokens: Int, channels: Int,
-    into y: DeviceBuffer
+    _ x: any DeviceMemory, taps: any DeviceMemory, bias: (any DeviceMemory)?, starts: any DeviceMemory, tokens: Int, channels: Int,
+    into y: any DeviceMemory
   ) throws {
     try launch(
       "dynamicConvolution", grid: ((channels + 255) / 256, (tokens + Self.run - 1) / Self.run),
@@ -124,24 +125,32 @@ package final class RowKernels: @unchecked Sendable {
     (tokens + run - 1) / run * channels * 4
   }
 
+  /// - Parameter bias: with its gradient; both nil where there is none
   package func dynamicConvolutionBackward(
-    _ dy: DeviceBuffer, _ x: DeviceBuffer, taps: DeviceBuffer, bias: DeviceBuffer, starts: DeviceBuffer, tokens: Int,
-    channels: Int, dx: DeviceBuffer, dTaps: DeviceBuffer, dBias: DeviceBuffer, addsBias: Bool, workspace: DeviceBuffer
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, taps: any DeviceMemory, bias: (any DeviceMemory)?,
+    starts: any DeviceMemory, tokens: Int, channels: Int, dx: any DeviceMemory, dTaps: any DeviceMemory,
+    dBias: (any DeviceMemory)?, addsBias: Bool, workspace: (any DeviceMemory)?
   ) throws {
     let runs = (tokens + Self.run - 1) / Self.run
     precondition(
-      workspace.byteCount >= 4 * Self.convolutionWorkspaceCount(tokens: tokens, channels: channels),
-      "a workspace of \(workspace.byteCount) bytes")
+      dBias == nil
+        || workspace!.byteCount >= 4 * Self.convolutionWorkspaceCount(tokens: tokens, channels: channels),
+      "no workspace for the gradient of the bias")
     try launch(
       "dynamicConvolutionBackward", grid: ((channels + 255) / 256, runs),
-      [A(dy), A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(dx), A(dTaps), A(workspace)])
-    try addParts(workspace, parts: runs, columns: channels * 4, adds: addsBias, into: dBias)
+      [
+        A(dy), A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(dx), A(dTaps),
+        A(dBias == nil ? nil : workspace),
+      ])
+    if let dBias, let workspace {
+      try addParts(workspace, parts: runs, columns: channels * 4, adds: addsBias, into: dBias)
+    }
   }
 
   /// g = −e^aLog · softplus(a + dtBias), beta = sigmoid(b); a, b [N, H], g, beta [N, H] float32.
   package func decayGate(
-    a: DeviceBuffer, b: DeviceBuffer, aLog: DeviceBuffer, dtBias: DeviceBuffer, tokens: Int, heads: Int,
-    g: DeviceBuffer, beta: DeviceBuffer
+    a: any DeviceMemory, b: any DeviceMemory, aLog: any DeviceMemory, dtBias: any DeviceMemory, tokens: Int, heads: Int,
+    g: any DeviceMemory, beta: any DeviceMemory
   ) throws {
     try launch(
       "decayGate", grid: ((tokens * heads + 255) / 256, 1),
@@ -149,9 +158,9 @@ package final class RowKernels: @unchecked Sendable {
   }
 
   package func decayGateBackward(
-    dG: DeviceBuffer, dBeta: DeviceBuffer, a: DeviceBuffer, beta: DeviceBuffer, aLog: DeviceBuffer,
-    dtBias: DeviceBuffer, tokens: Int, heads: Int, dA: DeviceBuffer, dB: DeviceBuffer, dALog: DeviceBuffer,
-    dDtBias: DeviceBuffer
+    dG: any DeviceMemory, dBeta: any DeviceMemory, a: any DeviceMemory, beta: any DeviceMemory, aLog: any DeviceMemory,
+    dtBias: any DeviceMemory, tokens: Int, heads: Int, dA: any DeviceMemory, dB: any DeviceMemory, dALog: any DeviceMemory,
+    dDtBias: any DeviceMemory
   ) throws {
     try launch(
       "decayGateBackward", grid: (heads, 1),
@@ -161,13 +170,40 @@ package final class RowKernels: @unchecked Sendable {
   }
 
   /// y = SiLU(gate) · up [rows, columns]; `packed` [rows, 2 columns] holds gate and up side by side.
-  package func swiGLU(_ packed: DeviceBuffer, rows: Int, columns: Int, into y: DeviceBuffer) throws {
+  package func swiGLU(_ packed: any DeviceMemory, rows: Int, columns: Int, into y: any DeviceMemory) throws {
     let up = KernelArgument(packed, offset: columns * elements.byteCount)
     try launch("swiGLU", grid: (rows, 1), [A(packed), up, A(columns), A(2 * columns), A(y)])
   }
 
+  /// The same of gate and up [rows, columns] apart.
+  package func swiGLU(
+    gate: any DeviceMemory, up: any DeviceMemory, rows: Int, columns: Int, into y: any DeviceMemory
+  ) throws {
+    try launch("swiGLU", grid: (rows, 1), [A(gate), A(up), A(columns), A(columns), A(y)])
+  }
+
   package func swiGLUBackward(
-    _ dy: DeviceBuffer, _ packed: DeviceBuffer, rows: Int, columns: Int, into dPacked: DeviceBuffer
+    _ dy: any DeviceMemory, gate: any DeviceMemory, up: any DeviceMemory, rows: Int, columns: Int,
+    dGate: any DeviceMemory, dUp: any DeviceMemory
+  ) throws {
+    try launch(
+      "swiGLUBackward", grid: (rows, 1), [A(dy), A(gate), A(up), A(columns), A(columns), A(dGate), A(dUp)])
+  }
+
+  /// The gradient of a norm's weight alone.
+  package func normalizeWeightBackward(
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, inverse: any DeviceMemory, rows: Int, columns: Int,
+    dWeight: any DeviceMemory, addsWeight: Bool, workspace: any DeviceMemory
+  ) throws {
+    let parts = Self.parts(rows: rows)
+    try launch(
+      "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
+      [A(dy), A(x), A(nil), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
+    try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+  }
+
+  package func swiGLUBackward(
+    _ dy: any DeviceMemory, _ packed: any DeviceMemory, rows: Int, columns: Int, into dPacked: any DeviceMemory
   ) throws {
     let offset = columns * elements.byteCount
     try launch(
@@ -180,8 +216,8 @@ package final class RowKernels: @unchecked Sendable {
   /// Turns logits [rows, columns] into their gradient (as `Backend.vocabularyLoss`): of cross-entropy with `labels`, and
   /// of KL(teacher ‖ student) where there are the teacher's logits. Rows whose label is negative count for nothing.
   package func vocabularyLoss(
-    logits: DeviceBuffer, teacherLogits: DeviceBuffer?, labels: DeviceBuffer, rows: Int, columns: Int,
-    crossEntropyScale: Float, klScale: Float, crossEntropy: DeviceBuffer, kl: DeviceBuffer
+    logits: any DeviceMemory, teacherLogits: (any DeviceMemory)?, labels: any DeviceMemory, rows: Int, columns: Int,
+    crossEntropyScale: Float, klScale: Float, crossEntropy: any DeviceMemory, kl: any DeviceMemory
   ) throws {
     try launch(
       "vocabularyLoss", grid: (rows, 1), threads: 512,
@@ -192,8 +228,8 @@ package final class RowKernels: @unchecked Sendable {
 
   /// losses[n] = mean of (x − target)² over row n; dx, where given, becomes `seed` times its gradient, or has it added.
   package func squaredError(
-    _ x: DeviceBuffer, target: DeviceBuffer, rows: Int, columns: Int, seed: Float, losses: DeviceBuffer,
-    into dx: DeviceBuffer?, adds: Bool
+    _ x: any DeviceMemory, target: any DeviceMemory, rows: Int, columns: Int, seed: Float, losses: any DeviceMemory,
+    into dx: (any DeviceMemory)?, adds: Bool
   ) throws {
     try launch(
       "squaredError", grid: ((rows + 7) / 8, 1),
@@ -216,20 +252,20 @@ package final class RowKernels: @unchecked Sendable {
 
   /// Updates masters and moments, float32; `copy` receives the masters in bfloat16.
   package func adamW(
-    parameters: DeviceBuffer, gradients: DeviceBuffer, moment1: DeviceBuffer, moment2: DeviceBuffer,
-    copy: DeviceBuffer?, count: Int, step s: AdamWStep
+    parameters: any DeviceMemory, gradients: any DeviceMemory, moment1: any DeviceMemory, moment2: any DeviceMemory,
+    copy: (any DeviceMemory)?, count: Int, step s: AdamWStep
   ) throws {
     try launch(
-      "adamW", grid: ((count + 255) / 256, 1),
+      "adamW", grid: ((count + 2047) / 2048, 1),
       [
-        A(parameters), A(gradients), A(moment1), A(moment2), A(copy), A(count), A(s.gradientScale), A(s.beta1),
+        A(parameters), A(gradients), A(moment1), A(moment2), A(copy), A(wide: count), A(s.gradientScale), A(s.beta1),
         A(s.beta2), A(s.correction1), A(s.correction2), A(s.epsilon), A(s.learningRate), A(s.weightDecay),
       ])
   }
 
   /// sums[b] = Σ x² over the b-th run of `blockSize`, float64.
-  package func sumsOfSquares(_ x: DeviceBuffer, count: Int, blockSize: Int, into sums: DeviceBuffer) throws {
+  package func sumsOfSquares(_ x: any DeviceMemory, count: Int, blockSize: Int, into sums: any DeviceMemory) throws {
     try launch(
-      "sumsOfSquares", grid: ((count + blockSize - 1) / blockSize, 1), [A(x), A(count), A(blockSize), A(sums)])
+      "sumsOfSquares", grid: ((count + blockSize - 1) / blockSize, 1), [A(x), A(wide: count), A(blockSize), A(sums)])
   }
 }

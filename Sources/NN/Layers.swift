@@ -12,12 +12,6 @@ package struct Linear {
     self.bias = bias ? scope.parameter("bias", [outputs], .zeros) : nil
   }
 
-  /// A layer of parameters that were created elsewhere, with an initialisation of their own.
-  package init(weight: Parameter, bias: Parameter?) {
-    self.weight = weight
-    self.bias = bias
-  }
-
   /// `[N, in]` to `[N, out]`.
   package func callAsFunction(_ x: Tensor) -> Tensor {
     linear(x, weight.value, bias: bias?.value)

@@ -9,10 +9,15 @@ package func rotaryEmbedding(_ x: Tensor, layout: Layout, angles: RotaryAngles) 
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.rotate(x, layout: layout, angles: angles, direction: 1, into: y)
-  return backend.record([x], y) { dy in
-    let dx = x.gradientRoom()
-    backend.rotate(dy, layout: layout, angles: angles, direction: -1, into: dx)
-    x.slot?.accumulate(dx)
+  return backend.record(y, from: [x], saving: (x: x.saved, layout: layout)) { saved in
+    let x = saved.x.value
+    let y = x.backend.empty(like: x)
+    x.backend.rotate(x, layout: saved.layout, angles: angles, direction: 1, into: y)
+    return y
+  } backward: { node in
+    let dx = node[0].room(on: node.backend)
+    node.backend.rotate(node.dy, layout: node.saved.layout, angles: angles, direction: -1, into: dx)
+    node[0].add(dx)
   }
 }
 
@@ -30,12 +35,15 @@ package func attention(_ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSp
   let o = backend.empty(like: q)
   let logSums = backend.empty([q.shape[0], q.shape[1]])
   backend.attend(q, k, v, spans: spans, into: o, logSums: logSums)
-  return backend.record([q, k, v], o) { dO in
-    let (dQ, dK, dV) = (q.gradientRoom(), k.gradientRoom(), v.gradientRoom())
+  return backend.record(
+    o, from: [q, k, v],
+    saving: (q: q.saved, k: k.saved, v: v.saved, o: o, logSums: logSums, spans: spans)
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    let rooms = (0..<3).map { node[$0].room(on: backend) }
     backend.attendBackward(
-      dO, q, k, v, o, logSums: logSums, spans: spans, dQ: dQ, dK: dK, dV: dV)
-    q.slot?.accumulate(dQ)
-    k.slot?.accumulate(dK)
-    v.slot?.accumulate(dV)
+      node.dy, saved.q.value, saved.k.value, saved.v.value, saved.o, logSums: saved.logSums, spans: saved.spans,
+      dQ: rooms[0], dK: rooms[1], dV: rooms[2])
+    for (index, room) in rooms.enumerated() { node[index].add(room) }
   }
 }

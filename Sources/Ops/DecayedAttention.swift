@@ -16,27 +16,23 @@ package func decayedAttention(
   q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: Float, layout: Layout, initial: Tensor? = nil,
   final: Tensor? = nil
 ) -> Tensor {
-  let (q, k, v, g) = (q.dense, k.dense, v.dense, g.dense)
+  let inputs = [q, k, v, g].map(\.dense)
+  let (q, k, v, g) = (inputs[0], inputs[1], inputs[2], inputs[3])
   let backend = q.backend
   let o = backend.empty(like: v)
   let saved = backend.decayedAttention(
     q: q, k: k, v: v, g: g, scale: scale, layout: layout, initial: initial, o: o, final: final,
-    saves: wantsGradient([q, k, v, g]))
+    saves: backend.records(inputs))
   guard let saved else { return o }
-  return backend.record([q, k, v, g], o) { dO in
-    let (dQ, dK, dV) = (backend.empty(like: q), backend.empty(like: k), backend.empty(like: v))
-    let dG = backend.empty(like: g)
+  return backend.record(
+    o, from: inputs, saving: (inputs: inputs.map(\.saved), state: saved, layout: layout)
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    let inputs = saved.inputs.map(\.value)
+    let rooms = inputs.indices.map { node[$0].room(on: backend) }
     backend.decayedAttentionBackward(
-      dO: dO, dFinal: nil, q: q, k: k, v: v, g: g, scale: scale, layout: layout, saved: saved, dQ: dQ, dK: dK,
-      dV: dV, dG: dG, dInitial: nil)
-    q.slot?.accumulate(dQ)
-    k.slot?.accumulate(dK)
-    v.slot?.accumulate(dV)
-    g.slot?.accumulate(dG)
+      dO: node.dy, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], scale: scale,
+      layout: saved.layout, saved: saved.state, dQ: rooms[0], dK: rooms[1], dV: rooms[2], dG: rooms[3], dInitial: nil)
+    for (index, room) in rooms.enumerated() { node[index].add(room) }
   }
-}
-
-/// Whether an op on these inputs will be asked for its backward pass.
-func wantsGradient(_ inputs: [Tensor]) -> Bool {
-  inputs[0].backend.tape != nil && inputs.contains { $0.slot != nil }
 }

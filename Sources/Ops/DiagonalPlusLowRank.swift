@@ -18,20 +18,23 @@ package func diagonalPlusLowRank(
   q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, layout: Layout,
   initial: Tensor? = nil, final: Tensor? = nil
 ) -> Tensor {
-  let (q, k, v, alpha, beta, g) = (q.dense, k.dense, v.dense, alpha.dense, beta.dense, g.dense)
+  let inputs = [q, k, v, alpha, beta, g].map(\.dense)
   let backend = q.backend
   let o = backend.empty(like: v)
-  let inputs = [q, k, v, alpha, beta, g]
   let saved = backend.diagonalPlusLowRank(
-    q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout, initial: initial, o: o,
-    final: final, saves: wantsGradient(inputs))
+    q: inputs[0], k: inputs[1], v: inputs[2], alpha: inputs[3], beta: inputs[4], g: inputs[5], scale: scale,
+    layout: layout, initial: initial, o: o, final: final, saves: backend.records(inputs))
   guard let saved else { return o }
-  return backend.record(inputs, o) { dO in
-    let gradients = inputs.map { backend.empty(like: $0) }
+  return backend.record(
+    o, from: inputs, saving: (inputs: inputs.map(\.saved), state: saved, layout: layout)
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    let inputs = saved.inputs.map(\.value)
+    let rooms = inputs.indices.map { node[$0].room(on: backend) }
     backend.diagonalPlusLowRankBackward(
-      dO: dO, dFinal: nil, q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout,
-      saved: saved, dQ: gradients[0], dK: gradients[1], dV: gradients[2], dAlpha: gradients[3], dBeta: gradients[4],
-      dG: gradients[5], dInitial: nil)
-    for (input, gradient) in zip(inputs, gradients) { input.slot?.accumulate(gradient) }
+      dO: node.dy, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], alpha: inputs[3], beta: inputs[4],
+      g: inputs[5], scale: scale, layout: saved.layout, saved: saved.state, dQ: rooms[0], dK: rooms[1], dV: rooms[2],
+      dAlpha: rooms[3], dBeta: rooms[4], dG: rooms[5], dInitial: nil)
+    for (index, room) in rooms.enumerated() { node[index].add(room) }
   }
 }

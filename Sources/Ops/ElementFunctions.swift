@@ -3,14 +3,27 @@ import Tensors
 /// f(x), element by element.
 package func apply(_ function: ElementFunction, _ x: Tensor) -> Tensor {
   let backend = x.backend
-  let y = backend.empty(like: x)
-  backend.apply(function, x, into: y)
-  let value = y
-  return backend.record([x], y) { dy in
-    let dx = x.gradientRoom()
-    backend.applyBackward(function, dy, x: x, y: value, into: dx)
-    x.slot?.accumulate(dx)
+  let y = applied(function, x)
+  // Of x and y the node keeps the one that is read; if y is made again, it is made of x.
+  let keepsOutput = function.slopeReadsOutput && backend.tape?.recomputation != .cheap
+  return backend.record(
+    y, from: [x], saving: (x: x.saved(if: !keepsOutput), y: keepsOutput ? y : nil as Tensor?)
+  ) { saved in
+    applied(function, saved.x!.value)
+  } backward: { node in
+    let (backend, saved) = (node.backend, node.saved)
+    let dx = node[0].room(on: backend)
+    let x = saved.x?.value
+    let y = saved.y ?? (function.slopeReadsOutput ? applied(function, x!) : x!)
+    backend.applyBackward(function, node.dy, x: x ?? y, y: y, into: dx)
+    node[0].add(dx)
   }
+}
+
+private func applied(_ function: ElementFunction, _ x: Tensor) -> Tensor {
+  let y = x.backend.empty(like: x)
+  x.backend.apply(function, x, into: y)
+  return y
 }
 
 /// x · y, of one shape, element by element.
@@ -19,9 +32,12 @@ package func multiplyElements(_ x: Tensor, _ y: Tensor) -> Tensor {
   let backend = x.backend
   let out = backend.empty(like: x)
   backend.product(x, y, into: out, adds: false)
-  return backend.record([x, y], out) { dOut in
-    x.slot?.accumulate { dx, adds in backend.product(dOut, y, into: dx, adds: adds) }
-    y.slot?.accumulate { dy, adds in backend.product(dOut, x, into: dy, adds: adds) }
+  return backend.record(
+    out, from: [x, y], saving: (x: x.saved(if: y.slot != nil), y: y.saved(if: x.slot != nil))
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    node[0].accumulate { dx, adds in backend.product(node.dy, saved.y!.value, into: dx, adds: adds) }
+    node[1].accumulate { dy, adds in backend.product(node.dy, saved.x!.value, into: dy, adds: adds) }
   }
 }
 
@@ -35,13 +51,15 @@ package func scaleRows(_ x: Tensor, by scales: Tensor) -> Tensor {
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.scaleRows(x, by: scales, into: y, adds: false)
-  return backend.record([x, scales], y) { dy in
-    x.slot?.accumulate { dx, adds in backend.scaleRows(dy, by: scales, into: dx, adds: adds) }
-    if let slot = scales.slot {
-      let dScales = backend.empty(like: scales)
-      backend.rowProducts(dy, x, into: dScales)
-      slot.accumulate(dScales)
-    }
+  return backend.record(
+    y, from: [x, scales], saving: (x: x.saved(if: scales.slot != nil), scales: scales.saved)
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    node[0].accumulate { dx, adds in backend.scaleRows(node.dy, by: saved.scales.value, into: dx, adds: adds) }
+    guard let x = saved.x?.value else { return }
+    let dScales = node[1].room(on: backend)
+    backend.rowProducts(node.dy, x, into: dScales)
+    node[1].add(dScales)
   }
 }
 
@@ -51,9 +69,12 @@ package func rowProducts(_ x: Tensor, _ y: Tensor) -> Tensor {
   let backend = x.backend
   let out = backend.empty(Array(x.shape.dropLast()), x.dtype)
   backend.rowProducts(x, y, into: out)
-  return backend.record([x, y], out) { dOut in
-    x.slot?.accumulate { dx, adds in backend.scaleRows(y, by: dOut, into: dx, adds: adds) }
-    y.slot?.accumulate { dy, adds in backend.scaleRows(x, by: dOut, into: dy, adds: adds) }
+  return backend.record(
+    out, from: [x, y], saving: (x: x.saved(if: y.slot != nil), y: y.saved(if: x.slot != nil))
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    node[0].accumulate { dx, adds in backend.scaleRows(saved.y!.value, by: node.dy, into: dx, adds: adds) }
+    node[1].accumulate { dy, adds in backend.scaleRows(saved.x!.value, by: node.dy, into: dy, adds: adds) }
   }
 }
 
@@ -67,9 +88,14 @@ package func scaleColumns(_ x: Tensor, by scales: Tensor) -> Tensor {
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.scaleColumns(x, by: scales, into: y, adds: false)
-  return backend.record([x, scales], y) { dy in
-    x.slot?.accumulate { dx, adds in backend.scaleColumns(dy, by: scales, into: dx, adds: adds) }
-    scales.slot?.accumulate { dScales, adds in backend.columnProducts(dy, x, into: dScales, adds: adds) }
+  return backend.record(
+    y, from: [x, scales], saving: (x: x.saved(if: scales.slot != nil), scales: scales.saved)
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    node[0].accumulate { dx, adds in backend.scaleColumns(node.dy, by: saved.scales.value, into: dx, adds: adds) }
+    node[1].accumulate { dScales, adds in
+      backend.columnProducts(node.dy, saved.x!.value, into: dScales, adds: adds)
+    }
   }
 }
 
@@ -84,9 +110,9 @@ package func addBias(_ x: Tensor, _ bias: Tensor) -> Tensor {
   let y = backend.empty(like: x)
   backend.copy(x, into: y)
   backend.addBias(bias, to: y)
-  return backend.record([x, bias], y) { dy in
-    x.slot?.accumulate(dy)
-    bias.slot?.accumulate { dBias, adds in backend.sumRows(dy, into: dBias, adds: adds) }
+  return backend.record(y, from: [x, bias], saving: ()) { node in
+    node[0].add(node.dy)
+    node[1].accumulate { dBias, adds in node.backend.sumRows(node.dy, into: dBias, adds: adds) }
   }
 }
 
@@ -99,10 +125,10 @@ package func repeatHeads(_ x: Tensor, _ heads: Int) -> Tensor {
   let backend = x.backend
   let y = backend.empty([x.shape[0], heads, x.shape[2]], x.dtype)
   backend.repeatHeads(x, into: y)
-  return backend.record([x], y) { dy in
-    let dx = backend.empty(like: x)
-    backend.repeatHeadsBackward(dy, into: dx)
-    x.slot?.accumulate(dx)
+  return backend.record(y, from: [x], saving: ()) { node in
+    let dx = node[0].room(on: node.backend)
+    node.backend.repeatHeadsBackward(node.dy, into: dx)
+    node[0].add(dx)
   }
 }
 
@@ -112,7 +138,17 @@ package func columns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
   let backend = x.backend
   let y = backend.empty([x.rows, range.count], x.dtype)
   backend.copyColumns(x, range, into: y)
-  return backend.record([x], y) { dy in
-    x.slot?.accumulate { dx, adds in backend.addColumns(dy, into: dx, range, adds: adds) }
+  return backend.record(y, from: [x], saving: ()) { node in
+    node[0].accumulate { dx, adds in node.backend.addColumns(node.dy, into: dx, range, adds: adds) }
+  }
+}
+
+extension ElementFunction {
+  /// Whether the slope is computed from f(x) rather than x (``Kernels/applyBackward(_:_:x:y:into:)``).
+  fileprivate var slopeReadsOutput: Bool {
+    switch self {
+    case .silu, .logSigmoid, .softplus: false
+    case .sigmoid, .tanh, .negativeExponential, .scaledSigmoid, .sigmoidMinusOne, .inverseRoot: true
+    }
   }
 }

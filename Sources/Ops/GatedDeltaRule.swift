@@ -15,20 +15,19 @@ package func decayGate(
   var g = backend.empty(a.shape)
   var beta = backend.empty(b.shape)
   backend.decayGate(a: a, b: b, aLog: aLog, dtBias: dtBias, g: g, beta: beta)
-  let betaValue = beta
   // Two outputs, one node: beta's gradient waits in its slot until g's arrives with the same op.
   let betaSlot = GradientSlot(shape: b.shape, backend: backend)
-  g = backend.record([a, b, aLog, dtBias], g) { dG in
-    guard let dBeta = betaSlot.take() else { return }
-    let (dA, dB) = (a.gradientRoom(), b.gradientRoom())
-    let (dALog, dDtBias) = (backend.empty(like: aLog), backend.empty(like: dtBias))
+  g = backend.record(
+    g, from: [a, b, aLog, dtBias],
+    saving: (a: a.saved, beta: beta, aLog: aLog.saved, dtBias: dtBias.saved, betaSlot: betaSlot)
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    guard let dBeta = saved.betaSlot.take() else { return }
+    let rooms = (0..<4).map { node[$0].room(on: backend) }
     backend.decayGateBackward(
-      dG: dG, dBeta: dBeta, a: a, beta: betaValue, aLog: aLog, dtBias: dtBias, dA: dA, dB: dB,
-      dALog: dALog, dDtBias: dDtBias)
-    a.slot?.accumulate(dA)
-    b.slot?.accumulate(dB)
-    aLog.slot?.accumulate(dALog)
-    dtBias.slot?.accumulate(dDtBias)
+      dG: node.dy, dBeta: dBeta, a: saved.a.value, beta: saved.beta, aLog: saved.aLog.value,
+      dtBias: saved.dtBias.value, dA: rooms[0], dB: rooms[1], dALog: rooms[2], dDtBias: rooms[3])
+    for (index, room) in rooms.enumerated() { node[index].add(room) }
   }
   if g.slot != nil { beta.slot = betaSlot }
   return (g, beta)
@@ -51,24 +50,25 @@ package func gatedDeltaRule(
   q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, layout: Layout, initial: Tensor? = nil,
   final: Tensor? = nil
 ) -> Tensor {
-  let (q, k, v, g, beta) = (q.dense, k.dense, v.dense, g.dense, beta.dense)
+  let inputs = [q, k, v, g, beta].map(\.dense)
   let backend = q.backend
   let scale = 1 / Float(q.shape[2]).squareRoot()
   let o = backend.empty(like: v)
   let saved = backend.gatedDeltaRule(
-    q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout, initial: initial, o: o,
-    final: final, saves: wantsGradient([q, k, v, g, beta]))
+    q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], beta: inputs[4], scale: scale, layout: layout,
+    initial: initial, o: o, final: final, saves: backend.records(inputs))
   guard let saved else { return o }
-  return backend.record([q, k, v, g, beta], o) { dO in
-    let (dQ, dK, dV) = (backend.empty(like: q), backend.empty(like: k), backend.empty(like: v))
-    let (dG, dBeta) = (backend.empty(like: g), backend.empty(like: beta))
+  return backend.record(
+    o, from: inputs, saving: (inputs: inputs.map(\.saved), state: saved, layout: layout)
+  ) { node in
+    let (backend, saved) = (node.backend, node.saved)
+    let inputs = saved.inputs.map(\.value)
+    let rooms = inputs.indices.map { node[$0].room(on: backend) }
     backend.gatedDeltaRuleBackward(
-      dO: dO, dFinal: nil, q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout,
-      saved: saved, dQ: dQ, dK: dK, dV: dV, dG: dG, dBeta: dBeta, dInitial: nil)
-    q.slot?.accumulate(dQ)
-    k.slot?.accumulate(dK)
-    v.slot?.accumulate(dV)
-    beta.slot?.accumulate(dBeta)
-    g.slot?.accumulate(dG)
+      dO: node.dy, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], beta: inputs[4], scale: scale,
+      layout: saved.layout, saved: saved.state, dQ: rooms[0], dK: rooms[1], dV: rooms[2], dG: rooms[3],
+      dBeta: rooms[4], dInitial: nil)
+    // The log decay last: with its gradient the gates' own node is complete.
+    for index in [0, 1, 2, 4, 3] { node[index].add(rooms[index]) }
   }
 }

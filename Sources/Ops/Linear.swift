@@ -23,30 +23,38 @@ package func linear(_ x: Tensor, _ weights: [Tensor], biases: [Tensor]) -> Tenso
   precondition(
     biases.isEmpty || biases.reduce(0) { $0 + $1.count } == y.columns, "\(biases.map(\.shape)) for \(y.shape)")
   backend.project(x, weights, biases: biases, into: y)
-  return backend.record([x] + weights + biases, y) { dy in
-    x.slot?.accumulate { dx, adds in backend.projectBackward(dy, weights, into: dx, adds: adds) }
-    forEachColumns(of: dy, weights) { dy, weight in
-      weight.slot?.accumulate { dw, adds in
-        backend.multiply(dy(), transposed: true, x, transposed: false, into: dw, alpha: 1, adds: adds)
+  // A frozen matrix is all that the gradient of x needs, and x that of a matrix.
+  let trains = weights.contains { $0.slot != nil }
+  return backend.record(
+    y, from: [x] + weights + biases,
+    saving: (x: x.saved(if: trains), weights: x.slot == nil ? [] : weights.map(\.detached))
+  ) { [rows = weights.map(\.rows), elements = biases.map(\.count)] node in
+    let (backend, saved) = (node.backend, node.saved)
+    node[0].accumulate { dx, adds in backend.projectBackward(node.dy, saved.weights, into: dx, adds: adds) }
+    for (index, range) in ranges(of: rows).enumerated() where node[1 + index].isAsked {
+      let (dy, x) = (copiedColumns(node.dy, range), saved.x!.value)
+      node[1 + index].accumulate { dw, adds in
+        backend.multiply(dy, transposed: true, x, transposed: false, into: dw, alpha: 1, adds: adds)
       }
     }
-    forEachColumns(of: dy, biases) { dy, bias in
-      bias.slot?.accumulate { db, adds in backend.sumRows(dy(), into: db, adds: adds) }
+    for (index, range) in ranges(of: elements).enumerated() where node[1 + rows.count + index].isAsked {
+      let dy = copiedColumns(node.dy, range)
+      node[1 + rows.count + index].accumulate { db, adds in backend.sumRows(dy, into: db, adds: adds) }
     }
   }
 }
 
-/// Calls `body` with what gives the columns of y that belong to each of `rows`.
-private func forEachColumns(of y: Tensor, _ rows: [Tensor], _ body: (_ columns: () -> Tensor, Tensor) -> Void) {
-  var first = 0
-  for rows in rows {
-    let range = first..<first + rows.rows
-    body({ range.count == y.columns ? y : copiedColumns(y, range) }, rows)
-    first = range.upperBound
+/// Ranges of these lengths, one behind the other.
+private func ranges(of lengths: [Int]) -> [Range<Int>] {
+  lengths.reduce(into: []) { ranges, length in
+    let first = ranges.last?.upperBound ?? 0
+    ranges.append(first..<first + length)
   }
 }
 
+/// Columns `range` of x, as a tensor of their own where they are not all.
 private func copiedColumns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
+  if range.count == x.columns { return x }
   let part = x.backend.empty([x.rows, range.count], x.dtype)
   x.backend.copyColumns(x, range, into: part)
   return part
@@ -60,8 +68,7 @@ private func copiedColumns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
 package func split(_ x: Tensor, _ widths: [Int]) -> [Tensor] {
   guard widths.count > 1 else { return [x] }
   let backend = x.backend
-  var ranges: [Range<Int>] = []
-  for width in widths { ranges.append((ranges.last?.upperBound ?? 0)..<(ranges.last?.upperBound ?? 0) + width) }
+  let ranges = ranges(of: widths)
   precondition(ranges.last?.upperBound == x.columns, "\(x.shape) in parts of \(widths)")
   let takesViews = backend.takesColumnViews
   var parts = ranges.map { takesViews ? x.columns($0) : copiedColumns(x, $0) }
@@ -73,8 +80,7 @@ package func split(_ x: Tensor, _ widths: [Int]) -> [Tensor] {
       place: takesViews ? { whole.gradient.columns(range) } : nil)
   }
   for index in parts.indices { parts[index].slot = slots[index] }
-  let (rows, dtype) = (x.rows, x.dtype)
-  tape.append {
+  tape.append { [rows = x.rows, dtype = x.dtype] in
     let gradients = slots.map { $0.take() }
     guard gradients.contains(where: { $0 != nil }) else { return }
     for (range, gradient) in zip(ranges, gradients) {
@@ -82,12 +88,19 @@ package func split(_ x: Tensor, _ widths: [Int]) -> [Tensor] {
         if gradient == nil { backend.fill(whole.gradient.columns(range), with: 0) }
       } else {
         backend.addColumns(
-          gradient ?? backend.zeros([rows, range.count], dtype), into: whole.gradient, range, adds: range.lowerBound > 0)
+          gradient ?? zeros([rows, range.count], dtype, on: backend), into: whole.gradient, range,
+          adds: range.lowerBound > 0)
       }
     }
     slot.accumulate(whole.gradient)
   }
   return parts
+}
+
+private func zeros(_ shape: [Int], _ dtype: DType, on backend: any Backend) -> Tensor {
+  let zeros = backend.empty(shape, dtype)
+  backend.fill(zeros, with: 0)
+  return zeros
 }
 
 /// The gradient of what was split, made when the first of its parts is.
@@ -96,8 +109,7 @@ private final class WholeGradient {
   private(set) lazy var gradient = make()
 
   init(of x: Tensor) {
-    let (shape, dtype, backend) = (x.shape, x.dtype, x.backend)
-    make = { backend.empty(shape, dtype) }
+    make = { [shape = x.shape, dtype = x.dtype, backend = x.backend] in backend.empty(shape, dtype) }
   }
 }
 
@@ -108,7 +120,14 @@ extension Tensor {
     let source = self
     let y = backend.empty(like: self)
     backend.copy(source, into: y)
-    return backend.record([source], y) { dy in source.slot?.accumulate(dy) }
+    return backend.record(y, from: [source], saving: source.saved) { saved in
+      let source = saved.value
+      let y = source.backend.empty(like: source)
+      source.backend.copy(source, into: y)
+      return y
+    } backward: { node in
+      node[0].add(node.dy)
+    }
   }
 }
 
@@ -117,10 +136,10 @@ package func embedding(_ table: Tensor, _ ids: Tensor) -> Tensor {
   let backend = table.backend
   let out = backend.empty([ids.count, table.columns], backend.activationType)
   backend.gather(table, ids, into: out)
-  return backend.record([table], out) { dy in
-    table.slot?.accumulate { dTable, adds in
-      if !adds { backend.fill(dTable, with: 0) }
-      backend.scatterAdd(dy, ids, into: dTable)
+  return backend.record(out, from: [table], saving: ids) { node in
+    node[0].accumulate { dTable, adds in
+      if !adds { node.backend.fill(dTable, with: 0) }
+      node.backend.scatterAdd(node.dy, node.saved, into: dTable)
     }
   }
 }
@@ -131,8 +150,8 @@ package func add(_ x: Tensor, _ y: Tensor) -> Tensor {
   let backend = x.backend
   let out = backend.empty(like: x)
   backend.sum(x, y, into: out)
-  return backend.record([x, y], out) { dy in
-    x.slot?.accumulate(dy)
-    y.slot?.accumulate(dy)
+  return backend.record(out, from: [x, y], saving: ()) { node in
+    node[0].add(node.dy)
+    node[1].add(node.dy)
   }
 }

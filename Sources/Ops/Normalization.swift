@@ -11,14 +11,22 @@ package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
   let y = backend.empty(like: x)
   let inverse = backend.empty([x.count / weight.count])
   backend.normalize(x, weight: weight, epsilon: epsilon, into: y, inverse: inverse)
-  return backend.record([x, weight], y) { dy in
+  return backend.record(
+    y, from: [x, weight], saving: (x: x.saved, weight: weight.saved, inverse: inverse)
+  ) { saved in
+    let x = saved.x.value
+    let y = x.backend.empty(like: x)
+    x.backend.normalize(x, weight: saved.weight.value, epsilon: epsilon, into: y, inverse: saved.inverse)
+    return y
+  } backward: { node in
+    let saved = node.saved
     func run(_ dx: Tensor?, _ adds: Bool, _ dWeight: Tensor?, _ addsWeight: Bool) {
-      backend.normalizeBackward(
-        dy, x, weight: weight, inverse: inverse, into: dx, adds: adds, dWeight: dWeight,
-        addsWeight: addsWeight)
+      node.backend.normalizeBackward(
+        node.dy, saved.x.value, weight: saved.weight.value, inverse: saved.inverse, into: dx, adds: adds,
+        dWeight: dWeight, addsWeight: addsWeight)
     }
-    x.slot?.accumulate { dx, adds in run(dx, adds, nil, false) }
-    weight.slot?.accumulate { dWeight, adds in run(nil, false, dWeight, adds) }
+    node[0].accumulate { dx, adds in run(dx, adds, nil, false) }
+    node[1].accumulate { dWeight, adds in run(nil, false, dWeight, adds) }
   }
 }
 
@@ -35,17 +43,26 @@ package func gatedRMSNorm(_ x: Tensor, gate: Tensor, weight: Tensor, epsilon: Fl
   let y = backend.empty(like: gate)
   let inverse = backend.empty([x.count / weight.count])
   backend.gatedNormalize(x, gate: gate, weight: weight, epsilon: epsilon, into: y, inverse: inverse)
-  return backend.record([x, gate, weight], y) { dy in
-    let dx = backend.empty(like: x)
-    let dGate = gate.gradientRoom()
+  return backend.record(
+    y, from: [x, gate, weight],
+    saving: (x: x.saved, gate: gate.saved, weight: weight.saved, inverse: inverse)
+  ) { saved in
+    let (x, gate) = (saved.x.value, saved.gate.value)
+    let y = x.backend.empty(like: gate)
+    x.backend.gatedNormalize(
+      x, gate: gate, weight: saved.weight.value, epsilon: epsilon, into: y, inverse: saved.inverse)
+    return y
+  } backward: { node in
+    let (backend, saved) = (node.backend, node.saved)
+    let (dx, dGate) = (node[0].room(on: backend), node[1].room(on: backend))
     func run(_ dWeight: Tensor?, _ adds: Bool) {
       backend.gatedNormalizeBackward(
-        dy, x, gate: gate, weight: weight, inverse: inverse, dx: dx, dGate: dGate, dWeight: dWeight,
-        addsWeight: adds)
+        node.dy, saved.x.value, gate: saved.gate.value, weight: saved.weight.value, inverse: saved.inverse, dx: dx,
+        dGate: dGate, dWeight: dWeight, addsWeight: adds)
     }
-    if let slot = weight.slot { slot.accumulate(run) } else { run(nil, false) }
-    x.slot?.accumulate(dx)
-    gate.slot?.accumulate(dGate)
+    if node[2].isAsked { node[2].accumulate { dWeight, adds in run(dWeight, adds) } } else { run(nil, false) }
+    node[0].add(dx)
+    node[1].add(dGate)
   }
 }
 
@@ -56,10 +73,15 @@ package func siluNormalize(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.siluNormalize(x, epsilon: epsilon, into: y)
-  return backend.record([x], y) { dy in
-    let dx = x.gradientRoom()
-    backend.siluNormalizeBackward(dy, x, epsilon: epsilon, into: dx)
-    x.slot?.accumulate(dx)
+  return backend.record(y, from: [x], saving: x.saved) { saved in
+    let x = saved.value
+    let y = x.backend.empty(like: x)
+    x.backend.siluNormalize(x, epsilon: epsilon, into: y)
+    return y
+  } backward: { node in
+    let dx = node[0].room(on: node.backend)
+    node.backend.siluNormalizeBackward(node.dy, node.saved.value, epsilon: epsilon, into: dx)
+    node[0].add(dx)
   }
 }
 
@@ -69,10 +91,15 @@ package func normalizeLength(_ x: Tensor, epsilon: Float = 1e-6) -> Tensor {
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.normalizeLength(x, epsilon: epsilon, into: y)
-  return backend.record([x], y) { dy in
-    let dx = backend.empty(like: x)
-    backend.normalizeLengthBackward(dy, x, epsilon: epsilon, into: dx)
-    x.slot?.accumulate(dx)
+  return backend.record(y, from: [x], saving: x.saved) { saved in
+    let x = saved.value
+    let y = x.backend.empty(like: x)
+    x.backend.normalizeLength(x, epsilon: epsilon, into: y)
+    return y
+  } backward: { node in
+    let dx = node[0].room(on: node.backend)
+    node.backend.normalizeLengthBackward(node.dy, node.saved.value, epsilon: epsilon, into: dx)
+    node[0].add(dx)
   }
 }
 
@@ -83,10 +110,9 @@ package func standardize(_ x: Tensor, epsilon: Float) -> Tensor {
   let y = backend.empty(like: x)
   let inverse = backend.empty(Array(x.shape.dropLast()))
   backend.standardize(x, epsilon: epsilon, into: y, inverse: inverse)
-  let value = y
-  return backend.record([x], y) { dy in
-    let dx = backend.empty(like: x)
-    backend.standardizeBackward(dy, y: value, inverse: inverse, into: dx)
-    x.slot?.accumulate(dx)
+  return backend.record(y, from: [x], saving: (y: y, inverse: inverse)) { node in
+    let dx = node[0].room(on: node.backend)
+    node.backend.standardizeBackward(node.dy, y: node.saved.y, inverse: node.saved.inverse, into: dx)
+    node[0].add(dx)
   }
 }

@@ -14,15 +14,26 @@ package func shortConvolution(
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.shortConvolve(x, weight: weight, bias: bias, layout: layout, history: history, into: y)
-  return backend.record([x, weight, bias], y) { dy in
-    precondition(history == nil, "a convolution that continues a cache has no backward pass")
-    let (dx, dWeight) = (x.gradientRoom(), backend.empty(like: weight))
-    let dBias = bias.map { backend.empty(like: $0) }
+  return backend.record(
+    y, from: [x, weight] + (bias.map { [$0] } ?? []),
+    saving: (x: x.saved, weight: weight.saved, bias: bias?.saved, layout: layout)
+  ) { saved in
+    let x = saved.x.value
+    let y = x.backend.empty(like: x)
+    x.backend.shortConvolve(
+      x, weight: saved.weight.value, bias: saved.bias?.value, layout: saved.layout, history: nil, into: y)
+    return y
+  } backward: { [isContinued = history != nil] node in
+    precondition(!isContinued, "a convolution that continues a cache has no backward pass")
+    let (backend, saved) = (node.backend, node.saved)
+    let (dx, dWeight) = (node[0].room(on: backend), node[1].room(on: backend))
+    let dBias = saved.bias.map { _ in node[2].room(on: backend) }
     backend.shortConvolveBackward(
-      dy, x, weight: weight, bias: bias, layout: layout, dx: dx, dWeight: dWeight, dBias: dBias)
-    x.slot?.accumulate(dx)
-    weight.slot?.accumulate(dWeight)
-    if let dBias { bias?.slot?.accumulate(dBias) }
+      node.dy, saved.x.value, weight: saved.weight.value, bias: saved.bias?.value, layout: saved.layout, dx: dx,
+      dWeight: dWeight, dBias: dBias)
+    node[0].add(dx)
+    node[1].add(dWeight)
+    if let dBias { node[2].add(dBias) }
   }
 }
 
@@ -36,9 +47,9 @@ package func tokenShift(_ x: Tensor, layout: Layout, history: Tensor? = nil) -> 
   let backend = x.backend
   let y = backend.empty(like: x)
   backend.shiftTokens(x, layout: layout, history: history, into: y)
-  return backend.record([x], y) { dy in
-    let dx = backend.empty(like: x)
-    backend.shiftTokensBackward(dy, layout: layout, into: dx)
-    x.slot?.accumulate(dx)
+  return backend.record(y, from: [x], saving: layout) { node in
+    let dx = node[0].room(on: node.backend)
+    node.backend.shiftTokensBackward(node.dy, layout: node.saved, into: dx)
+    node[0].add(dx)
   }
 }

@@ -86,12 +86,6 @@ package final class AdamW {
     }
   }
 
-  /// Makes the compute copies of the elements `range`, which lie at `local` in the moments, anew from their masters.
-  private func lower(_ range: Range<Int>, _ local: Range<Int>) {
-    guard arena.isLowered(range) else { return }
-    arena.backend.copy(master(range, local), into: arena.values(range))
-  }
-
   /// What this rank owns of `range` of the arena, and where it lies in the moments.
   package func parts(of range: Range<Int>) -> [(range: Range<Int>, local: Range<Int>)] {
     var base = 0
@@ -113,14 +107,20 @@ package final class AdamW {
   ///   it is, moments and weight decay included
   package func update(slice: Int, updates: [Int], learningRate: Double, gradientScale: Double) {
     for (run, range, local) in runs[slice] where updates[run.group] > 0 {
-      arena.backend.adamW(
-        parameters: master(range, local), gradients: arena.gradients.rows(range),
-        moment1: firstMoment.rows(local), moment2: secondMoment.rows(local),
-        step: AdamWStep(
-          learningRate: Float(learningRate), beta1: settings.beta1, beta2: settings.beta2,
-          epsilon: settings.epsilon, weightDecay: run.decays ? settings.weightDecay : 0, step: updates[run.group],
-          gradientScale: Float(gradientScale)))
-      lower(range, local)
+      let (values, gradients) = (master(range, local), arena.gradients.rows(range))
+      let (first, second) = (firstMoment.rows(local), secondMoment.rows(local))
+      let step = AdamWStep(
+        learningRate: Float(learningRate), beta1: settings.beta1, beta2: settings.beta2, epsilon: settings.epsilon,
+        weightDecay: run.decays ? settings.weightDecay : 0, step: updates[run.group],
+        gradientScale: Float(gradientScale))
+      if arena.isLowered(range) {
+        // The compute copies are made anew with the masters.
+        arena.backend.adamW(
+          parameters: values, gradients: gradients, moment1: first, moment2: second, step: step,
+          copy: arena.values(range))
+      } else {
+        arena.backend.adamW(parameters: values, gradients: gradients, moment1: first, moment2: second, step: step)
+      }
     }
   }
 }

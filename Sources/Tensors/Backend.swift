@@ -11,19 +11,20 @@ package protocol Backend: Memory, Kernels, FusedKernels {
   var kernelIdentity: String { get }
   /// Float multiply-adds times two that this backend was asked for since it began.
   var operations: Double { get }
+  /// Whether its kernels read and write columns of wider rows in place (``Tensor/columns(_:)``), where `Kernels` and
+  /// `FusedKernels` say that an argument may be such a view. Others are given copies.
+  var takesColumnViews: Bool { get }
   /// The type of the residual stream, and so of all that is made of it. bfloat16 is asked for where matrices train in
   /// bfloat16; a device whose kernels want float32 stays with that.
   var activationType: DType { get set }
   /// Rows of logits over so large a vocabulary that are in memory at a time.
   func vocabularyRows(_ vocabulary: Int) -> Int
-  /// Whether its kernels read and write columns of wider rows in place (``Tensor/columns(_:)``), where `Kernels` and
-  /// `FusedKernels` say that an argument may be such a view. Others are given copies.
-  var takesColumnViews: Bool { get }
   /// Another backend on the same device, for what a second thread asks of it: a backend serves one thread.
   func companion() -> any Backend
 }
 
 extension Backend {
+  package var takesColumnViews: Bool { false }
   package var activationType: DType {
     get { .float32 }
     set {}
@@ -31,8 +32,6 @@ extension Backend {
 
   /// About 8 MB of logits, but enough rows to keep the product efficient.
   package func vocabularyRows(_ vocabulary: Int) -> Int { max(64, (1 << 21) / vocabulary) }
-
-  package var takesColumnViews: Bool { false }
 
   /// A tensor of zeros.
   package func zeros(_ shape: [Int], _ dtype: DType = .float32) -> Tensor { filled(shape, with: 0, dtype) }

@@ -1,7 +1,7 @@
 /// What backends compute in one go where they can. Each has a composition of ``Kernels`` to begin with
 /// (Sources/Tensors/Compositions), so that a new backend runs everything and grows; conventions are those of the core.
 /// Columns of wider rows may be, where a backend takes them: y of `addBias`, gate and up of `swiGLU`, gate of `gatedNormalize`, x of
-/// `siluNormalize`, `dynamicConvolve` and `shortConvolve`, a and b of `decayGate`, and the gradients of all these.
+/// `siluNormalize`, `dynamicConvolve`, `generatedConvolve` and `shortConvolve`, a and b of `decayGate`, and the gradients of all these.
 package protocol FusedKernels: AnyObject {
   /// y = x Wᵀ + b for x [N, I] and y [N, O]. The rows of W are those of `weights` [O_i, I], one behind the other, and the
   /// elements of b those of `biases`, if there are any.
@@ -23,6 +23,10 @@ package protocol FusedKernels: AnyObject {
   /// losses[n] = mean_d (x − target)²; dx = seed · 2 (x − target) / D, or added.
   func squaredError(
     _ x: Tensor, target: Tensor, seed: Float, losses: Tensor, into dx: Tensor?, adds: Bool)
+
+  /// One AdamW step, after which `copy`, of any type, holds the parameters too.
+  func adamW(
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep, copy: Tensor)
 
   /// y = x / rms(x) · weight over the last dimension; `inverse` [rows] keeps 1 / rms.
   func normalize(_ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)
@@ -49,6 +53,12 @@ package protocol FusedKernels: AnyObject {
   func dynamicConvolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into y: Tensor)
   func dynamicConvolveBackward(
     _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor)
+  /// The same where the kernels are inner weightᵀ + bias, for inner [N, R], weight [4·C, R] and bias [4·C].
+  func generatedConvolve(
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor)
+  func generatedConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
+    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool)
   /// y[t, c] = SiLU(bias[c] + Σ_w weight[c, w] · x[t − 3 + w, c]) within each segment; `history` as for `convolve`.
   func shortConvolve(
     _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor)

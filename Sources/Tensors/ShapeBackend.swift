@@ -143,6 +143,20 @@ package final class ShapeBackend: Backend {
     _ = empty([x.rows + 1, x.columns])
   }
 
+  /// Taps and their gradients exist by strips; making them again is not counted, as no recomputation is.
+  package func generatedConvolve(
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
+  ) {
+    operations += 2 * Double(x.rows) * Double(weight.count)
+  }
+  package func generatedConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
+    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
+  ) {
+    _ = empty([min(256, x.rows), weight.rows])
+    operations += 2 * Double(x.rows) * Double(weight.count) * (dWeight == nil ? 1 : 2)
+  }
+
   // The rest moves data and allocates nothing.
   package func fill(_ x: Tensor, with value: Float) {}
   package func copy(_ x: Tensor, into y: Tensor) {}

@@ -1,95 +1,19 @@
-/// Where the gradient of one tensor gathers during backward.
-///
-/// The first contribution overwrites and later ones add, so that nothing needs to be zeroed.
-package final class GradientSlot {
-  private let shape: [Int]
-  private let dtype: DType
-  private let backend: any Backend
-  /// Gives a fixed place for the gradient: of a parameter in the gradient arena, of columns in the gradient of all.
-  private let place: (() -> Tensor)?
-  /// The sum of the contributions so far; nil before the first.
-  package private(set) var gradient: Tensor?
-  /// Whether `gradient` is a tensor that another slot may hold too.
-  private var isShared = false
-  /// What ``room()`` gave last, which nobody else holds.
-  private var lent: Tensor?
-
-  /// - Parameter place: Where the gradient shall lie, asked for when there is one; a fresh tensor when nil.
-  package init(shape: [Int], dtype: DType = .float32, backend: any Backend, place: (() -> Tensor)? = nil) {
-    self.shape = shape
-    self.dtype = dtype
-    self.backend = backend
-    self.place = place
-  }
-
-  /// A slot whose gradient shall lie in `home`.
-  package convenience init(shape: [Int], backend: any Backend, home: Tensor) {
-    self.init(shape: shape, dtype: home.dtype, backend: backend) { home }
-  }
-
-  /// Room for a contribution that overwrites: the gradient's own place where it is the first. What was written there is
-  /// handed to ``accumulate(_:)-(Tensor)``.
-  package func room() -> Tensor {
-    let room = gradient == nil ? place?() ?? backend.empty(shape, dtype) : backend.empty(shape, dtype)
-    lent = room
-    return room
-  }
-
-  /// A slot for the gradient of `x`, of the same type.
-  package convenience init(_ x: Tensor) { self.init(shape: x.shape, dtype: x.dtype, backend: x.backend) }
-
-  /// Lets `contribute` write (`adds == false`) or add (`adds == true`) to the gradient.
-  package func accumulate(_ contribute: (_ destination: Tensor, _ adds: Bool) -> Void) {
-    if let shared = gradient, isShared {
-      let own = backend.empty(shape, dtype)
-      backend.copy(shared, into: own)
-      gradient = own
-      isShared = false
-    }
-    if let gradient {
-      contribute(gradient, true)
-    } else {
-      let fresh = place?() ?? backend.empty(shape, dtype)
-      contribute(fresh, false)
-      gradient = fresh
-    }
-  }
-
-  /// Adds `contribution`; keeps it as it is when it is the first and there is no fixed place, or it is there already.
-  package func accumulate(_ contribution: Tensor) {
-    let isLent = lent.map { $0.storage === contribution.storage && $0.offset == contribution.offset } ?? false
-    lent = nil
-    if gradient == nil && (place == nil || isLent) {
-      gradient = contribution.detached.reshaped(shape)
-      isShared = !isLent
-    } else {
-      accumulate { destination, adds in
-        if adds {
-          backend.add(contribution, scale: 1, into: destination)
-        } else {
-          backend.copy(contribution, into: destination)
-        }
-      }
-    }
-  }
-
-  /// Takes the gradient out, so that its memory goes as soon as the caller is done with it.
-  package func take() -> Tensor? {
-    defer { gradient = nil }
-    return gradient
-  }
+/// What of a forward pass is computed again by the backward pass, instead of being kept.
+package enum Recomputation: String, CaseIterable, Sendable {
+  case none
+  /// What costs little beside its memory: activations, norms, rotations. Products and attention are kept.
+  case cheap
+  /// All but the input of the layer.
+  case layer
 }
 
-extension Tensor {
-  /// Room for this tensor's gradient, for a kernel that overwrites; its slot, if there is one, is handed what was written.
-  package func gradientRoom() -> Tensor { slot?.room().reshaped(shape) ?? backend.empty(like: self) }
-}
-
-/// The backward half of a forward pass, recorded while it runs: one closure per fused op, in order.
+/// The backward half of a forward pass, recorded while it runs: a node for each op, in order.
 package final class Tape {
   private var steps: [() -> Void] = []
+  /// What the ops recorded from now on leave to be computed again; `layer` is not theirs to decide (``checkpointed(_:_:)``).
+  package var recomputation: Recomputation
 
-  package init() {}
+  package init(_ recomputation: Recomputation = .none) { self.recomputation = recomputation }
 
   /// Adds the backward half of an op that just ran.
   package func append(_ step: @escaping () -> Void) { steps.append(step) }
@@ -100,11 +24,89 @@ package final class Tape {
   }
 }
 
+/// One op on the tape, as its backward half sees it.
+package struct Node<Saved> {
+  /// The gradient of what the op computed.
+  package let dy: Tensor
+  /// What it needs of the forward pass.
+  package let saved: Saved
+  private let gradients: [InputGradient]
+
+  fileprivate init(dy: Tensor, saved: Saved, gradients: [InputGradient]) {
+    (self.dy, self.saved, self.gradients) = (dy, saved, gradients)
+  }
+
+  package var backend: any Backend { dy.backend }
+
+  /// Where the gradient of input `index` goes.
+  package subscript(index: Int) -> InputGradient { gradients[index] }
+}
+
+/// Where the gradient of one input of an op goes, if one is asked.
+package struct InputGradient {
+  private let shape: [Int]
+  private let dtype: DType
+  private let slot: GradientSlot?
+
+  fileprivate init(of input: Tensor) { (shape, dtype, slot) = (input.shape, input.dtype, input.slot) }
+
+  package var isAsked: Bool { slot != nil }
+
+  /// Room of the input's shape, for a kernel that overwrites; what was written there is handed to ``add(_:)``.
+  package func room(on backend: any Backend) -> Tensor { slot?.room().reshaped(shape) ?? backend.empty(shape, dtype) }
+
+  /// Adds `contribution` to the gradient.
+  package func add(_ contribution: Tensor) { slot?.accumulate(contribution) }
+
+  /// Lets a kernel that can add write or add to the gradient.
+  package func accumulate(_ contribute: (_ destination: Tensor, _ adds: Bool) -> Void) { slot?.accumulate(contribute) }
+}
+
+/// A tensor that a node needs again: its values, or the way to them where they are not kept.
+package struct SavedTensor {
+  private let tensor: Tensor?
+  private let recipe: Recipe?
+  private let offset: Int
+  private let shape: [Int]
+
+  init(_ x: Tensor) {
+    recipe = x.slot?.recipe
+    tensor = recipe == nil ? x.detached : nil
+    (offset, shape) = (x.offset, x.shape)
+  }
+
+  /// The values, computed again if need be.
+  package var value: Tensor {
+    if let tensor { return tensor }
+    guard let made = recipe?.made else { preconditionFailure("a tensor of shape \(shape) was neither kept nor made") }
+    return Tensor(storage: made.storage, offset: made.offset + offset, shape: shape, dtype: made.dtype)
+  }
+}
+
+extension Tensor {
+  /// For a node that needs the values again.
+  package var saved: SavedTensor { SavedTensor(self) }
+
+  /// The same, where the node needs them: for the gradient of another input.
+  package func saved(if isNeeded: Bool) -> SavedTensor? { isNeeded ? SavedTensor(self) : nil }
+}
+
+/// How a tensor is computed again. What was made stays until the node of the op that makes it has run backward: all who need
+/// it have by then.
+final class Recipe {
+  private let make: () -> Tensor
+  private(set) lazy var made = make()
+
+  init(_ make: @escaping () -> Tensor) { self.make = make }
+}
+
 extension Backend {
   /// Runs `body` with a new tape that records its ops, and returns both.
-  package func recording<Result>(_ body: () throws -> Result) rethrows -> (Result, Tape) {
+  package func recording<Result>(
+    recomputing: Recomputation = .none, _ body: () throws -> Result
+  ) rethrows -> (Result, Tape) {
     let outer = tape
-    let inner = Tape()
+    let inner = Tape(recomputing)
     tape = inner
     defer { tape = outer }
     return (try body(), inner)
@@ -118,15 +120,29 @@ extension Backend {
     return try body()
   }
 
-  /// What every op ends with: when a tape runs and an input asks for a gradient, gives `output` a slot and
-  /// records `backward`, which receives the output's gradient.
-  package func record(
-    _ inputs: [Tensor?], _ output: Tensor, backward: @escaping (Tensor) -> Void
+  /// Whether an op on these inputs will be asked for its backward pass.
+  package func records(_ inputs: [Tensor]) -> Bool { tape != nil && inputs.contains { $0.slot != nil } }
+
+  /// What every op ends with: when a tape runs and an input asks for a gradient, gives `output` a slot and leaves a node.
+  ///
+  /// - Parameters:
+  ///   - inputs: whose gradients the node gives, by their places here
+  ///   - saved: all of the forward pass that lives on for the node. The closures are `@Sendable`, which tensors are not:
+  ///     the compiler refuses one that would keep another.
+  ///   - again: computes `output` from what was saved, for ops that cost little beside the memory of their output
+  ///   - backward: adds to the gradients of the inputs
+  package func record<Saved>(
+    _ output: Tensor, from inputs: [Tensor], saving saved: @autoclosure () -> Saved,
+    again: (@Sendable (Saved) -> Tensor)? = nil, backward: @escaping @Sendable (Node<Saved>) -> Void
   ) -> Tensor {
-    guard let tape, inputs.contains(where: { $0?.slot != nil }) else { return output }
+    guard let tape, records(inputs) else { return output }
+    let saved = saved()
+    let gradients = inputs.map(InputGradient.init)
     let slot = GradientSlot(output)
+    if let again, tape.recomputation == .cheap { slot.recipe = Recipe { again(saved) } }
     tape.append {
-      if let gradient = slot.take() { backward(gradient) }
+      if let dy = slot.take() { backward(Node(dy: dy, saved: saved, gradients: gradients)) }
+      slot.recipe = nil
     }
     var recorded = output
     recorded.slot = slot

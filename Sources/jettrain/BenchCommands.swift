@@ -1,10 +1,12 @@
 import ArgumentParser
 import CPUBackend
+import CUDABackend
 import Checkpointing
 import Files
 import Foundation
 import MPI
 import Models
+import NN
 import Reporting
 import Tensors
 import TokenStreams
@@ -27,33 +29,35 @@ struct Bench: ParsableCommand {
     @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
     @Option(help: "Timed steps; the median counts.", transform: Whole.from(1, to: Most.timedRuns)) var steps = 5
     @Flag(help: "Also print the time by op.") var profile = false
+    @Option(help: "Only the phase of this name.") var phase: String?
+    @OptionGroup var device: DeviceOption
 
     func run() {
       withWorld { world in
         let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
         let (studentShape, teacherShape) = try job.configurations()
-        for phase in job.phases {
-          let backend = CPUBackend(threads: Machine.threads(world))
+        for phase in job.phases where self.phase == nil || phase.name == self.phase {
+          let backend = try device.backend(world, job: job.device)
           let teacher = teacherShape.map { shape in
             let model = HybridLM(shape)
-            model.initialize(seed: 1, backend: backend)
+            Self.fill(model, seed: 1, on: backend)
             return model
           }
           let student = HybridLM(studentShape)
           if let teacher { try student.inherit(from: teacher) }
-          student.initialize(seed: 2, backend: backend)
+          Self.fill(student, seed: 2, on: backend)
           let runner = StepRunner(student: student, teacher: teacher, phase: phase, world: world, backend: backend)
           let batches = runner.microBatches(of: phase.globalBatch).map { index in
             randomBatch(phase, vocabulary: studentShape.vocabularySize, seed: index)
           }
           let updates = PathUpdates.all(of: student)
           _ = try runner.run(batches, updates: updates, learningRate: 1e-5)
-          backend.profile = profile ? [:] : nil
           var rate = Machine.matrixRate(backend)
           // Without overlap first, in the same process, so that what overlap hides can be told.
           let blocking = world.size > 1 ? try measure(runner, batches, updates, overlaps: false, world) : nil
-          backend.profile = profile ? [:] : nil
+          startProfile(of: backend)
           let (seconds, exposed) = try measure(runner, batches, updates, overlaps: true, world)
+          let profile = try takeProfile(of: backend)
           rate = max(rate, Machine.matrixRate(backend)) * Double(world.size)
           let estimate = StepEstimate.phases(
             [phase], student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, ranks: world.size)[
@@ -65,10 +69,11 @@ struct Bench: ParsableCommand {
           guard world.isCoordinator else { continue }
           var fields: [String: Any] = [
             "bench": "step", "job": job.name, "phase": phase.name, "ranks": world.size,
-            "threads": backend.pool.threadCount, "tokens_per_s": Double(phase.tokensPerStep) / seconds,
+            "device": backend.deviceDescription, "tokens_per_s": Double(phase.tokensPerStep) / seconds,
             "gflops": operations / seconds / 1e9, "sgemm_gflops": rate / 1e9,
             "mfu": operations / seconds / rate, "peak_memory": Machine.peakMemory,
-            "planned_memory": estimate.tensorBytes + Machine.baseMemory(threads: backend.pool.threadCount),
+            "peak_tensor_bytes": backend.peakBytes,
+            "planned_memory": estimate.tensorBytes + Machine.baseMemory(threads: Machine.threads(world)),
           ]
           if let blocking {
             fields["step_s"] = seconds
@@ -78,18 +83,52 @@ struct Bench: ParsableCommand {
             fields["hidden_share"] = 1 - exposed / blocking.exposed
           }
           try Bench.emit(fields)
-          if let profile = backend.profile {
-            let total = profile.values.reduce(0, +)
-            let rows = profile.sorted { $0.value > $1.value }.map { name, time in
-              [
-                name, String(format: "%.1f ms", time / Double(steps) * 1e3),
-                String(format: "%.1f %%", time / total * 100),
-              ]
-            }
-            print(Format.table([["op", "a step", "share"]] + rows))
+          guard !profile.isEmpty else { continue }
+          let total = profile.reduce(0) { $0 + $1.seconds }
+          let rows = profile.map { name, time, launches in
+            [
+              name, String(format: "%.2f ms", time / Double(steps + 1) * 1e3),
+              String(format: "%.1f %%", time / total * 100), launches.map { "\($0 / (steps + 1))" } ?? "",
+            ]
           }
+          print(Format.table([["op", "a step", "share", "launches"]] + rows))
         }
       }
+    }
+
+    /// Random values as models have them, of the type that they have at rest. Drawn once and repeated: this times steps.
+    private static func fill(_ model: HybridLM, seed: UInt64, on backend: any Backend) {
+      guard backend is CUDABackend else { return model.initialize(seed: seed, backend: backend) }
+      var random = RandomStream(seed: seed, name: "pool")
+      let pool = (0..<1_048_583).map { _ in random.gaussian() * 0.02 }
+      for parameter in model.store.parameters where !parameter.hasValue {
+        guard parameter.isMatrix else {
+          parameter.value = backend.tensor(parameter.initialValues(seed: seed), parameter.shape)
+          continue
+        }
+        let value = backend.empty([parameter.count], .bfloat16)
+        let source = backend.tensor(pool, [pool.count])
+        for first in stride(from: 0, to: parameter.count, by: pool.count) {
+          let end = min(first + pool.count, parameter.count)
+          backend.copy(source.rows(0..<end - first), into: value.rows(first..<end))
+        }
+        parameter.value = value.reshaped(parameter.shape)
+      }
+    }
+
+    private func startProfile(of backend: any Backend) {
+      guard profile else { return }
+      (backend as? CPUBackend)?.profile = [:]
+      (backend as? CUDABackend)?.profile = Profile()
+    }
+
+    /// Seconds by op, and launches where there are such, the longest first.
+    private func takeProfile(of backend: any Backend) throws -> [(name: String, seconds: Double, launches: Int?)] {
+      if let backend = backend as? CUDABackend {
+        defer { backend.profile = nil }
+        return try backend.profile?.times().map { ($0.name, $0.seconds, $0.launches) } ?? []
+      }
+      return (backend as? CPUBackend)?.profile?.sorted { $0.value > $1.value }.map { ($0.key, $0.value, nil) } ?? []
     }
 
     /// Medians over steps that follow each other: of a step, and of the communication in it that no computation hides.

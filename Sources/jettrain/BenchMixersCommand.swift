@@ -23,6 +23,7 @@ extension Bench {
     var intermediate = 0
     @Option(help: "Timed passes; the median counts.", transform: Whole.from(1, to: Most.timedRuns)) var passes = 5
     @Option(help: "Only these, separated by commas.") var only: String?
+    @OptionGroup var device: DeviceOption
 
     func run() {
       withoutWorld {
@@ -35,7 +36,7 @@ extension Bench {
         let chosen = only?.split(separator: ",").map(String.init)
         var rows: [(name: String, rate: Double, share: Double)] = []
         for type in LayerType.allCases where !type.isAttention && chosen?.contains(type.rawValue) ?? true {
-          let backend = makeBackend()
+          let backend = try device.backend()
           let model = HybridLM(try shape(type))
           model.initialize(seed: 1, backend: backend)
           let arena = Arena(model.store, backend: backend) { intermediate > 0 || $0.name.contains("self_attn") }

@@ -1,8 +1,13 @@
 import ArgumentParser
+import CPUBackend
 import CUDA
 import CUDABackend
+import Evaluation
 import Foundation
+import Models
 import Reporting
+import Safetensors
+import Training
 
 struct Devices: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -69,19 +74,28 @@ struct Devices: ParsableCommand {
         "Compare every kernel with a reference in double precision, at odd sizes; two runs must give the same bits.")
     @Option(help: "The card, as `jettrain devices` counts.") var device = 0
     @Flag(help: "Only the smallest sizes, as for compute-sanitizer.") var small = false
+    @Option(help: "Also a golden file as `jettrain verify` reads it, as MODEL=FILE; may be given several times.")
+    var golden: [String] = []
 
     func run() {
       withoutWorld {
-        let card = try Device(device)
+        let backend = try CUDABackend(device)
+        let card = backend.device
         var (rows, misses) = ([["kernel", "shape", "outputs", "gradients", "bits", ""]], 0)
-        try DeviceCheck(card).run(small: small) { result in
-          if !result.passes { misses += 1 }
+        func report(_ result: CheckResult) {
+          if !result.passes {
+            misses += 1
+            FileHandle.standardError.write(Data("miss: \(result)\n".utf8))
+          }
           rows.append([
             result.kernel, result.shape, String(format: "%.1e", result.outputError),
             result.gradientError.map { String(format: "%.1e", $0) } ?? "", result.repeats ? "same" : "DIFFER",
             result.passes ? "" : String(format: "MISS (%.0e, %.0e)", result.outputBound, result.gradientBound),
           ])
         }
+        for argument in golden { report(try model(argument, on: backend)) }
+        BackendCheck(backend, against: CPUBackend(threads: Machine.cores)).run(small: small, report: report)
+        try DeviceCheck(card).run(small: small, report: report)
         print(Format.table(rows))
         print("\(rows.count - 1) checks on \(card.name), \(misses) misses")
         guard misses == 0 else {
@@ -89,6 +103,22 @@ struct Devices: ParsableCommand {
             .fault, "\(misses) of \(rows.count - 1) kernels do not compute what they should on \(card.name)")
         }
       }
+    }
+
+    /// A whole model, forward and backward, beside a reference implementation's.
+    private func model(_ argument: String, on backend: CUDABackend) throws -> CheckResult {
+      let parts = argument.split(separator: "=", maxSplits: 1).map(String.init)
+      guard parts.count == 2 else { throw JobError(.usage, "--golden \(argument): expected MODEL=FILE") }
+      let golden = try SafetensorsFile(path: parts[1])
+      let runs = try (0..<2).map { _ in
+        try GoldenComparison(
+          model: loadModel(parts[0], backend: backend), golden: golden, backend: backend
+        ).entries
+      }
+      func worst(_ isGradient: Bool) -> Double? { runs[0].filter { $0.isGradient == isGradient }.map(\.error).max() }
+      return CheckResult(
+        kernel: "golden model, float32", shape: parts[0], outputError: worst(false) ?? 0, gradientError: worst(true),
+        outputBound: 2e-5, gradientBound: 1e-4, repeats: runs[0].map(\.error) == runs[1].map(\.error))
     }
   }
 }

@@ -24,6 +24,7 @@ struct Generate: ParsableCommand {
   @Flag(help: "In the prompt, the spelling of a special token is that token.") var special = false
   @Option(help: "Tokens of a prompt in one pass.", transform: Whole.from(1, to: Most.context)) var chunk = 512
   @Flag(help: "Print a JSON line for each text.") var json = false
+  @OptionGroup var device: DeviceOption
 
   func run() {
     withoutWorld {
@@ -35,7 +36,7 @@ struct Generate: ParsableCommand {
       guard !texts.isEmpty, texts.allSatisfy({ !$0.isEmpty }) else {
         throw JobError(.usage, "--prompt or --prompts must give texts that are not empty")
       }
-      let backend = makeBackend()
+      let backend = try device.backend()
       var clock = PhaseClock()
       let model = try loadModel(model, backend: backend)
       let tokenizer = try makeTokenizer(tokenizer, of: self.model)

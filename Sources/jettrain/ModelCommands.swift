@@ -15,10 +15,11 @@ struct Eval: ParsableCommand {
     discussion: "Prints one line of JSON. Scores are better when smaller: accuracy=… is the share of wrong answers.")
   @Argument(help: "A model folder, run folder or checkpoint.") var model: String
   @OptionGroup var objectives: ObjectiveOptions
+  @OptionGroup var device: DeviceOption
 
   func run() {
     withoutWorld {
-      let backend = makeBackend()
+      let backend = try device.backend()
       let settings = objectives.settings(fallback: [])
       guard settings.heldOut != nil || !settings.names.isEmpty else {
         throw JobError(.usage, "eval needs held-out text (--data), an --objective, or both")
@@ -51,13 +52,14 @@ struct Compare: ParsableCommand {
     abstract: "A table of models: validation loss, KL to the first, cache sizes, decoding speed.")
   @Argument(help: "NAME=MODEL; the first is the teacher.") var models: [String]
   @OptionGroup var heldOut: HeldOut
+  @OptionGroup var device: DeviceOption
   @Option(help: "Tokens to time decoding with.", transform: Whole.from(1, to: 65_536)) var decode = 64
 
   private static let contexts = [1024, 16_384, 65_536]
 
   func run() {
     withoutWorld {
-      let backend = makeBackend()
+      let backend = try device.backend()
       guard let folder = heldOut.folder else { throw JobError(.usage, "compare needs held-out text (--data)") }
       let text = try EvaluationText(heldOut: folder.plan(), sequences: heldOut.sequences)
       var teacher: HybridLM?

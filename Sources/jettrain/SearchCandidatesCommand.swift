@@ -32,7 +32,7 @@ struct CandidateOptions: ParsableArguments {
       try stopping.search(in: runDir, world) { stop in
         let run = try SearchRun(
           folder: runDir, teacher: objectives.teacher ?? job.teacher, stop: stop, world: world,
-          backend: makeBackend(world))
+          backend: try makeBackend(world))
         try step(run, base, job, settings)
       }
     }

@@ -38,7 +38,7 @@ struct Search: ParsableCommand {
         let job = try job(ranks: world.size)
         let progress = ProgressLine()
         try stopping.search(in: job.runFolder, world) { stop in
-          try job.run(stop: stop, world: world, backend: makeBackend(world)) { text in
+          try job.run(stop: stop, world: world, backend: try makeBackend(world)) { text in
             if world.isCoordinator { progress.print("\n== \(text)") }
           }
         }
@@ -79,7 +79,7 @@ struct Search: ParsableCommand {
         try stopping.search(in: runDir, world) { stop in
           let run = try SearchRun(
             folder: runDir, teacher: objectives.teacher, stop: stop, world: world,
-            backend: makeBackend(world))
+            backend: try makeBackend(world))
           _ = try run.placement(supernet: supernet, request, objectives: objectives.settings())
         }
       }

@@ -24,6 +24,7 @@ struct TrainingOptions: ParsableArguments {
   @Option(help: "Save after this step and exit with 75, as if asked to stop.", transform: Whole.from(1))
   var stopAtStep: Int?
 
+  @OptionGroup var device: DeviceOption
   @OptionGroup var stopping: StopOptions
 
   /// The job as the options say.
@@ -40,7 +41,7 @@ struct TrainingOptions: ParsableArguments {
     withWorld { world in
       let job = try job(kind, overrides: extra, ranks: world.size)
       let stop = try stopping.request(runFolder: job.runFolder, isCoordinator: world.isCoordinator)
-      let backend = makeBackend(world)
+      let backend = try device.backend(world, job: job.device)
       let trainer = try Trainer(job, world: world, backend: backend, resume: resume)
       if case .stopped = try trainer.train(stopStep: stopAtStep, stop: stop) {
         if world.isCoordinator {

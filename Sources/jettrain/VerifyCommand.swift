@@ -15,10 +15,11 @@ struct Verify: ParsableCommand {
   var golden: String
   @Option(help: "Largest relative error of an output.", transform: Real.above(0, to: 1e6)) var tolerance = 2e-5
   @Option(help: "Largest relative error of a gradient.", transform: Real.above(0, to: 1e6)) var gradientTolerance = 1e-4
+  @OptionGroup var device: DeviceOption
 
   func run() {
     withoutWorld {
-      let backend = makeBackend()
+      let backend = try device.backend()
       let golden = try SafetensorsFile(path: golden)
       let comparison = try GoldenComparison(
         model: try loadModel(model, backend: backend), golden: golden, backend: backend)

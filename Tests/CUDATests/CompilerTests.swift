@@ -20,6 +20,9 @@ import Testing
     let plain = ["GatedDeltaRuleExact.cu", "Normalization.cu", "DynamicConvolution.cu", "Elementwise.cu", "Losses.cu"]
     return parts.flatMap { file in sizes.map { (file, $0) } }
       + plain.flatMap { file in ["float", "bf16"].map { (file, ["ELEMENT": $0]) } }
+      + ["128", "64", "16"].flatMap { size in
+        ["Attention.cu", "AttentionExact.cu"].map { ($0, ["HEAD_SIZE": size]) }
+      } + [("Recurrence.cu", ["KEY_SIZE": "64"]), ("Core.cu", [:]), ("AttentionHopper.cu", [:])]
   }()
 
   @Test(
@@ -32,7 +35,11 @@ import Testing
     #expect(covered == Set(KernelSources.all.keys.filter { $0.hasSuffix(".cu") }), "a kernel is not compiled here")
     // Every size on the card that is measured, the 2B's and the plain kernel on the others.
     for (file, defines) in Self.variants
-    where architecture == "sm_90a" || defines["KEY_SIZE"] == "96" || defines["ELEMENT"] == "bf16" {
+    where architecture == "sm_90a"
+      || (file != "AttentionHopper.cu"
+        && (defines["KEY_SIZE"] == "96" || defines["ELEMENT"] == "bf16" || defines["HEAD_SIZE"] == "128"
+          || defines.isEmpty))
+    {
       let output = try compiler.compile(
         KernelSources.all[file]!, headers: KernelSources.headers, defines: defines, architecture: architecture,
         caches: false)

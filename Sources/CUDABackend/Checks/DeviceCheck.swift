@@ -13,6 +13,15 @@ package struct CheckResult: Sendable {
   /// Two runs gave the same bits.
   package let repeats: Bool
 
+  package init(
+    kernel: String, shape: String, outputError: Double, gradientError: Double?, outputBound: Double,
+    gradientBound: Double, repeats: Bool
+  ) {
+    (self.kernel, self.shape) = (kernel, shape)
+    (self.outputError, self.gradientError) = (outputError, gradientError)
+    (self.outputBound, self.gradientBound, self.repeats) = (outputBound, gradientBound, repeats)
+  }
+
   package var passes: Bool {
     repeats && outputError <= outputBound && (gradientError ?? 0) <= gradientBound
   }
@@ -49,7 +58,11 @@ package struct DeviceCheck {
     let runs = try (0..<2).map { _ in
       let c = try DeviceBuffer(device, byteCount: m * n * 2)
       try c.fill(byte: 0xff)
-      try products.multiply(deviceA, deviceB, into: c, m: m, n: n, k: k)
+      let shape = MatrixProducts.Shape(
+        m: m, n: n, k: k, aTransposed: false, bTransposed: true, operands: .bfloat16, result: .bfloat16)
+      guard try products.multiply(shape, deviceA.address, deviceB.address, into: c.address) else {
+        throw CUDAError(.fault, "cuBLASLt has no kernel for \(shape)")
+      }
       return try c.download(UInt16.self, count: m * n)
     }
     let (x, y) = (widened(a).map(Double.init), widened(b).map(Double.init))

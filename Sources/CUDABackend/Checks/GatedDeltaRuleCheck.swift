@@ -163,7 +163,9 @@ package struct GatedDeltaRuleCheck {
     }
     func once() throws -> (outputs: [[Double]], gradients: [[Double]]) {
       let saved = try rule.makeSaved(chunks)
-      for buffer in [saved.records, saved.starts, saved.corrected] { try buffer?.fill(byte: 0xff) }
+      for memory in [saved.records, saved.starts, saved.corrected] {
+        if let memory { try device.fill(memory.address, byte: 0xff, byteCount: memory.byteCount) }
+      }
       let workspace = try poisoned(rule.workspaceByteCount(chunks))
       let size = elements.byteCount
       let (o, dV) = (try poisoned(x.v.count * size), try poisoned(x.v.count * size))

@@ -11,8 +11,12 @@ constexpr int RUN = 32;
 struct Taps {
   float w[4];
 };
+/// The bias of a channel's taps; zeros where there is none.
+DEVICE Quad readBias(const float *bias) {
+  return bias ? *reinterpret_cast<const Quad *>(bias) : Quad{{0, 0, 0, 0}};
+}
 DEVICE Taps readTaps(const float *taps, const float *bias) {
-  const Quad a = *reinterpret_cast<const Quad *>(taps), b = *reinterpret_cast<const Quad *>(bias);
+  const Quad a = *reinterpret_cast<const Quad *>(taps), b = readBias(bias);
   Taps k;
 #pragma unroll
   for (int i = 0; i < 4; ++i) k.w[i] = asFloat(a.x[i]) + asFloat(b.x[i]);
@@ -20,7 +24,7 @@ DEVICE Taps readTaps(const float *taps, const float *bias) {
 }
 DEVICE Taps readTaps(const bf16 *taps, const float *bias) {
   const u64 a = *reinterpret_cast<const u64 *>(taps);
-  const Quad b = *reinterpret_cast<const Quad *>(bias);
+  const Quad b = readBias(bias);
   Taps k;
 #pragma unroll
   for (int i = 0; i < 4; ++i) k.w[i] = widened((bf16)(a >> (16 * i))) + asFloat(b.x[i]);
@@ -53,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(256) dynamicConvolution(
 #pragma unroll
     for (int i = 0; i < 3; ++i) window[i] = t - 3 + i >= start ? window[i + 1] : 0.0f;
     window[3] = readElement(x + place);
-    const Taps k = readTaps(taps + place * 4, bias + c * 4);
+    const Taps k = readTaps(taps + place * 4, bias ? bias + c * 4 : nullptr);
     const float u = k.w[0] * window[0] + k.w[1] * window[1] + k.w[2] * window[2] + k.w[3] * window[3];
     writeElement(y + place, silu(u));
   }
@@ -83,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(256) dynamicConvolutionBackward(
 #pragma unroll
       for (int i = 0; i < 3; ++i) window[i] = t - 3 + i >= start ? window[i + 1] : 0.0f;
       window[3] = readElement(x + place);
-      const Taps k = readTaps(taps + place * 4, bias + c * 4);
+      const Taps k = readTaps(taps + place * 4, bias ? bias + c * 4 : nullptr);
       const float u = k.w[0] * window[0] + k.w[1] * window[1] + k.w[2] * window[2] + k.w[3] * window[3];
       const float du = readElement(dy + place) * siluSlope(u);
       float d[4];
@@ -101,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(256) dynamicConvolutionBackward(
     const int done = t - 3;
     if (done >= first && done < end) writeElement(dx + (long long)done * channels + c, gathered[0]);
   }
+  if (!dBiasParts) return;
 #pragma unroll
   for (int w = 0; w < 4; ++w) dBiasParts[((long long)blockIdx.y * channels + c) * 4 + w] = sums[w];
 }

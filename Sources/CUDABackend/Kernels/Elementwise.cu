@@ -79,7 +79,7 @@ DEVICE void swiGLUBackwardAt(
 extern "C" __global__ void __launch_bounds__(256) swiGLU(
   const ELEMENT *gate, const ELEMENT *up, int columns, int stride, ELEMENT *y) {
   const long long from = (long long)blockIdx.x * stride, to = (long long)blockIdx.x * columns;
-  if (columns % 8 || stride % 8)
+  if (stride % 8 || !movesEight(columns, gate, up, y))
     for (int c = threadIdx.x; c < columns; c += 256) swiGLUAt<1>(gate + from + c, up + from + c, y + to + c);
   else
     for (int c = threadIdx.x * 8; c < columns; c += 2048) swiGLUAt<8>(gate + from + c, up + from + c, y + to + c);
@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(256) swiGLU(
 extern "C" __global__ void __launch_bounds__(256) swiGLUBackward(
   const ELEMENT *dy, const ELEMENT *gate, const ELEMENT *up, int columns, int stride, ELEMENT *dGate, ELEMENT *dUp) {
   const long long from = (long long)blockIdx.x * stride, to = (long long)blockIdx.x * columns;
-  if (columns % 8 || stride % 8)
+  if (stride % 8 || !movesEight(columns, dy, gate, up, dGate, dUp))
     for (int c = threadIdx.x; c < columns; c += 256)
       swiGLUBackwardAt<1>(dy + to + c, gate + from + c, up + from + c, dGate + from + c, dUp + from + c);
   else
@@ -96,33 +96,55 @@ extern "C" __global__ void __launch_bounds__(256) swiGLUBackward(
       swiGLUBackwardAt<8>(dy + to + c, gate + from + c, up + from + c, dGate + from + c, dUp + from + c);
 }
 
+struct AdamWStep {
+  float gradientScale, beta1, beta2, correction1, correction2, epsilon, learningRate, weightDecay;
+};
+
+template <int n>
+DEVICE void adamWAt(
+  float *parameters, const float *gradients, float *moment1, float *moment2, bf16 *copy, const AdamWStep &s) {
+  float w[n], g[n], m[n], v[n];
+  read(w, parameters);
+  read(g, gradients);
+  read(m, moment1);
+  read(v, moment2);
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const float gradient = g[i] * s.gradientScale;
+    m[i] = m[i] * s.beta1 + gradient * (1 - s.beta1);
+    v[i] = v[i] * s.beta2 + gradient * gradient * (1 - s.beta2);
+    const float update = (m[i] / s.correction1) / (sqrtf(v[i] / s.correction2) + s.epsilon);
+    w[i] = w[i] - w[i] * (s.learningRate * s.weightDecay) - update * s.learningRate;
+  }
+  write(parameters, w);
+  write(moment1, m);
+  write(moment2, v);
+  if (copy) write(copy, w);
+}
+
 /// One step of AdamW on float32 masters and moments; `copy`, where given, receives the masters rounded to bfloat16.
-/// grid (count / 256 rounded up), 256 threads.
+/// grid (count / 2048 rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) adamW(
-  float *parameters, const float *gradients, float *moment1, float *moment2, bf16 *copy, int count,
+  float *parameters, const float *gradients, float *moment1, float *moment2, bf16 *copy, long long count,
   float gradientScale, float beta1, float beta2, float correction1, float correction2, float epsilon,
   float learningRate, float weightDecay) {
-  const int i = blockIdx.x * 256 + threadIdx.x;
-  if (i >= count) return;
-  const float gradient = gradients[i] * gradientScale;
-  const float first = moment1[i] * beta1 + gradient * (1 - beta1);
-  const float second = moment2[i] * beta2 + gradient * gradient * (1 - beta2);
-  moment1[i] = first;
-  moment2[i] = second;
-  const float update = (first / correction1) / (sqrtf(second / correction2) + epsilon);
-  const float old = parameters[i];
-  const float now = old - old * (learningRate * weightDecay) - update * learningRate;
-  parameters[i] = now;
-  if (copy) copy[i] = rounded(now);
+  const AdamWStep s = {gradientScale, beta1, beta2, correction1, correction2, epsilon, learningRate, weightDecay};
+  const long long i = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
+  if (i + 8 <= count && movesEight(8, parameters, gradients, moment1, moment2, copy))
+    adamWAt<8>(parameters + i, gradients + i, moment1 + i, moment2 + i, copy ? copy + i : nullptr, s);
+  else
+    for (long long j = i; j < i + 8 && j < count; ++j)
+      adamWAt<1>(parameters + j, gradients + j, moment1 + j, moment2 + j, copy ? copy + j : nullptr, s);
 }
 
 /// sums[b] = sum of x^2 over the b-th run of `blockSize`, in double precision. grid (runs), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) sumsOfSquares(
-  const float *x, int count, int blockSize, double *sums) {
+  const float *x, long long count, int blockSize, double *sums) {
   __shared__ double parts[256];
   const long long begin = (long long)blockIdx.x * blockSize;
   const long long end = begin + blockSize < count ? begin + blockSize : count;
   double sum = 0;
+#pragma unroll 8
   for (long long i = begin + threadIdx.x; i < end; i += 256) sum += (double)x[i] * x[i];
   parts[threadIdx.x] = sum;
   syncBlock();

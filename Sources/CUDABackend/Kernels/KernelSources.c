@@ -1,6 +1,18 @@
 #include "KernelSources.h"
 
 // clang records what #embed reads as a dependency, so that an edit of a kernel is built in by the next build.
+static const char attention[] = {
+#embed "Attention.cu"
+  , 0};
+static const char attentionExact[] = {
+#embed "AttentionExact.cu"
+  , 0};
+static const char attentionHopper[] = {
+#embed "AttentionHopper.cu"
+  , 0};
+static const char core[] = {
+#embed "Core.cu"
+  , 0};
 static const char dynamicConvolution[] = {
 #embed "DynamicConvolution.cu"
   , 0};
@@ -37,12 +49,25 @@ static const char normalization[] = {
 static const char primitivesHeader[] = {
 #embed "Primitives.cuh"
   , 0};
+static const char recurrence[] = {
+#embed "Recurrence.cu"
+  , 0};
 static const char rowsHeader[] = {
 #embed "Rows.cuh"
+  , 0};
+static const char spansHeader[] = {
+#embed "Spans.cuh"
+  , 0};
+static const char valuesHeader[] = {
+#embed "Values.cuh"
   , 0};
 
 jettrain_kernel_source jettrain_kernel_source_at(int index) {
   static const jettrain_kernel_source sources[] = {
+    {"Attention.cu", attention, sizeof attention - 1},
+    {"AttentionExact.cu", attentionExact, sizeof attentionExact - 1},
+    {"AttentionHopper.cu", attentionHopper, sizeof attentionHopper - 1},
+    {"Core.cu", core, sizeof core - 1},
     {"DynamicConvolution.cu", dynamicConvolution, sizeof dynamicConvolution - 1},
     {"Elementwise.cu", elementwise, sizeof elementwise - 1},
     {"GatedDeltaRule.cuh", gatedDeltaRuleHeader, sizeof gatedDeltaRuleHeader - 1},
@@ -55,7 +80,10 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"Losses.cu", losses, sizeof losses - 1},
     {"Normalization.cu", normalization, sizeof normalization - 1},
     {"Primitives.cuh", primitivesHeader, sizeof primitivesHeader - 1},
+    {"Recurrence.cu", recurrence, sizeof recurrence - 1},
     {"Rows.cuh", rowsHeader, sizeof rowsHeader - 1},
+    {"Spans.cuh", spansHeader, sizeof spansHeader - 1},
+    {"Values.cuh", valuesHeader, sizeof valuesHeader - 1},
   };
   static const jettrain_kernel_source none = {0, 0, 0};
   return index >= 0 && index < (int)(sizeof sources / sizeof sources[0]) ? sources[index] : none;

@@ -86,8 +86,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) vocabularyLoss(
     if (threadIdx.x == 0) crossEntropy[row] = kl[row] = 0;
     return;
   }
+  const bool isEven = movesEight(columns, z, t);
   if (threadIdx.x == 0) atLabel = readElement(z + label);
-  parts[threadIdx.x] = columns % 8 ? sumRow<1>(z, t, columns) : sumRow<8>(z, t, columns);
+  parts[threadIdx.x] = isEven ? sumRow<8>(z, t, columns) : sumRow<1>(z, t, columns);
   syncBlock();
   for (int half = THREADS / 2; half > 0; half /= 2) {
     if ((int)threadIdx.x < half) merge(parts[threadIdx.x], parts[threadIdx.x + half]);
@@ -99,8 +100,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) vocabularyLoss(
     crossEntropy[row] = logSum - atLabel;
     kl[row] = t ? sums.difference / sums.teacherSum + logSum - sums.teacher - logf(sums.teacherSum) : 0;
   }
-  columns % 8 ? writeGradient<1>(z, t, columns, label, sums, crossEntropyScale, klScale)
-              : writeGradient<8>(z, t, columns, label, sums, crossEntropyScale, klScale);
+  isEven ? writeGradient<8>(z, t, columns, label, sums, crossEntropyScale, klScale)
+         : writeGradient<1>(z, t, columns, label, sums, crossEntropyScale, klScale);
 }
 
 template <int n>
@@ -132,7 +133,8 @@ extern "C" __global__ void __launch_bounds__(256) squaredError(
   const long long first = (long long)row * columns;
   ELEMENT *out = dx ? dx + first : nullptr;
   const float factor = seed * 2 / columns;
-  const float sum = columns % 8 ? squaredErrorRow<1>(x + first, target + first, columns, factor, out, dx && adds)
-                                : squaredErrorRow<8>(x + first, target + first, columns, factor, out, dx && adds);
+  const float sum = movesEight(columns, x, target, dx)
+                      ? squaredErrorRow<8>(x + first, target + first, columns, factor, out, dx && adds)
+                      : squaredErrorRow<1>(x + first, target + first, columns, factor, out, dx && adds);
   if (threadIdx.x % 32 == 0) losses[row] = sum / columns;
 }

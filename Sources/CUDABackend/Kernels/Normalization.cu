@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(256) normalize(
   float *inverse) {
   const int row = ownRow();
   if (row >= rows) return;
-  if (columns % 8)
+  if (!movesEight(columns, x, gate, weight, y))
     gate ? normalizeRow<1, true>(x, gate, weight, row, columns, epsilon, y, inverse)
          : normalizeRow<1, false>(x, gate, weight, row, columns, epsilon, y, inverse);
   else
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(256) normalize(
 template <int n, bool gated>
 DEVICE void normalizeRowBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int row,
-  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  int columns, ELEMENT *dx, int adds, ELEMENT *dGate) {
   const int lane = threadIdx.x % 32;
   const long long first = (long long)row * columns;
   const float scale = inverse[row];
@@ -76,23 +76,24 @@ DEVICE void normalizeRowBackward(
       }
       write(dGate + first + c, dz);
     }
+    if (adds) read(z, dx + first + c);
 #pragma unroll
-    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean);
+    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean) + (adds ? z[i] : 0.0f);
     write(dx + first + c, v);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, ELEMENT *dx, ELEMENT *dGate) {
+  int columns, ELEMENT *dx, int adds, ELEMENT *dGate) {
   const int row = ownRow();
   if (row >= rows) return;
-  if (columns % 8)
-    gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
-         : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+  if (!movesEight(columns, dy, x, gate, weight, dx, dGate))
+    gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate)
+         : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate);
   else
-    gate ? normalizeRowBackward<8, true>(dy, x, gate, weight, inverse, row, columns, dx, dGate)
-         : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, dGate);
+    gate ? normalizeRowBackward<8, true>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate)
+         : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate);
 }
 
 /// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane keeps those of its columns in registers.
@@ -100,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
 template <int chunks, bool gated>
 DEVICE void normalizePartBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial, float *sums) {
+  int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, float *partial, float *sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
   float own[chunks][8] = {};
@@ -144,6 +145,11 @@ DEVICE void normalizePartBackward(
         own[j][i] += d[i] * v[i] * scale;
         v[i] = scale * (d[i] * w[i] - v[i] * mean);
       }
+      if (adds) {
+        read(z, dx + first + c);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] += z[i];
+      }
       write(dx + first + c, v);
     }
   }
@@ -167,18 +173,18 @@ DEVICE void normalizePartBackward(
 /// grid (parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, int rowsPerPart, ELEMENT *dx, ELEMENT *dGate, float *partial) {
+  int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, float *partial) {
   __shared__ float sums[2048];
   if (columns <= 256)
     gate ? normalizePartBackward<1, true>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums)
          : normalizePartBackward<1, false>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums);
   else
     gate ? normalizePartBackward<8, true>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums)
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums)
          : normalizePartBackward<8, false>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, dGate, partial, sums);
+             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums);
 }
 
 /// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate). The parts are cut by
@@ -244,7 +250,8 @@ DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsil
 /// rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) siluNormalize(
   const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *y) {
-  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+  const bool isEven = movesEight(columns, x, y);
+  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
     // All lanes of the warp take part in its sums.
     const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
     siluNormalizeRow<8, 16>(x, last, columns, epsilon, y);
@@ -252,8 +259,8 @@ extern "C" __global__ void __launch_bounds__(256) siluNormalize(
   }
 #pragma unroll 1
   for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    columns % 8 ? siluNormalizeRow<1, 32>(x, row, columns, epsilon, y)
-                : siluNormalizeRow<8, 32>(x, row, columns, epsilon, y);
+    isEven ? siluNormalizeRow<8, 32>(x, row, columns, epsilon, y)
+           : siluNormalizeRow<1, 32>(x, row, columns, epsilon, y);
 }
 
 template <int n, int lanes>
@@ -286,13 +293,14 @@ DEVICE void siluNormalizeRowBackward(
 
 extern "C" __global__ void __launch_bounds__(256) siluNormalizeBackward(
   const ELEMENT *dy, const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *dx) {
-  if (sizeof(ELEMENT) == 2 && columns % 8 == 0 && columns <= 128) {
+  const bool isEven = movesEight(columns, dy, x, dx);
+  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
     const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
     siluNormalizeRowBackward<8, 16>(dy, x, last, columns, epsilon, dx);
     return;
   }
 #pragma unroll 1
   for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    columns % 8 ? siluNormalizeRowBackward<1, 32>(dy, x, row, columns, epsilon, dx)
-                : siluNormalizeRowBackward<8, 32>(dy, x, row, columns, epsilon, dx);
+    isEven ? siluNormalizeRowBackward<8, 32>(dy, x, row, columns, epsilon, dx)
+           : siluNormalizeRowBackward<1, 32>(dy, x, row, columns, epsilon, dx);
 }

@@ -40,6 +40,12 @@ DEVICE void write(float *p, const float (&x)[8]) {
       {asBits(x[4 * half]), asBits(x[4 * half + 1]), asBits(x[4 * half + 2]), asBits(x[4 * half + 3])}};
 }
 
+/// Whether rows of `columns` elements from these addresses on, null or not, can be moved eight elements at a time:
+/// parameters lie end to end, wherever that is.
+template <typename... Pointers> DEVICE bool movesEight(int columns, Pointers... pointers) {
+  return columns % 8 == 0 && (((u64)0 | ... | reinterpret_cast<u64>(pointers)) & 15) == 0;
+}
+
 /// 1 / (1 + e^-x), to about a unit in the last place in float32, two where activations are bfloat16. A division would
 /// be a call.
 DEVICE float sigmoid(float x) {

@@ -12,7 +12,9 @@ struct JetBlock: TokenMixer {
   private let aLog: Parameter
   private let dtBias: Parameter
   private let norm: RMSNorm
-  private let kernel2: Linear
+  /// Of the second, which has four outputs a value channel.
+  private let kernelWeight: Parameter
+  private let kernelBias: Parameter
   private let shape: JetConfiguration
 
   init(_ scope: ParameterScope, hidden: Int, _ shape: JetConfiguration) {
@@ -33,22 +35,20 @@ struct JetBlock: TokenMixer {
     kernel1 = projections.add(generator.scope("w1"), values / shape.reduction)
     // w2 begins at zero and its bias passes the current token on (RECIPE section 5).
     let second = generator.scope("w2")
-    kernel2 = Linear(
-      weight: second.parameter(
-        "weight", [values * shape.convolutionSize, values / shape.reduction], .zeros, kind: .matrix),
-      bias: second.parameter(
-        "bias", [values * shape.convolutionSize], .identityTap(taps: shape.convolutionSize)))
+    let taps = values * shape.convolutionSize
+    kernelWeight = second.parameter("weight", [taps, values / shape.reduction], .zeros, kind: .matrix)
+    kernelBias = second.parameter("bias", [taps], .identityTap(taps: shape.convolutionSize))
   }
 
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
-    let (n, heads, values) = (x.rows, shape.heads, shape.heads * shape.valueSize)
+    let (n, heads) = (x.rows, shape.heads)
     let cache = cache as? RecurrentCache
     let projected = projections(x)
     let queries = siluNormalize(projected[q].reshaped([n, heads, shape.keySize]))
     let keys = siluNormalize(projected[k].reshaped([n, heads, shape.keySize]))
-    let kernels = kernel2(silu(projected[kernel1])).reshaped([n, values, shape.convolutionSize])
     let convolved = dynamicConvolution(
-      projected[v], kernels: kernels, layout: batch.layout, history: cache?.histories[0])
+      projected[v], inner: silu(projected[kernel1]), weight: kernelWeight.value, bias: kernelBias.value,
+      layout: batch.layout, history: cache?.histories[0])
     let gates = decayGate(a: projected[a], b: projected[b], aLog: aLog.value, dtBias: dtBias.value)
     let mixed = gatedDeltaRule(
       q: queries, k: keys, v: convolved.reshaped([n, heads, shape.valueSize]), g: gates.g,

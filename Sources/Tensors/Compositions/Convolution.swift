@@ -14,6 +14,42 @@ extension Backend {
     convolveBackward(du, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
   }
 
+  package func generatedConvolve(
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
+  ) {
+    composedGeneratedConvolve(
+      x, inner: inner, weight: weight, bias: bias, layout: layout, history: history, into: y)
+  }
+
+  /// By taps that exist whole, also for backends with a kernel of their own where tokens are few.
+  package func composedGeneratedConvolve(
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
+  ) {
+    dynamicConvolve(x, kernels: kernels(inner, weight, bias), layout: layout, history: history, into: y)
+  }
+
+  /// Taps by token and channel, `[N, C, 4]`.
+  private func kernels(_ inner: Tensor, _ weight: Tensor, _ bias: Tensor) -> Tensor {
+    let kernels = empty([inner.rows, weight.rows], inner.dtype)
+    project(inner, [weight], biases: [bias], into: kernels)
+    return kernels.reshaped([inner.rows, weight.rows / 4, 4])
+  }
+
+  package func generatedConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
+    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
+  ) {
+    let kernels = kernels(inner, weight, bias)
+    let dKernels = empty(like: kernels)
+    dynamicConvolveBackward(dy, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
+    let rows = dKernels.reshaped([inner.rows, weight.rows])
+    projectBackward(rows, [weight], into: dInner, adds: false)
+    if let dWeight {
+      multiply(rows, transposed: true, inner, transposed: false, into: dWeight, alpha: 1, adds: addsWeight)
+    }
+    if let dBias { sumRows(rows, into: dBias, adds: addsBias) }
+  }
+
   package func shortConvolve(
     _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor
   ) {

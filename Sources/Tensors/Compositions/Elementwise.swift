@@ -18,6 +18,13 @@ extension Backend {
       alpha: 1, adds: adds)
   }
 
+  package func adamW(
+    parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep, copy lowered: Tensor
+  ) {
+    adamW(parameters: parameters, gradients: gradients, moment1: moment1, moment2: moment2, step: step)
+    copy(parameters, into: lowered)
+  }
+
   package func swiGLU(gate: Tensor, up: Tensor, into y: Tensor) {
     product(activated(gate), up, into: y, adds: false)
   }

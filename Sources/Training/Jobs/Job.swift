@@ -47,6 +47,8 @@ package struct Job: Sendable {
   package var mixFolder: String
   package var tokenizer: String
   package var seed: UInt64
+  /// What ranks compute on, as `--device` takes it; nil where the job leaves it open.
+  package var device: String?
   package var phases: [Phase]
   package var validationEvery: Int
   package var validationSequences: Int

@@ -60,6 +60,7 @@ extension Job {
 
     let train = root.section("train")
     seed = UInt64(train.integer("seed", to: .max) ?? 1)
+    device = train.string("device")
     let sections = root.sections("phases", fallback: train) ?? [train]
     let hasTeacher = teacher != nil
     phases = sections.enumerated().map { index, section in

@@ -51,7 +51,8 @@ package final class GradientExchange {
   package init(_ arena: Arena, world: Communicator, ascends: Bool = false) {
     self.world = world
     self.arena = arena
-    fabric = MPIFabric(world)
+    let summing = arena.backend.companion()
+    fabric = MPIFabric(world, copies: summing)
     let width = Self.bucketBlocks(arena, ranks: world.size)
     buckets = arena.sections.flatMap { section in
       let end = section.blocks.upperBound
@@ -68,7 +69,6 @@ package final class GradientExchange {
       ? buckets.indices.sorted { (ordinals[$0].last, $0) < (ordinals[$1].last, $1) } : updateOrder.reversed()
     arrivals = buckets.map { _ in nil }
     thread = CollectiveThread()
-    let summing = arena.backend.companion()
     received = (0..<(world.size > 1 ? CollectiveThread.depth : 0)).map { _ in summing.empty([width * Arena.blockSize]) }
     begin()
   }
@@ -78,7 +78,9 @@ package final class GradientExchange {
 
   /// Blocks of a bucket.
   private static func bucketBlocks(_ arena: Arena, ranks: Int) -> Int {
-    ranks * min(mostBlocks, max(1, arena.blockCount / (ranks * fewestBuckets)))
+    let blocks = max(1, arena.blockCount / (ranks * fewestBuckets))
+    // A rank alone sends nothing: its buckets only say in how many pieces it updates.
+    return ranks == 1 ? blocks : ranks * min(mostBlocks, blocks)
   }
 
   /// Blocks of `bucket` that `rank` owns.

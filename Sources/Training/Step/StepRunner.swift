@@ -65,6 +65,7 @@ package final class StepRunner {
   ) {
     self.phase = phase
     self.world = world
+    let backend = backend
     backend.activationType = phase.compute == .bfloat16 ? .bfloat16 : .float32
     arena = Arena(gathering: student.store, precision: phase.compute, backend: backend) {
       phase.trains($0, of: student)

@@ -1,0 +1,119 @@
+import CUDA
+import Tensors
+
+/// Softmax attention: on tensor cores for bfloat16 heads of a multiple of 16 channels up to 128, else in plain float32.
+extension CUDABackend {
+  private enum TableName: Hashable {
+    case tiles(Int), spans
+  }
+
+  /// Spans and runs of `tile` queries, on the card.
+  private func tables(_ spans: AttentionSpans, tile: Int) -> (spans: Tensor, tiles: Tensor) {
+    let list = spans.list
+    let table = spans.table(TableName.spans) {
+      tensor(
+        list.flatMap { span -> [Int32] in
+          [
+            Int32(span.queries.lowerBound), Int32(span.queries.count), Int32(span.keys.lowerBound),
+            Int32(span.keys.count), Int32(span.window ?? 1 << 30),
+          ]
+        })
+    }
+    let tiles = spans.table(TableName.tiles(tile)) {
+      let all = list.enumerated().flatMap { index, span in
+        stride(from: 0, to: span.queries.count, by: tile).map { (span: index, first: $0, keys: span.keys.count + $0) }
+      }
+      // Those that see most keys first, so that no block is left alone at the end.
+      return tensor(all.sorted { ($0.keys, $0.span) > ($1.keys, $1.span) }.flatMap { [Int32($0.span), Int32($0.first)] })
+    }
+    return (table, tiles)
+  }
+
+  /// How an attention of this shape runs.
+  private struct Plan {
+    let heads, groups, size: Int
+    let usesTensorCores: Bool
+
+    init(_ q: Tensor, _ k: Tensor, all tensors: [Tensor]) {
+      (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
+      precondition(size <= 256, "heads of \(size) channels: attention on cards takes at most 256")
+      usesTensorCores =
+        size % 16 == 0 && size <= 128
+        && tensors.allSatisfy { $0.dtype == .bfloat16 && $0.deviceView.address % 16 == 0 }
+    }
+
+    var file: String { usesTensorCores ? "Attention.cu" : "AttentionExact.cu" }
+    var tile: Int { usesTensorCores ? 64 : size <= 128 ? 32 : 16 }
+    var threads: Int { usesTensorCores ? 128 : tile * 8 }
+    var scale: Float { 1 / Float(size).squareRoot() }
+
+    /// Bytes of shared memory: on tensor cores always four tiles' worth; else of so many tiles of rows and of products.
+    func sharedMemory(rows: Int, products: Int) -> Int {
+      usesTensorCores ? 4 * tile * size * 2 + 512 : 4 * tile * (rows * (size + 1) + products * (tile + 1))
+    }
+
+    /// Where elements lie, with their type for the kernels that take any.
+    func place(_ x: Tensor) -> KernelArgument { usesTensorCores ? x.address(of: .bfloat16) : x.values }
+  }
+
+  /// Queries of a block of AttentionHopper.cu, its threads, and its bytes of shared memory.
+  private static let warpgroups = (tile: 192, threads: 384, sharedMemory: 8 * 64 * 64 * 2 + 1024)
+
+  package func attend(
+    _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans, into o: Tensor, logSums: Tensor
+  ) {
+    let plan = Plan(q, k, all: [q, k, v, o])
+    // Few queries, as of decoding, fill no block of the warpgroups' kernel.
+    if plan.usesTensorCores, plan.size == 128, device.capability.major == 9, q.rows >= 192 * spans.list.count {
+      let (table, tiles) = tables(spans, tile: Self.warpgroups.tile)
+      let kernel = kernel("AttentionHopper.cu", "attentionForward", sharedMemory: Self.warpgroups.sharedMemory)
+      return run("attention") {
+        try kernel.launch(
+          grid: (tiles.count / 2, plan.heads, 1), threads: Self.warpgroups.threads,
+          [
+            plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
+            A(plan.scale), plan.place(o), logSums.floats,
+          ])
+      }
+    }
+    let (table, tiles) = tables(spans, tile: plan.tile)
+    let kernel = kernel(
+      plan.file, "attentionForward", size: plan.size, sharedMemory: plan.sharedMemory(rows: 2, products: 1))
+    run("attention") {
+      try kernel.launch(
+        grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
+        [
+          plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
+          A(plan.scale), plan.place(o), logSums.floats,
+        ])
+    }
+  }
+
+  package func attendBackward(
+    _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor, spans: AttentionSpans,
+    dQ: Tensor, dK: Tensor, dV: Tensor
+  ) {
+    let plan = Plan(q, k, all: [dO, q, k, v, dQ, dK, dV])
+    let (table, tiles) = tables(spans, tile: plan.tile)
+    let dots = empty([q.rows, plan.heads])
+    rowProducts(dO, o, into: dots)
+    let queries = kernel(
+      plan.file, "attentionBackwardQueries", size: plan.size, sharedMemory: plan.sharedMemory(rows: 3, products: 1))
+    let keys = kernel(
+      plan.file, "attentionBackwardKeys", size: plan.size, sharedMemory: plan.sharedMemory(rows: 4, products: 2))
+    let inputs = [plan.place(dO), plan.place(q), plan.place(k), plan.place(v), logSums.floats, dots.floats]
+    run("attention backward") {
+      try queries.launch(
+        grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
+        inputs + [
+          tiles.integers, table.integers, A(plan.heads), A(plan.groups), A(plan.scale), plan.place(dQ),
+        ])
+      try keys.launch(
+        grid: ((k.rows + plan.tile - 1) / plan.tile, plan.groups, 1), threads: plan.threads,
+        inputs + [
+          table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(plan.scale), plan.place(dK),
+          plan.place(dV),
+        ])
+    }
+  }
+}

@@ -1,0 +1,152 @@
+import CUDA
+import Foundation
+import Tensors
+
+/// A backend on one card: kernels of this room, products by cuBLASLt, one stream in whose order everything happens.
+///
+/// Nothing waits for the card but what asks for elements. What fails on the card ends the process with one line and code
+/// 69, since no caller could go on.
+package final class CUDABackend: Backend {
+  package var tape: Tape?
+  package internal(set) var operations = 0.0
+  package var activationType = DType.float32
+  package let device: Device
+  let library: KernelLibrary
+  let products: MatrixProducts
+  let memory: DeviceArena
+  let staging: Staging
+  /// Of the row kernels, those that a type of elements was asked for.
+  private var rowKernels: [RowKernels.Elements: RowKernels] = [:]
+  private var rules: [RuleName: GatedDeltaRule] = [:]
+  private var kernels: [KernelName: Kernel] = [:]
+  var rotary: [RotaryTables] = []
+
+  /// Seconds by kernel since it was set, by events around every launch; nil when no profile is taken.
+  package var profile: Profile?
+
+  /// Whether new tensors begin as NaN, so that checks see what a kernel forgets to write.
+  package var poisonsNewTensors = false
+
+  private struct KernelName: Hashable {
+    let file: String
+    let symbol: String
+    let size: Int
+  }
+
+  private struct RuleName: Hashable {
+    let heads, keys, values: Int
+    let elements: RowKernels.Elements
+  }
+
+  /// Opens card `index`.
+  ///
+  /// - Throws: `CUDAError.missing` where there is no card, or a library is missing
+  package init(_ index: Int) throws {
+    device = try Device(index)
+    library = try KernelLibrary(device)
+    products = try MatrixProducts(device)
+    memory = DeviceArena(device)
+    staging = try Staging(device)
+  }
+
+  package var deviceDescription: String { device.name }
+
+  /// The card, and the versions of what makes and chooses its kernels.
+  package var kernelIdentity: String {
+    "\(device.name) \(device.architecture), cuBLASLt \(products.version), NVRTC \(library.compiler.version.major)."
+      + "\(library.compiler.version.minor)"
+  }
+
+  package func companion() -> any Backend {
+    must {
+      let companion = try CUDABackend(device.index)
+      // The context that was current stays so; a companion binds its own thread when it is first used there.
+      return companion
+    }
+  }
+
+  package func vocabularyRows(_ vocabulary: Int) -> Int { 2048 }
+
+  /// The result of `body`; what it throws ends the process.
+  func must<Result>(_ body: () throws -> Result) -> Result {
+    do { return try body() } catch {
+      FileHandle.standardError.write(Data("jettrain: \(error)\n".utf8))
+      exit(69)
+    }
+  }
+
+  // MARK: - Kernels
+
+  /// The kernel `symbol` of a file that is not compiled for a type of elements; with `size`, for that size of a head.
+  func kernel(_ file: String, _ symbol: String, size: Int = 0, sharedMemory: Int = 0) -> Kernel {
+    let name = KernelName(file: file, symbol: symbol, size: size)
+    if let known = kernels[name] { return known }
+    return must {
+      let defines = size == 0 ? [:] : [file == "Recurrence.cu" ? "KEY_SIZE" : "HEAD_SIZE": "\(size)"]
+      let kernel = try library.module(file, defines: defines).kernel(symbol, sharedMemory: sharedMemory)
+      kernels[name] = kernel
+      return kernel
+    }
+  }
+
+  /// Launches a kernel of Core.cu over `count` threads, or over `grid` blocks.
+  func launch(
+    _ symbol: String, threads count: Int = 0, grid: (Int, Int)? = nil, blockSize: Int = 256,
+    _ arguments: [KernelArgument]
+  ) {
+    let kernel = kernel("Core.cu", symbol)
+    let grid = grid ?? ((count + 255) / 256, 1)
+    run(symbol) { try kernel.launch(grid: (grid.0, grid.1, 1), threads: blockSize, arguments) }
+  }
+
+  /// Runs `body`, which enqueues; its time goes to `name` in a profile.
+  func run(_ name: String, _ body: () throws -> Void) {
+    must {
+      try device.makeCurrent()
+      guard profile != nil else { return try body() }
+      let (begin, end) = (try CUDA.Event(device), try CUDA.Event(device))
+      try begin.record()
+      try body()
+      try end.record()
+      profile?.add(name, begin, end)
+    }
+  }
+
+  func rows(_ elements: RowKernels.Elements) -> RowKernels {
+    if let known = rowKernels[elements] { return known }
+    return must {
+      let made = try RowKernels(library, elements: elements)
+      rowKernels[elements] = made
+      return made
+    }
+  }
+
+  func rule(heads: Int, keys: Int, values: Int, _ elements: RowKernels.Elements) -> GatedDeltaRule {
+    let name = RuleName(heads: heads, keys: keys, values: values, elements: elements)
+    if let known = rules[name] { return known }
+    return must {
+      let made = try GatedDeltaRule(library, heads: heads, keySize: keys, valueSize: values, elements: elements)
+      rules[name] = made
+      return made
+    }
+  }
+}
+
+/// Times of kernels by name, read once they are over.
+package struct Profile {
+  private var marks: [(name: String, begin: CUDA.Event, end: CUDA.Event)] = []
+
+  package init() {}
+
+  mutating func add(_ name: String, _ begin: CUDA.Event, _ end: CUDA.Event) { marks.append((name, begin, end)) }
+
+  /// Seconds and launches by name, the longest first.
+  package func times() throws -> [(name: String, seconds: Double, launches: Int)] {
+    var times: [String: (Double, Int)] = [:]
+    for (name, begin, end) in marks {
+      let (seconds, launches) = times[name] ?? (0, 0)
+      times[name] = (seconds + (try begin.seconds(to: end)), launches + 1)
+    }
+    return times.map { ($0.key, $0.value.0, $0.value.1) }.sorted { $0.1 > $1.1 }
+  }
+}

@@ -1,0 +1,275 @@
+import CUDA
+import Tensors
+
+/// Elements, rows, columns and tables (Kernels/Core.cu).
+extension CUDABackend {
+  typealias A = KernelArgument
+
+  /// Blocks of a kernel whose threads take eight elements each.
+  private func eights(_ count: Int) -> (Int, Int) { ((count + 2047) / 2048, 1) }
+
+  /// Kernels that divide places count in 32 bits.
+  private func narrow(_ count: Int) -> KernelArgument {
+    precondition(count < 1 << 31, "\(count) elements at once")
+    return A(count)
+  }
+
+  package func fill(_ x: Tensor, with value: Float) {
+    guard x.count > 0 else { return }
+    let view = x.deviceView
+    if value.bitPattern == 0 {
+      return run("fill") { try device.fill(view.address, byte: 0, byteCount: view.byteCount) }
+    }
+    launch("fill", grid: eights(x.count), [x.values, A(wide: x.count), A(value)])
+  }
+
+  package func copy(_ x: Tensor, into y: Tensor) {
+    precondition(x.count == y.count, "copy of \(x.shape) into \(y.shape)")
+    guard x.count > 0 else { return }
+    if x.dtype == y.dtype {
+      let (from, to) = (x.deviceView, y.deviceView)
+      guard from.address != to.address else { return }
+      return run("copy") { try device.copy(from: from.address, to: to.address, byteCount: from.byteCount) }
+    }
+    launch("copyValues", grid: eights(x.count), [x.values, y.values, A(wide: x.count)])
+  }
+
+  package func add(_ x: Tensor, scale: Float, into y: Tensor) {
+    precondition(x.count == y.count, "add of \(x.shape) into \(y.shape)")
+    launch("addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), A(scale)])
+  }
+
+  package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {
+    launch("addScaled", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), A(Float(1))])
+  }
+
+  package func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {
+    precondition(x.count == y.count && y.count == out.count, "product of \(x.shape) and \(y.shape)")
+    launch("product", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), A(adds ? 1 : 0)])
+  }
+
+  /// The number of a function in Core.cu, and its constants.
+  private func code(_ function: ElementFunction) -> (number: Int, scale: Float, epsilon: Float) {
+    switch function {
+    case .silu: (0, 1, 0)
+    case .sigmoid: (1, 1, 0)
+    case .logSigmoid(let scale): (2, scale, 0)
+    case .softplus: (3, 1, 0)
+    case .tanh: (4, 1, 0)
+    case .negativeExponential: (5, 1, 0)
+    case .scaledSigmoid(let scale): (6, scale, 0)
+    case .sigmoidMinusOne: (7, 1, 0)
+    case .inverseRoot(let scale, let epsilon): (8, scale, epsilon)
+    }
+  }
+
+  package func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor) {
+    let code = code(function)
+    launch(
+      "applyFunction", grid: eights(x.count),
+      [x.values, y.values, A(wide: x.count), A(code.number), A(code.scale), A(code.epsilon)])
+  }
+
+  package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {
+    let code = code(function)
+    launch(
+      "applyFunctionBackward", grid: eights(dx.count),
+      [dy.values, x.values, y.values, dx.values, A(wide: dx.count), A(code.number), A(code.scale)])
+  }
+
+  // MARK: - Rows and columns
+
+  package func scaleRows(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {
+    let columns = x.count / max(1, scales.count)
+    precondition(columns * scales.count == x.count && y.count == x.count, "rows of \(x.shape) by \(scales.shape)")
+    launch(
+      "scaleRows", threads: x.count,
+      [x.values, scales.values, y.values, narrow(x.count), A(columns), A(adds ? 1 : 0)])
+  }
+
+  package func rowProducts(_ x: Tensor, _ y: Tensor, into out: Tensor) {
+    let columns = x.count / max(1, out.count)
+    precondition(columns * out.count == x.count && y.count == x.count, "rows of \(x.shape), \(y.shape) into \(out.shape)")
+    launch(
+      "rowProducts", grid: ((out.count + 7) / 8, 1), [x.values, y.values, out.values, A(out.count), A(columns)])
+  }
+
+  package func scaleColumns(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {
+    let group = x.columns / scales.count
+    precondition(group * scales.count == x.columns && y.count == x.count, "columns of \(x.shape) by \(scales.shape)")
+    launch(
+      "scaleColumns", threads: x.count,
+      [x.values, scales.values, y.values, narrow(x.count), A(x.columns), A(group), A(adds ? 1 : 0)])
+  }
+
+  package func columnProducts(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {
+    sumColumns(x, y, into: out, adds: adds)
+  }
+
+  package func sumRows(_ x: Tensor, into sums: Tensor, adds: Bool) { sumColumns(x, nil, into: sums, adds: adds) }
+
+  /// Sums over rows, of x or of x · y, cut into parts by the number of rows alone.
+  private func sumColumns(_ x: Tensor, _ y: Tensor?, into out: Tensor, adds: Bool) {
+    let (rows, columns) = (x.rows, x.columns)
+    let group = columns / out.count
+    precondition(group * out.count == columns && y?.count ?? x.count == x.count, "columns of \(x.shape) into \(out.shape)")
+    let rowsPerPart = max(32, (rows + 255) / 256)
+    let parts = (rows + rowsPerPart - 1) / rowsPerPart
+    let partial = empty([max(1, parts), columns])
+    launch(
+      "columnParts", grid: ((columns + 255) / 256, parts),
+      [x.values, A(values: y), A(rows), A(columns), A(rowsPerPart), partial.floats])
+    launch(
+      "addColumnParts", grid: ((out.count + 7) / 8, 1),
+      [partial.floats, A(parts), A(columns), A(group), out.values, A(adds ? 1 : 0)])
+  }
+
+  package func addBias(_ bias: Tensor, to y: Tensor) {
+    launch("addBias", grid: eights(y.count), [bias.values, y.values, narrow(y.count), A(y.columns)])
+  }
+
+  package func copyColumns(_ x: Tensor, _ range: Range<Int>, into y: Tensor) {
+    precondition(range.upperBound <= x.columns && y.count == x.rows * range.count, "columns \(range) of \(x.shape)")
+    launch(
+      "copyColumns", threads: y.count,
+      [x.values, y.values, narrow(y.count), A(x.columns), A(range.lowerBound), A(range.count)])
+  }
+
+  package func addColumns(_ dy: Tensor, into dx: Tensor, _ range: Range<Int>, adds: Bool) {
+    precondition(range.upperBound <= dx.columns && dy.count == dx.rows * range.count, "columns \(range) of \(dx.shape)")
+    launch(
+      "addColumns", threads: dx.count,
+      [dy.values, dx.values, narrow(dx.count), A(dx.columns), A(range.lowerBound), A(range.count), A(adds ? 1 : 0)])
+  }
+
+  package func repeatHeads(_ x: Tensor, into y: Tensor) {
+    launch(
+      "repeatHeads", threads: y.count,
+      [x.values, y.values, narrow(y.count), A(y.shape[1]), A(x.shape[1]), A(x.shape[2])])
+  }
+
+  package func repeatHeadsBackward(_ dy: Tensor, into dx: Tensor) {
+    launch(
+      "repeatHeadsBackward", threads: dx.count,
+      [dy.values, dx.values, narrow(dx.count), A(dy.shape[1]), A(dx.shape[1]), A(dx.shape[2])])
+  }
+
+  // MARK: - Tables
+
+  package func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor) {
+    launch(
+      "gatherRows", grid: (ids.count, 1), [table.values, ids.integers, out.values, A(table.rows), A(table.columns)])
+  }
+
+  package func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor) {
+    launch(
+      "scatterAddRows", grid: (ids.count, 1),
+      [x.values, ids.integers, table.values, A(ids.count), A(table.rows), A(table.columns)])
+  }
+
+  /// Cosines and sines of the angles of positions 0, 1, …: `[positions, half]` each.
+  struct RotaryTables {
+    let half: Int
+    let theta: Float
+    let cosines: Tensor
+    let sines: Tensor
+  }
+
+  /// The tables for these angles, kept for as long as the backend: a model may have several kinds.
+  private func rotaryTables(_ limit: Int, half: Int, theta: Float) -> RotaryTables {
+    if let known = rotary.first(where: { $0.half == half && $0.theta == theta }) {
+      if known.cosines.rows >= limit { return known }
+      rotary.removeAll { $0.half == half && $0.theta == theta }
+    }
+    var positions = 256
+    while positions < limit { positions *= 2 }
+    let tables = RotaryTables(
+      half: half, theta: theta, cosines: empty([positions, half]), sines: empty([positions, half]))
+    launch(
+      "rotaryTables", threads: positions * half,
+      [tables.cosines.floats, tables.sines.floats, A(wide: positions * half), A(half), A(Double(theta))])
+    rotary.append(tables)
+    return tables
+  }
+
+  package func rotate(_ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor) {
+    let (heads, size) = (x.shape[1], x.shape[2])
+    let tables = rotaryTables(layout.positionLimit, half: size / 2, theta: theta)
+    let pairs = x.rows * heads * (size / 2)
+    launch(
+      "rotate", threads: pairs,
+      [
+        x.values, y.values, layout.positions.integers, tables.cosines.floats, tables.sines.floats, narrow(pairs),
+        A(heads), A(size), A(direction),
+      ])
+  }
+
+  // MARK: - Sums in double precision
+
+  package func sumElements(_ x: Tensor, scale: Double, into sum: Tensor) {
+    precondition(sum.count == 1, "one sum into shape \(sum.shape)")
+    launch("sumElements", grid: (1, 1), blockSize: 1024, [x.values, A(wide: x.count), A(scale), sum.doubles])
+  }
+
+  package func sumsOfSquares(_ x: Tensor, blockSize: Int, into sums: Tensor) {
+    precondition(sums.count == (x.count + blockSize - 1) / blockSize, "sums of \(x.shape) into \(sums.shape)")
+    _ = sums.doubles
+    run("sumsOfSquares") {
+      try rows(.float32).sumsOfSquares(x.deviceView, count: x.count, blockSize: blockSize, into: sums.deviceView)
+    }
+  }
+
+  // MARK: - Products
+
+  package func multiply(
+    _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,
+    alpha: Float, adds: Bool
+  ) {
+    let (m, k) = aTransposed ? (a.columns, a.rows) : (a.rows, a.columns)
+    let n = bTransposed ? b.rows : b.columns
+    precondition(
+      k == (bTransposed ? b.columns : b.rows) && c.rows == m && c.columns == n,
+      "multiply of \(a.shape)\(aTransposed ? "ᵀ" : "") and \(b.shape)\(bTransposed ? "ᵀ" : "") into \(c.shape)")
+    guard m > 0, n > 0 else { return }
+    operations += 2 * Double(m) * Double(n) * Double(k)
+    // Operands are of one type: that of the left one, which holds activations or their gradients.
+    let b = converted(b, to: a.dtype)
+    let isWide = a.dtype == .float32 && c.dtype == .bfloat16
+    let out = isWide ? empty(c.shape) : c
+    if isWide && adds { copy(c, into: out) }
+    let shape = MatrixProducts.Shape(
+      m: m, n: n, k: k, aTransposed: aTransposed, bTransposed: bTransposed,
+      operands: a.dtype == .bfloat16 ? .bfloat16 : .float32, result: out.dtype == .bfloat16 ? .bfloat16 : .float32)
+    let (pa, pb, pc) = (a.deviceView, b.deviceView, out.deviceView)
+    var isDone = false
+    run(profile == nil ? "" : "product \(m) x \(n) x \(k) \(aTransposed ? "T" : "N")\(bTransposed ? "T" : "N")") {
+      isDone = try products.multiply(shape, pa.address, pb.address, into: pc.address, alpha: alpha, adds: adds)
+    }
+    if !isDone {
+      launch(
+        "plainProduct", threads: m * n,
+        [
+          a.values, b.values, out.values, A(m), A(n), A(k), A(wide: aTransposed ? 1 : k), A(wide: aTransposed ? m : 1),
+          A(wide: bTransposed ? 1 : n), A(wide: bTransposed ? k : 1), A(alpha), A(adds ? 1 : 0),
+        ])
+    }
+    if isWide { copy(out, into: c) }
+  }
+
+  /// x, or a copy of it in another type.
+  func converted(_ x: Tensor, to dtype: DType) -> Tensor {
+    guard x.dtype != dtype else { return x }
+    let y = empty(x.shape, dtype)
+    copy(x, into: y)
+    return y
+  }
+
+  /// Lets `body` write to y, or to a tensor of the type `dtype` that is copied to y then.
+  func writing(_ y: Tensor, as dtype: DType, adds: Bool = false, _ body: (Tensor) -> Void) {
+    guard y.dtype != dtype else { return body(y) }
+    let out = empty(y.shape, dtype)
+    if adds { copy(y, into: out) }
+    body(out)
+    copy(out, into: y)
+  }
+}

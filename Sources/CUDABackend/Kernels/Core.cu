@@ -1,0 +1,442 @@
+// The core of operations over elements, rows and columns, of float32 and bfloat16 in any mixture: correct for every shape.
+// Arithmetic is float32. What the training step spends its time in has kernels of its own.
+#include "Values.cuh"
+
+/// Calls f(i, n) over all elements, for n = 8 neighbours at a time where every operand is aligned for that, else 1.
+/// grid (count / 2048 rounded up), 256 threads.
+template <typename F> DEVICE void forEach(long long count, u64 addresses, F f) {
+  const long long i = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
+  if (i + 8 <= count && (addresses & 15) == 0)
+    f(i, Number<8>());
+  else
+    for (long long j = i; j < i + 8 && j < count; ++j) f(j, Number<1>());
+}
+
+extern "C" __global__ void __launch_bounds__(256) fill(u64 x, long long count, float value) {
+  forEach(count, x, [&](long long i, auto n) {
+    float v[n.count];
+#pragma unroll
+    for (int j = 0; j < n.count; ++j) v[j] = value;
+    storeValues(x, i, v);
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(256) copyValues(u64 x, u64 y, long long count) {
+  forEach(count, x | y, [&](long long i, auto n) {
+    float v[n.count];
+    loadValues(x, i, v);
+    storeValues(y, i, v);
+  });
+}
+
+/// out = y + scale x
+extern "C" __global__ void __launch_bounds__(256) addScaled(u64 x, u64 y, u64 out, long long count, float scale) {
+  forEach(count, x | y | out, [&](long long i, auto n) {
+    float v[n.count], w[n.count];
+    loadValues(x, i, v);
+    loadValues(y, i, w);
+#pragma unroll
+    for (int j = 0; j < n.count; ++j) w[j] += scale * v[j];
+    storeValues(out, i, w);
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(256) product(u64 x, u64 y, u64 out, long long count, int adds) {
+  forEach(count, x | y | out, [&](long long i, auto n) {
+    float v[n.count], w[n.count], z[n.count];
+    loadValues(x, i, v);
+    loadValues(y, i, w);
+    if (adds) loadValues(out, i, z);
+#pragma unroll
+    for (int j = 0; j < n.count; ++j) v[j] = v[j] * w[j] + (adds ? z[j] : 0.0f);
+    storeValues(out, i, v);
+  });
+}
+
+// As Tensors/Kernels.swift numbers them in CUDABackend/CoreKernels.swift.
+enum Function {
+  silu_ = 0, sigmoid_, logSigmoid_, softplus_, tanh_, negativeExponential_, scaledSigmoid_, sigmoidMinusOne_,
+  inverseRoot_
+};
+
+DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(exactExponential(-fabsf(x))); }
+DEVICE float exactSigmoid(float x) { return 1.0f / (1.0f + exactExponential(-x)); }
+
+DEVICE float valueOf(int function, float x, float scale, float epsilon) {
+  switch (function) {
+  case silu_: return x * exactSigmoid(x);
+  case sigmoid_: return exactSigmoid(x);
+  case logSigmoid_: return -scale * softplus(-x);
+  case softplus_: return softplus(x);
+  case tanh_: return tanhf(x);
+  case negativeExponential_: return -exactExponential(x);
+  case scaledSigmoid_: return scale * exactSigmoid(x);
+  case sigmoidMinusOne_: return -exactSigmoid(-x);
+  default: return 1.0f / sqrtf(scale * x + epsilon);
+  }
+}
+DEVICE float slopeOf(int function, float x, float y, float scale) {
+  switch (function) {
+  case silu_: {
+    const float s = exactSigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+  }
+  case sigmoid_: return y * (1.0f - y);
+  case logSigmoid_: return scale * exactSigmoid(-x);
+  case softplus_: return exactSigmoid(x);
+  case tanh_: return 1.0f - y * y;
+  case negativeExponential_: return y;
+  case scaledSigmoid_: return y * (1.0f - y / scale);
+  case sigmoidMinusOne_: return -y * (1.0f + y);
+  default: return -0.5f * scale * y * y * y;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256) applyFunction(
+  u64 x, u64 y, long long count, int function, float scale, float epsilon) {
+  forEach(count, x | y, [&](long long i, auto n) {
+    float v[n.count];
+    loadValues(x, i, v);
+#pragma unroll
+    for (int j = 0; j < n.count; ++j) v[j] = valueOf(function, v[j], scale, epsilon);
+    storeValues(y, i, v);
+  });
+}
+
+/// dx = dy f'; x is read by functions 0, 2 and 3, y by the others.
+extern "C" __global__ void __launch_bounds__(256) applyFunctionBackward(
+  u64 dy, u64 x, u64 y, u64 dx, long long count, int function, float scale) {
+  const bool readsInput = function == silu_ || function == logSigmoid_ || function == softplus_;
+  const u64 read = readsInput ? x : y;
+  forEach(count, dy | read | dx, [&](long long i, auto n) {
+    float d[n.count], v[n.count];
+    loadValues(dy, i, d);
+    loadValues(read, i, v);
+#pragma unroll
+    for (int j = 0; j < n.count; ++j) d[j] *= slopeOf(function, v[j], v[j], scale);
+    storeValues(dx, i, d);
+  });
+}
+
+// MARK: Rows and columns. An element a thread; grid (count / 256 rounded up).
+
+DEVICE long long ownElement() { return (long long)blockIdx.x * 256 + threadIdx.x; }
+
+/// y[m] = scales[m] x[m], or added.
+extern "C" __global__ void __launch_bounds__(256) scaleRows(
+  u64 x, u64 scales, u64 y, u32 count, u32 columns, int adds) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const float v = loadValue(scales, (u32)i / columns) * loadValue(x, i);
+  storeValue(y, i, v + (adds ? loadValue(y, i) : 0.0f));
+}
+
+/// y[n, c] = scales[c / group] x[n, c], or added.
+extern "C" __global__ void __launch_bounds__(256) scaleColumns(
+  u64 x, u64 scales, u64 y, u32 count, u32 columns, u32 group, int adds) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const float v = loadValue(scales, (u32)i % columns / group) * loadValue(x, i);
+  storeValue(y, i, v + (adds ? loadValue(y, i) : 0.0f));
+}
+
+/// y[n, c] += bias[c]
+extern "C" __global__ void __launch_bounds__(256) addBias(u64 bias, u64 y, u32 count, u32 columns) {
+  const u32 i = (u32)ownElement() * 8;
+  if (i >= count) return;
+  if (columns % 8 == 0 && (y & 15) == 0 && (bias & 15) == 0) {
+    float v[8], b[8];
+    loadValues(y, i, v);
+    loadValues(bias, i % columns, b);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] += b[j];
+    storeValues(y, i, v);
+  } else {
+    for (u32 j = i; j < i + 8 && j < count; ++j) storeValue(y, j, loadValue(y, j) + loadValue(bias, j % columns));
+  }
+}
+
+/// out[m] = x[m] . y[m], a warp a row. grid (rows / 8 rounded up)
+extern "C" __global__ void __launch_bounds__(256) rowProducts(u64 x, u64 y, u64 out, int rows, int columns) {
+  const int row = blockIdx.x * 8 + threadIdx.x / 32;
+  if (row >= rows) return;
+  const long long first = (long long)row * columns;
+  float sum = 0;
+  for (int c = threadIdx.x % 32; c < columns; c += 32) sum += loadValue(x, first + c) * loadValue(y, first + c);
+  sum = laneTotal(sum);
+  if (threadIdx.x % 32 == 0) storeValue(out, row, sum);
+}
+
+/// partial[part][c] = the sum over the rows of a part of x[n, c] y[n, c], of x[n, c] alone without y.
+/// grid (columns / 256 rounded up, parts)
+extern "C" __global__ void __launch_bounds__(256) columnParts(
+  u64 x, u64 y, int rows, int columns, int rowsPerPart, float *partial) {
+  const int c = blockIdx.x * 256 + threadIdx.x;
+  if (c >= columns) return;
+  const int begin = blockIdx.y * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
+  float sum = 0;
+#pragma unroll 4
+  for (int n = begin; n < end; ++n) {
+    const long long i = (long long)n * columns + c;
+    sum += loadValue(x, i) * (y ? loadValue(y, i) : 1.0f);
+  }
+  partial[(long long)blockIdx.y * columns + c] = sum;
+}
+
+/// out[s] = the sum over the parts and over the `group` columns of s, or added: a warp each. grid (sums / 8 rounded up)
+extern "C" __global__ void __launch_bounds__(256) addColumnParts(
+  const float *partial, int parts, int columns, int group, u64 out, int adds) {
+  const int s = blockIdx.x * 8 + threadIdx.x / 32;
+  if (s >= columns / group) return;
+  float sum = 0;
+  for (int i = threadIdx.x % 32; i < parts * group; i += 32)
+    sum += partial[(long long)(i / group) * columns + s * group + i % group];
+  sum = laneTotal(sum);
+  if (threadIdx.x % 32 == 0) storeValue(out, s, sum + (adds ? loadValue(out, s) : 0.0f));
+}
+
+/// y [N, width] = the columns of x [N, columns] from `first` on.
+extern "C" __global__ void __launch_bounds__(256) copyColumns(
+  u64 x, u64 y, u32 count, u32 columns, u32 first, u32 width) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  storeValue(y, i, loadValue(x, (long long)((u32)i / width) * columns + first + (u32)i % width));
+}
+
+/// Those columns of dx = dy, and zero elsewhere; or added. An element of dx a thread.
+extern "C" __global__ void __launch_bounds__(256) addColumns(
+  u64 dy, u64 dx, u32 count, u32 columns, u32 first, u32 width, int adds) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const u32 row = (u32)i / columns, c = (u32)i % columns;
+  const bool inside = c >= first && c < first + width;
+  if (adds && !inside) return;
+  const float v = inside ? loadValue(dy, (long long)row * width + c - first) : 0.0f;
+  storeValue(dx, i, v + (adds ? loadValue(dx, i) : 0.0f));
+}
+
+/// y [N, heads, size] of x [N, groups, size]
+extern "C" __global__ void __launch_bounds__(256) repeatHeads(u64 x, u64 y, u32 count, int heads, int groups, int size) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const u32 n = (u32)i / (heads * size), h = (u32)i / size % heads;
+  storeValue(y, i, loadValue(x, ((long long)n * groups + h * groups / heads) * size + (u32)i % size));
+}
+extern "C" __global__ void __launch_bounds__(256) repeatHeadsBackward(
+  u64 dy, u64 dx, u32 count, int heads, int groups, int size) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const u32 n = (u32)i / (groups * size), g = (u32)i / size % groups;
+  float sum = 0;
+  for (int h = 0; h < heads; ++h)
+    if (h * groups / heads == (int)g) sum += loadValue(dy, ((long long)n * heads + h) * size + (u32)i % size);
+  storeValue(dx, i, sum);
+}
+
+// MARK: Tables
+
+/// out[n] = table[ids[n]]. grid (N), 256 threads; an id without a row ends the process.
+extern "C" __global__ void __launch_bounds__(256) gatherRows(
+  u64 table, const int *ids, u64 out, int tableRows, int columns) {
+  const int id = ids[blockIdx.x];
+  if (id < 0 || id >= tableRows) __trap();
+  const long long from = (long long)id * columns, to = (long long)blockIdx.x * columns;
+  for (int c = threadIdx.x; c < columns; c += 256) storeValue(out, to + c, loadValue(table, from + c));
+}
+
+/// table[ids[n]] += x[n], in the order of n: the block of the first token of an id adds up all of that id. grid (N)
+extern "C" __global__ void __launch_bounds__(256) scatterAddRows(
+  u64 x, const int *ids, u64 table, int tokens, int tableRows, int columns) {
+  __shared__ int earlier, found[257];
+  const int own = blockIdx.x, id = ids[own];
+  if (id < 0 || id >= tableRows) __trap();
+  if (threadIdx.x == 0) earlier = 0;
+  __syncthreads();
+  for (int n = threadIdx.x; n < own; n += 256)
+    if (ids[n] == id) earlier = 1;
+  __syncthreads();
+  if (earlier) return;
+  for (int begin = own; begin < tokens; begin += 256) {
+    const int n = begin + threadIdx.x;
+    const bool isOne = n < tokens && ids[n] == id;
+    found[threadIdx.x] = isOne;
+    if (!__syncthreads_or(isOne)) continue;
+    for (int c = threadIdx.x; c < columns; c += 256) {
+      float sum = loadValue(table, (long long)id * columns + c);
+      for (int i = 0; i < 256; ++i)
+        if (found[i]) sum += loadValue(x, (long long)(begin + i) * columns + c);
+      storeValue(table, (long long)id * columns + c, sum);
+    }
+    __syncthreads();
+  }
+}
+
+// MARK: Rotary positions
+
+/// Cosines and sines of the angles position theta^(-i / half), for all positions: [positions, half] each. In double
+/// precision: float32 loses a turn at large positions. grid (count / 256 rounded up)
+extern "C" __global__ void __launch_bounds__(256) rotaryTables(
+  float *cosines, float *sines, long long count, int half, double theta) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const double angle = (double)(i / half) * pow(theta, -(double)(i % half) / half);
+  double s, c;
+  sincos(angle, &s, &c);
+  cosines[i] = (float)c;
+  sines[i] = (float)s;
+}
+
+/// Rotates pairs (i, i + half) of every head of x [N, heads, size]. A pair a thread.
+extern "C" __global__ void __launch_bounds__(256) rotate(
+  u64 x, u64 y, const int *positions, const float *cosines, const float *sines, u32 pairs, int heads, int size,
+  float direction) {
+  const long long p = ownElement();
+  if (p >= pairs) return;
+  const int half = size / 2, i = (u32)p % half;
+  const u32 row = (u32)p / half;
+  const long long at = (long long)row * size + i, angle = (long long)positions[row / heads] * half + i;
+  const float c = cosines[angle], s = sines[angle] * direction;
+  const float a = loadValue(x, at), b = loadValue(x, at + half);
+  storeValue(y, at, a * c - b * s);
+  storeValue(y, at + half, b * c + a * s);
+  // A middle element of an odd size stays.
+  if (size % 2 && i == 0) storeValue(y, (long long)row * size + size - 1, loadValue(x, (long long)row * size + size - 1));
+}
+
+// MARK: Sums in double precision
+
+/// sum = scale times the sum of x, float32, bfloat16 or float64. grid (1), 1024 threads: each adds every 1024th in order.
+extern "C" __global__ void __launch_bounds__(1024) sumElements(u64 x, long long count, double scale, double *sum) {
+  __shared__ double parts[1024];
+  double own = 0;
+  for (long long i = threadIdx.x; i < count; i += 1024)
+    own += typeOf(x) == FLOAT64 ? reinterpret_cast<const double *>(addressOf(x))[i] : (double)loadValue(x, i);
+  parts[threadIdx.x] = own;
+  __syncthreads();
+  for (int half = 512; half > 0; half /= 2) {
+    if ((int)threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *sum = parts[0] * scale;
+}
+
+// MARK: Products, where the library has none
+
+/// c [m, n] = alpha op(a) op(b), or added; an element a thread, in order of k.
+extern "C" __global__ void __launch_bounds__(256) plainProduct(
+  u64 a, u64 b, u64 c, int m, int n, int k, long long aRow, long long aInner, long long bInner, long long bColumn,
+  float alpha, int adds) {
+  const long long e = ownElement();
+  if (e >= (long long)m * n) return;
+  const int i = e / n, j = e % n;
+  float sum = 0;
+  for (int t = 0; t < k; ++t) sum += loadValue(a, i * aRow + t * aInner) * loadValue(b, t * bInner + j * bColumn);
+  storeValue(c, e, alpha * sum + (adds ? loadValue(c, e) : 0.0f));
+}
+
+// MARK: The causal convolution of four taps
+
+DEVICE float inputBefore(
+  u64 x, u64 history, const int *starts, const int *segments, int t, int from, int channels, int c) {
+  const int start = starts[t];
+  if (from >= start) return loadValue(x, (long long)from * channels + c);
+  return history ? loadValue(history, ((long long)segments[t] * 4 + from - start + 4) * channels + c) : 0.0f;
+}
+
+/// u[t, c] before its activation; taps [C, 4] of every token, `tapStride` apart, zero where all tokens share them.
+DEVICE float convolved(
+  u64 x, u64 taps, long long tapStride, u64 bias, u64 history, const int *starts, const int *segments, int t,
+  int channels, int c) {
+  float u = bias ? loadValue(bias, c) : 0.0f;
+#pragma unroll
+  for (int w = 0; w < 4; ++w)
+    u += loadValue(taps, t * tapStride + c * 4 + w) *
+         inputBefore(x, history, starts, segments, t, t - 3 + w, channels, c);
+  return u;
+}
+
+/// y = u, or SiLU(u) where it `activates`. An element a thread.
+extern "C" __global__ void __launch_bounds__(256) convolve(
+  u64 x, u64 taps, long long tapStride, u64 bias, u64 history, const int *starts, const int *segments, u32 count,
+  int channels, int activates, u64 y) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const int t = (u32)i / channels, c = (u32)i % channels;
+  const float u = convolved(x, taps, tapStride, bias, history, starts, segments, t, channels, c);
+  storeValue(y, i, activates ? u * exactSigmoid(u) : u);
+}
+
+/// du = dy times the slope of SiLU at u.
+extern "C" __global__ void __launch_bounds__(256) convolutionSlope(
+  u64 dy, u64 x, u64 taps, long long tapStride, u64 bias, const int *starts, const int *segments, u32 count,
+  int channels, float *du) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const int t = (u32)i / channels, c = (u32)i % channels;
+  const float u = convolved(x, taps, tapStride, bias, 0, starts, segments, t, channels, c);
+  du[i] = loadValue(dy, i) * slopeOf(silu_, u, u, 1.0f);
+}
+
+/// dx, and where taps are of the token their gradient.
+extern "C" __global__ void __launch_bounds__(256) convolveBackward(
+  u64 du, u64 x, u64 taps, long long tapStride, const int *starts, u32 count, int tokens, int channels, u64 dx,
+  u64 dTaps) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const int t = (u32)i / channels, c = (u32)i % channels, start = starts[t];
+  if (dTaps) {
+    const float d = loadValue(du, i);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int from = t - 3 + w;
+      storeValue(dTaps, i * 4 + w, from >= start ? d * loadValue(x, (long long)from * channels + c) : 0.0f);
+    }
+  }
+  float sum = 0;
+#pragma unroll
+  for (int w = 3; w >= 0; --w) {
+    const int to = t + 3 - w;
+    if (to < tokens && starts[to] == start)
+      sum += loadValue(taps, to * tapStride + c * 4 + w) * loadValue(du, (long long)to * channels + c);
+  }
+  storeValue(dx, i, sum);
+}
+
+/// partial[part][c][w] = the sum over the tokens of a part of du[t, c] x[t - 3 + w, c].
+/// grid (channels / 256 rounded up, parts)
+extern "C" __global__ void __launch_bounds__(256) convolutionTapParts(
+  u64 du, u64 x, const int *starts, int tokens, int channels, int tokensPerPart, float *partial) {
+  const int c = blockIdx.x * 256 + threadIdx.x;
+  if (c >= channels) return;
+  const int begin = blockIdx.y * tokensPerPart;
+  const int end = begin + tokensPerPart < tokens ? begin + tokensPerPart : tokens;
+  float sums[4] = {0, 0, 0, 0};
+  for (int t = begin; t < end; ++t) {
+    const float d = loadValue(du, (long long)t * channels + c);
+#pragma unroll
+    for (int w = 0; w < 4; ++w)
+      if (t - 3 + w >= starts[t]) sums[w] += d * loadValue(x, (long long)(t - 3 + w) * channels + c);
+  }
+#pragma unroll
+  for (int w = 0; w < 4; ++w) partial[((long long)blockIdx.y * channels + c) * 4 + w] = sums[w];
+}
+
+/// y[t] = x[t - 1] - x[t]; before a first token is its row of `history` [segments, C], or zero.
+extern "C" __global__ void __launch_bounds__(256) shiftTokens(
+  u64 x, u64 history, const int *starts, const int *segments, u32 count, int channels, u64 y) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const int t = (u32)i / channels, c = (u32)i % channels;
+  const float before = t > starts[t] ? loadValue(x, i - channels)
+                       : history     ? loadValue(history, (long long)segments[t] * channels + c)
+                                     : 0.0f;
+  storeValue(y, i, before - loadValue(x, i));
+}
+extern "C" __global__ void __launch_bounds__(256) shiftTokensBackward(
+  u64 dy, const int *starts, u32 count, int tokens, int channels, u64 dx) {
+  const long long i = ownElement();
+  if (i >= count) return;
+  const int t = (u32)i / channels;
+  const float after = t + 1 < tokens && starts[t + 1] == starts[t] ? loadValue(dy, i + channels) : 0.0f;
+  storeValue(dx, i, after - loadValue(dy, i));
+}
