@@ -58,9 +58,12 @@ package struct ModelWriter {
       try writeJSON(
         ["metadata": ["total_size": size], "weight_map": map], to: path + "/model.safetensors.index.json")
     }
-    let isJetNemotron = model.configuration.loadingCode == .jetNemotron
+    let code = model.configuration.loadingCode
     if let companions {
-      try carry(Self.companionNames + (isJetNemotron ? Self.modellingNames : []), from: companions, to: path)
+      try carry(Self.companionNames + (code == .jetNemotron ? Self.modellingNames : []), from: companions, to: path)
+    }
+    if code == .hybrid {
+      try writeDurably(Data(PackageResources.modeling_jettrain_hybrid_py), to: path + "/modeling_jettrain_hybrid.py")
     }
     if !FileManager.default.fileExists(atPath: path + "/generation_config.json") {
       try writeJSON(

@@ -1,5 +1,6 @@
 import ArgumentParser
 import CUDA
+import Chat
 import Checkpointing
 import Fetching
 import Files
@@ -34,7 +35,7 @@ enum ExitStatus {
     case let error as FileError: error.kind == .system ? inputOutput : badData
     case is CheckpointError, is ModelError, is SafetensorsError, is PeerError: badData
     case let error as FetchError: error.kind == .system ? inputOutput : badData
-    case is TokenizerError, is GGUFError: badData
+    case is TokenizerError, is GGUFError, is TemplateError: badData
     case let error as CUDAError: error.kind == .compilation ? internalFault : cardFault
     case is CocoaError: inputOutput
     default: internalFault

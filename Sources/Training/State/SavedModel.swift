@@ -1,3 +1,4 @@
+import Chat
 import Checkpointing
 import Conversion
 import Files
@@ -88,6 +89,21 @@ package func makeTokenizer(_ name: String?, of path: String) throws -> any Token
     folder.map { FileManager.default.fileExists(atPath: $0 + "/" + name) } ?? false
   }
   return try makeTokenizer(isThere ? folder! : "bytes")
+}
+
+/// The chat template of the model at `path`; nil where it has none.
+package func chatTemplate(of path: String) throws -> ChatTemplate? {
+  guard let companion = companionFolder(of: path) else { return nil }
+  guard isGGUF(companion) else { return try ChatTemplate(folder: companion) }
+  let metadata = try GGUFFile(path: companion).metadata
+  let tokens = metadata["tokenizer.ggml.tokens"]?.list ?? []
+  func token(_ name: String) -> String {
+    let id = metadata["tokenizer.ggml.\(name)_token_id"]?.integer ?? -1
+    return tokens.indices.contains(id) ? tokens[id].text ?? "" : ""
+  }
+  return try metadata["tokenizer.chat_template"]?.text.map {
+    try ChatTemplate($0, beginOfText: token("bos"), endOfText: token("eos"))
+  }
 }
 
 /// The tokens that end a text of the model at `path`: the tokenizer's, and those of the model's `generation_config.json`
