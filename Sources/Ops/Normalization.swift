@@ -25,8 +25,12 @@ package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
         node.dy, saved.x.value, weight: saved.weight.value, inverse: saved.inverse, into: dx, adds: adds,
         dWeight: dWeight, addsWeight: addsWeight)
     }
-    node[0].accumulate { dx, adds in run(dx, adds, nil, false) }
-    node[1].accumulate { dWeight, adds in run(nil, false, dWeight, adds) }
+    // Both in one pass, where both are asked.
+    guard node[0].isAsked else { return node[1].accumulate { run(nil, false, $0, $1) } }
+    node[0].accumulate { dx, adds in
+      guard node[1].isAsked else { return run(dx, adds, nil, false) }
+      node[1].accumulate { run(dx, adds, $0, $1) }
+    }
   }
 }
 

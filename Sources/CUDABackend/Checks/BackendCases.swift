@@ -6,14 +6,15 @@ extension BackendCheck {
     let counts = small ? [65] : [1, 63, 65, 1000, 70_001]
     let documents = small ? [[1, 37, 65]] : [[1], [63], [65], [1000], [17, 64, 1, 128, 63, 65, 2]]
     return counts.flatMap(elements) + matrices(small: small) + rows(small: small) + documents.flatMap(sequences)
-      + attentions(small: small) + recurrences(small: small) + tables(small: small)
+      + documents.map(views) + attentions(small: small) + recurrences(small: small) + tables(small: small)
   }
 
   // MARK: - Elements
 
   private static func elements(_ n: Int) -> [Case] {
     let functions: [(String, ElementFunction)] = [
-      ("silu", .silu), ("sigmoid", .sigmoid), ("log sigmoid", .logSigmoid(scale: 0.25)), ("softplus", .softplus),
+      ("silu", .silu), ("gelu", .gelu), ("sigmoid", .sigmoid), ("log sigmoid", .logSigmoid(scale: 0.25)),
+      ("softplus", .softplus),
       ("tanh", .tanh), ("negative exponential", .negativeExponential), ("scaled sigmoid", .scaledSigmoid(scale: -0.6)),
       ("sigmoid minus one", .sigmoidMinusOne),
     ]
@@ -69,7 +70,8 @@ extension BackendCheck {
   // MARK: - Matrices
 
   private static func matrices(small: Bool) -> [Case] {
-    let shapes = small ? [(3, 5, 7)] : [(1, 1, 1), (1, 64, 33), (63, 65, 10), (65, 12, 1000), (1000, 136, 96), (128, 256, 512)]
+    let shapes =
+      small ? [(3, 5, 7)] : [(1, 1, 1), (1, 64, 33), (63, 65, 10), (65, 12, 1000), (1000, 136, 96), (128, 256, 512)]
     return shapes.map { m, n, k in
       Case(name: "products", shape: "\(m) x \(n) x \(k)") { make in
         let (a, b) = (make.random([m, k], 1), make.random([k, n], 2))
@@ -149,9 +151,10 @@ extension BackendCheck {
           b.gatedNormalizeBackward(
             dy, x, gate: gate, weight: weight, inverse: inverse2, dx: dx2, dGate: dGate, dWeight: dWeight2,
             addsWeight: false)
-          let (unit, dUnit) = (make.output([rows, columns]), make.output([rows, columns]))
-          b.siluNormalize(x, epsilon: 1e-6, into: unit)
-          b.siluNormalizeBackward(dy, x, epsilon: 1e-6, into: dUnit)
+          let (unit, dUnit) = (make.output([rows, 1, columns]), make.output([rows, 1, columns]))
+          b.siluNormalize(x.reshaped([rows, 1, columns]), epsilon: 1e-6, into: unit)
+          b.siluNormalizeBackward(
+            dy.reshaped([rows, 1, columns]), x.reshaped([rows, 1, columns]), epsilon: 1e-6, into: dUnit)
           let (length, dLength) = (make.output([rows, columns]), make.output([rows, columns]))
           b.normalizeLength(x, epsilon: 1e-6, into: length)
           b.normalizeLengthBackward(dy, x, epsilon: 1e-6, into: dLength)
@@ -182,7 +185,9 @@ extension BackendCheck {
             dG: dG, dBeta: dBeta, a: x, beta: beta, aLog: aLog, dtBias: bias, dA: dA, dB: dB, dALog: dALog,
             dDtBias: dBias)
           let labels = b.tensor((0..<rows).map { $0 == 2 ? Int32(-100) : Int32($0 * 7 % columns) })
-          let (logits, teacher) = (make.random([rows, columns], 9, scale: 2), make.random([rows, columns], 10, scale: 2))
+          let (logits, teacher) = (
+            make.random([rows, columns], 9, scale: 2), make.random([rows, columns], 10, scale: 2)
+          )
           let (crossEntropy, kl) = (b.empty([rows]), b.empty([rows]))
           b.vocabularyLoss(
             logits: logits, teacherLogits: teacher, labels: labels, crossEntropyScale: 0.25, klScale: 0.5,
@@ -232,14 +237,90 @@ extension BackendCheck {
         Case(name: "rotary positions", shape: name) { make in
           let layout = make.layout(documents, starts: documents.indices.map { $0 * 1000 })
           let (x, y, dx) = (make.random([n, 3, 10], 1), make.output([n, 3, 10]), make.output([n, 3, 10]))
-          make.backend.rotate(x, layout: layout, theta: 10_000, direction: 1, into: y)
-          make.backend.rotate(x, layout: layout, theta: 10_000, direction: -1, into: dx)
+          make.backend.rotate(x, layout: layout, angles: RotaryAngles(theta: 10_000), direction: 1, into: y)
+          make.backend.rotate(x, layout: layout, angles: RotaryAngles(theta: 10_000), direction: -1, into: dx)
           let (repeated, folded) = (make.output([n, 6, 10]), make.output([n, 3, 10]))
           make.backend.repeatHeads(x, into: repeated)
           make.backend.repeatHeadsBackward(repeated, into: folded)
           return ([y, repeated], [dx, folded])
         }
       ]
+  }
+
+  /// Columns of wider rows, where a backend takes them in place, else copies.
+  private static func views(_ documents: [Int]) -> Case {
+    let n = documents.reduce(0, +)
+    let (heads, size) = (3, 16)
+    let width = heads * size
+    return Case(name: "columns of wider rows", shape: "\(n) tokens in \(documents.count)") { make in
+      let b = make.backend
+      func columns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
+        if b.takesColumnViews { return x.columns(range) }
+        let part = make.output([n, range.count])
+        b.copyColumns(x, range, into: part)
+        return part
+      }
+      // Whatever lies beside the columns that are written must stay: all of the wide array is compared.
+      let gradients = make.random([n, 5 * width + 8], 2)
+      func gradient(_ range: Range<Int>, _ shape: [Int], _ write: (Tensor) -> Void) {
+        if b.takesColumnViews { return write(gradients.columns(range).reshaped(shape)) }
+        let part = make.output(shape)
+        write(part)
+        let old = make.output([n, range.count])
+        b.copyColumns(gradients, range, into: old)
+        b.add(old, scale: -1, into: part.reshaped([n, range.count]))
+        b.addColumns(part.reshaped([n, range.count]), into: gradients, range, adds: true)
+      }
+      let layout = make.layout(documents)
+      let wide = make.random([n, 5 * width + 8], 1)
+      let x = (0..<5).map { columns(wide, $0 * width..<($0 + 1) * width) }
+      let (a, beta) = (columns(wide, 5 * width..<5 * width + 3), columns(wide, 5 * width + 3..<5 * width + 6))
+      let shape = [n, heads, size]
+      let dy = make.random([n, width], 3)
+      let weight = make.floats([size], 4, scale: 0.3, shift: 1)
+      let (y, unit, gated, moved, activated) = (
+        make.output([n, width]), make.output(shape), make.output([n, width]), make.output(shape),
+        make.output([n, width])
+      )
+      b.swiGLU(gate: x[0], up: x[1], into: y)
+      b.siluNormalize(x[2].reshaped(shape), epsilon: 1e-6, into: unit)
+      gradient(2 * width..<3 * width, shape) {
+        b.siluNormalizeBackward(dy.reshaped(shape), x[2].reshaped(shape), epsilon: 1e-6, into: $0)
+      }
+      let (inverse, normed) = (b.empty([n * heads]), make.random(shape, 5))
+      b.gatedNormalize(normed, gate: x[3], weight: weight, epsilon: 1e-5, into: gated, inverse: inverse)
+      let (dNormed, dWeight) = (make.output(shape), b.empty([size]))
+      gradient(3 * width..<4 * width, [n, width]) {
+        b.gatedNormalizeBackward(
+          dy, normed, gate: x[3], weight: weight, inverse: inverse, dx: dNormed, dGate: $0, dWeight: dWeight,
+          addsWeight: false)
+      }
+      b.rotate(x[4].reshaped(shape), layout: layout, angles: RotaryAngles(theta: 10_000), direction: 1, into: moved)
+      b.apply(.silu, x[4], into: activated)
+      gradient(4 * width..<5 * width, [n, width]) { b.applyBackward(.silu, dy, x: x[4], y: activated, into: $0) }
+      let (aLog, bias) = (make.floats([3], 6), make.floats([3], 7))
+      let (g, opened) = (b.empty([n, 3]), b.empty([n, 3]))
+      b.decayGate(a: a, b: beta, aLog: aLog, dtBias: bias, g: g, beta: opened)
+      let (inner, generator, taps) = (
+        make.random([n, 8], 8), make.random([4 * width, 8], 9, scale: 0.3), make.floats([4 * width], 10)
+      )
+      let convolved = make.output([n, width])
+      b.generatedConvolve(
+        x[1], inner: inner, weight: generator, bias: taps, layout: layout, history: nil, into: convolved)
+      let (dInner, dGenerator, dTaps) = (make.output([n, 8]), b.empty([4 * width, 8]), b.empty([4 * width]))
+      gradient(width..<2 * width, [n, width]) {
+        b.generatedConvolveBackward(
+          dy, x[1], inner: inner, weight: generator, bias: taps, layout: layout, dx: $0, dInner: dInner,
+          dWeight: dGenerator, addsWeight: false, dBias: dTaps, addsBias: false)
+      }
+      let (matrix, product, total) = (make.random([24, width], 11), make.output([n, 24]), b.empty([width]))
+      b.multiply(x[0], transposed: false, matrix, transposed: true, into: product, alpha: 1, adds: false)
+      b.sumRows(x[0], into: total, adds: false)
+      return (
+        [y, unit, gated, moved, activated, g, opened, convolved, product, total],
+        [gradients, dNormed, dWeight, dInner, dGenerator, dTaps]
+      )
+    }
   }
 
   // MARK: - Attention
@@ -249,12 +330,16 @@ extension BackendCheck {
     let shapes: [([Int], Int?)] =
       small
       ? [([1, 40], nil)]
-      : [([1], nil), ([63, 65], nil), ([1000], nil), ([17, 64, 1, 128, 300], 33), ([400], 1), ([300], 129), ([1, 400, 193, 700], nil), ([1000, 500], 200)]
+      : [
+        ([1], nil), ([63, 65], nil), ([1000], nil), ([17, 64, 1, 128, 300], 33), ([400], 1), ([300], 129),
+        ([1, 400, 193, 700], nil), ([1000, 500], 200),
+      ]
     return sizes.flatMap { size in
       shapes.map { documents, window in
         let n = documents.reduce(0, +)
         return Case(
-          name: "attention", shape: "\(documents.count == 1 ? "\(n)" : "\(n) in \(documents.count)"), heads of \(size)"
+          name: "attention",
+          shape: "\(documents.count == 1 ? "\(n)" : "\(n) in \(documents.count)"), heads of \(size)"
             + (window.map { ", window \($0)" } ?? "")
         ) { make in
           let b = make.backend
@@ -284,7 +369,8 @@ extension BackendCheck {
           let spans = AttentionSpans(
             Maker.ranges(fresh).enumerated().map { index, range in
               AttentionSpan(
-                queries: range, keys: index * capacity..<index * capacity + filled[index], window: index == 2 ? 60 : nil)
+                queries: range, keys: index * capacity..<index * capacity + filled[index], window: index == 2 ? 60 : nil
+              )
             })
           let (o, logSums) = (make.output([74, 4, size]), b.empty([74, 4]))
           b.attend(q, k, v, spans: spans, into: o, logSums: logSums)
@@ -296,10 +382,12 @@ extension BackendCheck {
   // MARK: - Recurrences
 
   private static func recurrences(small: Bool) -> [Case] {
-    let shapes = small ? [(8, 12, [1, 65])] : [(16, 16, [65]), (24, 40, [1, 130, 63]), (64, 64, [200]), (96, 256, [70])]
+    let shapes =
+      small ? [(8, 12, [1, 65])] : [(16, 16, [65]), (24, 40, [1, 130, 63]), (64, 64, [200]), (96, 256, [70])]
     return shapes.map { keys, values, documents in
       let n = documents.reduce(0, +)
-      return Case(name: "diagonal plus low rank", shape: "\(keys) x \(values), \(n) tokens in \(documents.count)") { make in
+      return Case(name: "diagonal plus low rank", shape: "\(keys) x \(values), \(n) tokens in \(documents.count)") {
+        make in
         let b = make.backend
         let layout = make.layout(documents)
         let heads = 2
