@@ -64,7 +64,7 @@ let package = Package(
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
     .target(name: "Tokenizers", dependencies: ["GGUF", "Hashing"]),
     .target(
-      name: "TokenStreams", dependencies: ["Files", "Hashing", "Parallel", "Tokenizers", yams],
+      name: "TokenStreams", dependencies: ["Chat", "Files", "Hashing", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
     .target(
       name: "Checkpointing",
@@ -100,8 +100,8 @@ let package = Package(
     .testTarget(
       name: "ModelsTests",
       dependencies: [
-        "Conversion", "CPUBackend", "Evaluation", "Files", "GGUF", "Models", "NN", "Ops", "Safetensors", "Tensors",
-        "TestSupport", "Tokenizers",
+        "Chat", "Conversion", "CPUBackend", "Evaluation", "Files", "GGUF", "Models", "NN", "Ops", "Safetensors", "Tensors",
+        "TestSupport", "Tokenizers", "Training",
       ], swiftSettings: unoptimized),
     .target(
       name: "KernelEmulator", path: "Tests/KernelEmulator", exclude: ["GatedDeltaRule.inc"],
@@ -137,13 +137,13 @@ let package = Package(
     .executableTarget(
       name: "jettrain-fuzz",
       dependencies: [
-        "Checkpointing", "Evaluation", "Files", "Hashing", "Models", "Parallel", "Safetensors", "Search", "TestSupport", "Tokenizers",
+        "Chat", "Checkpointing", "Evaluation", "Files", "GGUF", "Hashing", "Models", "Parallel", "Safetensors", "Search", "TestSupport", "Tokenizers",
         "TokenStreams", "Training",
       ], path: "Tests/Fuzz"),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
       exclude: [
-        "jet_twin.py", "make_chat_fixtures.py", "make_family_goldens.py", "make_gguf_fixtures.py", "make_golden.py", "make_layer_fixtures.py", "make_tokenizer_fixtures.py", "parity.py",
+        "jet_twin.py", "make_chat_fixtures.py", "make_family_goldens.py", "make_gguf_fixtures.py", "make_golden.py", "make_layer_fixtures.py", "make_reference.py", "make_tokenizer_fixtures.py", "parity.py",
         "tokenizer_parity.py",
       ],
       swiftSettings: unoptimized),

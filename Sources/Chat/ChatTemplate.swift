@@ -10,7 +10,11 @@ package struct ChatMessage: Sendable {
 }
 
 /// How a model wants conversations spelled: a template in the part of Jinja that models' templates use.
-package struct ChatTemplate {
+///
+/// It may be used by several threads at once: what a template makes while it runs belongs to that run.
+package struct ChatTemplate: @unchecked Sendable, CustomStringConvertible {
+  /// The template's text, which is all that decides what it does but the two tokens.
+  package let source: String
   private let nodes: [TemplateNode]
   /// The spellings that templates call `bos_token` and `eos_token`.
   private let beginOfText: String
@@ -18,6 +22,7 @@ package struct ChatTemplate {
 
   package init(_ source: String, beginOfText: String = "", endOfText: String = "") throws {
     guard source.utf8.count <= 1 << 20 else { throw TemplateError("is longer than a megabyte") }
+    self.source = source
     nodes = try TemplateParser.parse(source)
     (self.beginOfText, self.endOfText) = (beginOfText, endOfText)
   }
@@ -39,6 +44,34 @@ package struct ChatTemplate {
       ?? named?.first { $0["name"] as? String == "default" }?["template"] as? String
     guard let source else { return nil }
     try self.init(source, beginOfText: token("bos_token"), endOfText: token("eos_token"))
+  }
+
+  package var description: String { "\(source)|\(beginOfText)|\(endOfText)" }
+
+  /// A conversation in pieces, of which the assistant's answers count in a loss: from behind what an answer is asked with to
+  /// its end.
+  package func pieces(_ messages: [ChatMessage]) throws -> [(text: String, counts: Bool)] {
+    let whole = Array(try text(messages, asksForAnswer: false).utf8)
+    var pieces: [(text: String, counts: Bool)] = []
+    var done = 0
+    func add(upTo end: Int, counts: Bool) {
+      if end > done { pieces.append((String(decoding: whole[done..<end], as: UTF8.self), counts)) }
+      done = max(done, end)
+    }
+    for (index, message) in messages.enumerated() where message.role == "assistant" {
+      let asked = Array(try text(Array(messages[..<index]), asksForAnswer: true).utf8)
+      let answered = Array(try text(Array(messages[...index]), asksForAnswer: false).utf8)
+      guard whole.starts(with: asked), whole.starts(with: answered), done <= asked.count, asked.count <= answered.count
+      else {
+        throw TemplateError(
+          "spells the beginning of a conversation otherwise once it goes on, so that nobody can say where answer "
+            + "\(index) lies; leave out earlier answers, or use another template")
+      }
+      add(upTo: asked.count, counts: false)
+      add(upTo: answered.count, counts: true)
+    }
+    add(upTo: whole.count, counts: false)
+    return pieces
   }
 
   /// The text of a conversation.

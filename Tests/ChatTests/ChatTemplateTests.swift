@@ -48,4 +48,22 @@ import Testing
     #expect(throws: TemplateError.self) { try ChatTemplate(String(repeating: "{% if true %}", count: 10_000)) }
     #expect(throws: TemplateError.self) { try ChatTemplate("{{ " + String(repeating: "not ", count: 100_000) + "x }}") }
   }
+
+  /// Of a conversation the answers count, each to its end.
+  @Test func answersCount() throws {
+    func template(_ name: String) throws -> ChatTemplate {
+      try ChatTemplate(String(contentsOfFile: Self.folder + name + ".jinja", encoding: .utf8))
+    }
+    let messages = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")].map {
+      ChatMessage(role: $0.0, content: $0.1)
+    }
+    let pieces = try template("smollm2").pieces(messages)
+    #expect(pieces.map(\.counts) == [false, true, false, true])
+    #expect(pieces[1].text == "b<|im_end|>\n" && pieces[3].text == "d<|im_end|>\n")
+    #expect(pieces[2].text == "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
+    #expect(try pieces.map(\.text).joined() == template("smollm2").text(messages, asksForAnswer: false))
+    // Qwen3's takes the thoughts out of answers once a question follows.
+    let thinking = messages.map { ChatMessage(role: $0.role, content: $0.role == "assistant" ? "<think>x</think>y" : "a") }
+    #expect(throws: TemplateError.self) { try template("qwen3").pieces(thinking) }
+  }
 }

@@ -106,6 +106,16 @@ package func chatTemplate(of path: String) throws -> ChatTemplate? {
   }
 }
 
+/// The chat template that lies beside the tokenizer at `path`.
+package func chatTemplate(ofTokenizer path: String) throws -> ChatTemplate {
+  let template = try isGGUF(path) ? chatTemplate(of: path) : ChatTemplate(folder: companionFolder(ofTokenizer: path))
+  guard let template else {
+    throw TokenizerError(
+      path: path, reason: "has no chat template beside it: chat_template.jinja, or in tokenizer_config.json")
+  }
+  return template
+}
+
 /// The tokens that end a text of the model at `path`: the tokenizer's, and those of the model's `generation_config.json`
 /// and `config.json`.
 package func endTokens(of path: String, _ tokenizer: any Tokenizer) -> Set<UInt32> {
