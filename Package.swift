@@ -56,12 +56,16 @@ let package = Package(
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
     .target(name: "Safetensors", dependencies: ["Files", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "GGUF", dependencies: ["Files"], swiftSettings: kernelFlags),
-    .target(name: "Models", dependencies: ["Files", "GGUF", "NN", "Ops", "Safetensors", "Tensors"]),
+    .target(name: "Chat"),
+    .target(name: "Fetching", dependencies: ["Files", "Hashing"]),
+    .target(
+      name: "Models", dependencies: ["Files", "GGUF", "NN", "Ops", "Safetensors", "Tensors"],
+      resources: [.embedInCode("Modelling/modeling_jettrain_hybrid.py")]),
     .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
     .target(name: "Tokenizers", dependencies: ["GGUF", "Hashing"]),
     .target(
-      name: "TokenStreams", dependencies: ["Files", "Hashing", "Parallel", "Tokenizers", yams],
+      name: "TokenStreams", dependencies: ["Chat", "Files", "Hashing", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
     .target(
       name: "Checkpointing",
@@ -71,7 +75,7 @@ let package = Package(
       name: "Training",
       dependencies: [
         "CStack",
-        "Checkpointing", "Conversion", "Fabric", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
+        "Chat", "Checkpointing", "Conversion", "Fabric", "Files", "GGUF", "Hashing", "MPI", "Models", "NN", "Ops", "Optimizers", "Parallel",
         "Reporting", "Tensors", "Tokenizers", "TokenStreams",
       ]),
     .target(
@@ -87,7 +91,7 @@ let package = Package(
       name: "jettrain",
       dependencies: [
         "Search",
-        "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Files", "Models", "MPI", "NN",
+        "Chat", "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Fetching", "Files", "GGUF", "Models", "MPI", "NN",
         "Parallel", "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ], swiftSettings: unoptimized),
@@ -97,8 +101,8 @@ let package = Package(
     .testTarget(
       name: "ModelsTests",
       dependencies: [
-        "Conversion", "CPUBackend", "Evaluation", "Files", "Models", "NN", "Ops", "Safetensors", "Tensors",
-        "TestSupport", "Tokenizers",
+        "Chat", "Conversion", "CPUBackend", "Evaluation", "Files", "GGUF", "Models", "NN", "Ops", "Safetensors", "Tensors",
+        "TestSupport", "Tokenizers", "Training",
       ], swiftSettings: unoptimized),
     .target(
       name: "KernelEmulator", path: "Tests/KernelEmulator", exclude: ["GatedDeltaRule.inc"],
@@ -111,6 +115,7 @@ let package = Package(
       dependencies: [
         "CPUBackend", "CUDA", "CUDABackend", "jettrain", "KernelEmulator", "Tensors", "TestSupport",
       ], swiftSettings: unoptimized),
+    .testTarget(name: "ChatTests", dependencies: ["Chat", "TestSupport"], swiftSettings: unoptimized),
     .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"], swiftSettings: unoptimized),
     .testTarget(
       name: "TokenStreamsTests", dependencies: ["Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"],
@@ -133,13 +138,13 @@ let package = Package(
     .executableTarget(
       name: "jettrain-fuzz",
       dependencies: [
-        "Checkpointing", "Evaluation", "Files", "Hashing", "Models", "Parallel", "Safetensors", "Search", "TestSupport", "Tokenizers",
+        "Chat", "Checkpointing", "Evaluation", "Files", "GGUF", "Hashing", "Models", "Parallel", "Safetensors", "Search", "TestSupport", "Tokenizers",
         "TokenStreams", "Training",
       ], path: "Tests/Fuzz"),
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
       exclude: [
-        "jet_twin.py", "make_golden.py", "make_layer_fixtures.py", "make_tokenizer_fixtures.py", "parity.py",
+        "jet_twin.py", "make_chat_fixtures.py", "make_family_goldens.py", "make_gguf_fixtures.py", "make_golden.py", "make_layer_fixtures.py", "make_reference.py", "make_tokenizer_fixtures.py", "parity.py",
         "tokenizer_parity.py",
       ],
       swiftSettings: unoptimized),

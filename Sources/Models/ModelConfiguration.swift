@@ -1,4 +1,5 @@
 import Foundation
+import GGUF
 
 /// A `config.json` or a model folder that cannot be used.
 package struct ModelError: Error, CustomStringConvertible {
@@ -34,8 +35,12 @@ package struct ModelConfiguration: Sendable {
     (try? JSONSerialization.jsonObject(with: json) as? [String: Any]) ?? [:]
   }
 
-  /// Reads `path`, a `config.json` or a folder that holds one.
+  /// Reads `path`, a `config.json` or a folder that holds one, or a GGUF file.
   package init(path: String) throws {
+    if isGGUF(path) {
+      self = try GGUFModel(GGUFFile(path: path)).configuration()
+      return
+    }
     var isFolder: ObjCBool = false
     let exists = FileManager.default.fileExists(atPath: path, isDirectory: &isFolder)
     let file = isFolder.boolValue ? path + "/config.json" : path

@@ -1,18 +1,45 @@
 import Files
 import Foundation
+import GGUF
 import NN
 import Safetensors
 import Tensors
 
-/// Reading models from Hugging Face folders: `config.json`, and `model.safetensors` or shards with an index.
+/// Whether a model lies at `path`: a Hugging Face folder, or a GGUF file.
+package func holdsModel(_ path: String) -> Bool {
+  FileManager.default.fileExists(atPath: isGGUF(path) ? path : path + "/config.json")
+}
+
+/// Whether `path` names a GGUF file.
+package func isGGUF(_ path: String) -> Bool { path.hasSuffix(".gguf") }
+
+/// Reading models from Hugging Face folders, `config.json` and `model.safetensors` or shards with an index, and from GGUF
+/// files.
 extension HybridLM {
-  /// The model in the folder at `path`, with all its weights.
+  /// The model in the folder or GGUF file at `path`, with all its weights.
   ///
   /// Matrices of bfloat16 and float32 are borrowed from the mapped files: a backend on the host copies nothing, and ranks
-  /// there share them. Vectors, float16, and arrays at odd addresses become float32 of their own.
+  /// there share them. Vectors, float16, all of a GGUF file, and arrays at odd addresses become float32 of their own.
   package static func load(_ path: String, backend: any Backend) throws -> HybridLM {
+    if isGGUF(path) { return try load(GGUFModel(GGUFFile(path: path)), backend: backend) }
     let model = HybridLM(try ModelConfiguration(path: path))
     try model.loadWeights(path, backend: backend)
+    return model
+  }
+
+  private static func load(_ source: GGUFModel, backend: any Backend) throws -> HybridLM {
+    let model = HybridLM(try source.configuration())
+    let asked = Dictionary(
+      model.store.parameters.map { (source.name(of: $0.name) ?? $0.name, $0.name) }, uniquingKeysWith: { $1 })
+    try model.checkNames(of: source.arrayNames.map { asked[$0] ?? $0 }, path: source.file.path)
+    for parameter in model.store.parameters {
+      guard source.shape(of: parameter) == parameter.shape else {
+        throw ModelError(
+          path: source.file.path,
+          reason: "\(parameter.name) has shape \(source.shape(of: parameter) ?? []), not \(parameter.shape)")
+      }
+      parameter.value = try source.value(of: parameter, model.configuration.architecture, on: backend)
+    }
     return model
   }
 

@@ -11,7 +11,7 @@ package struct ModelWriter {
   package var type: SafetensorsType
   /// Most bytes of arrays in one file; what Hugging Face's tools call the shard size.
   package var shardBytes: Int
-  /// A folder whose tokenizer, generation settings and modelling code go along.
+  /// A folder whose tokenizer, generation settings and modelling code go along; of a GGUF file nothing does here.
   package var companions: String?
 
   package init(type: SafetensorsType = .float32, shardBytes: Int = 5_000_000_000, companions: String? = nil) {
@@ -58,9 +58,12 @@ package struct ModelWriter {
       try writeJSON(
         ["metadata": ["total_size": size], "weight_map": map], to: path + "/model.safetensors.index.json")
     }
-    let isJetNemotron = model.configuration.loadingCode == .jetNemotron
+    let code = model.configuration.loadingCode
     if let companions {
-      try carry(Self.companionNames + (isJetNemotron ? Self.modellingNames : []), from: companions, to: path)
+      try carry(Self.companionNames + (code == .jetNemotron ? Self.modellingNames : []), from: companions, to: path)
+    }
+    if code == .hybrid {
+      try writeDurably(Data(PackageResources.modeling_jettrain_hybrid_py), to: path + "/modeling_jettrain_hybrid.py")
     }
     if !FileManager.default.fileExists(atPath: path + "/generation_config.json") {
       try writeJSON(
@@ -121,7 +124,7 @@ package struct ModelWriter {
   }
 
   private func carry(_ names: [String], from source: String, to path: String) throws {
-    guard URL(fileURLWithPath: source).standardizedFileURL != URL(fileURLWithPath: path).standardizedFileURL
+    guard !isGGUF(source), URL(fileURLWithPath: source).standardizedFileURL != URL(fileURLWithPath: path).standardizedFileURL
     else { return }
     for name in names + ["generation_config.json"]
     where FileManager.default.fileExists(atPath: source + "/" + name) {

@@ -231,9 +231,17 @@ package struct DatasetBuilder {
     var encoded = [[UInt32]](repeating: [], count: parts.count)
     encoded.withUnsafeMutableBufferPointer { encoded in
       let out = encoded.baseAddress
-      pool.run(parts.count) { out![$0] = tokenizer.encode(parts[$0].text, continuing: parts[$0].continues) }
+      let special = recipe.format.specialTokens
+      pool.run(parts.count) {
+        out![$0] = tokenizer.encode(parts[$0].text, special: special, continuing: parts[$0].continues)
+      }
     }
     for (part, tokens) in zip(parts, encoded) {
+      // A template may spell the token that a text begins with.
+      let begins = results[part.document].tokens
+      if begins.count == 1, begins[0] == tokenizer.beginOfText, tokens.first == begins[0] {
+        results[part.document] = ([], [])
+      }
       results[part.document].tokens += tokens
       results[part.document].runs.append(TokenRun(length: tokens.count, counts: part.counts))
     }

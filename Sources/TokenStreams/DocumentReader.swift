@@ -1,5 +1,7 @@
+import Chat
 import Files
 import Foundation
+import Tokenizers
 
 /// How documents are found in a file.
 package enum DocumentFormat: Sendable {
@@ -12,6 +14,9 @@ package enum DocumentFormat: Sendable {
   case questions(template: String, answerOnly: Bool)
   /// JSON Lines: a list in `field` of `{"text": …, "loss": true or false}`, end to end; what has no loss does not count.
   case pieces(String)
+  /// JSON Lines: a list of messages in `field`, `{"role": …, "content": …}`, put into a model's chat template, whose special
+  /// tokens are tokens; only the assistant's answers count.
+  case conversations(field: String, template: ChatTemplate)
   /// Ids that another program made; they must be proven to be of the dataset's tokenizer.
   case tokens(TokenFormat)
 }
@@ -39,6 +44,9 @@ struct TextPiece: Sendable {
 }
 
 extension DocumentFormat {
+  /// What spellings of special tokens in its texts are.
+  var specialTokens: SpecialTokens { if case .conversations = self { .recognized } else { .asText } }
+
   /// The text in a line of JSON, in pieces that count in the loss or do not.
   func pieces(of record: [UInt8], place: String) throws -> [TextPiece] {
     guard let object = try? JSONSerialization.jsonObject(with: Data(record)) as? [String: Any] else {
@@ -64,6 +72,19 @@ extension DocumentFormat {
         }
         return TextPiece(text: Array(text.utf8), counts: counts)
       }
+    case .conversations(let field, let template):
+      guard let list = object[field] as? [[String: Any]] else {
+        throw FileError(place, "has no list of messages in field \(field)")
+      }
+      let messages = try list.map { message in
+        guard let role = message["role"] as? String, let content = message["content"] as? String else {
+          throw FileError(place, "a message in field \(field) is not {\"role\": …, \"content\": …}")
+        }
+        return ChatMessage(role: role, content: content)
+      }
+      do {
+        return try template.pieces(messages).map { TextPiece(text: Array($0.text.utf8), counts: $0.counts) }
+      } catch let error as TemplateError { throw FileError(place, "\(error)") }
     case .questions(let template, let answerOnly):
       let parts = template.components(separatedBy: "{answer}")
       guard parts.count == 2 else { throw FileError("--template", "must hold {answer} once: \(template)") }

@@ -60,46 +60,4 @@ extension TokenizerSteps {
     case let type: throw fail("the pre-tokenizer \(type ?? "without a type") is not supported, or not in this place")
     }
   }
-
-  /// The steps as `tokenizer.json` spells them.
-  var json: (normalizer: Any?, preTokenizer: Any?, decoder: Any) {
-    let space = String(decoding: Self.space, as: UTF8.self)
-    var normalizers: [[String: Any]] = []
-    if composes { normalizers.append(["type": "NFC"]) }
-    if prepends { normalizers.append(["type": "Prepend", "prepend": space]) }
-    if replacesSpaces { normalizers.append(["type": "Replace", "pattern": ["String": " "], "content": space]) }
-    let normalizer: Any? =
-      normalizers.count > 1 ? ["type": "Sequence", "normalizers": normalizers] : normalizers.first
-    func byteLevel(regex: Bool) -> [String: Any] {
-      ["type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex]
-    }
-    func sequence(_ steps: [[String: Any]]) -> [String: Any] { ["type": "Sequence", "pretokenizers": steps] }
-    switch pieces {
-    case .qwen2(let digits):
-      let split: [String: Any] = [
-        "type": "Split", "behavior": "Isolated", "invert": false,
-        "pattern": ["Regex": PreTokenizer.pattern(digits: digits == 1 ? "" : "{1,\(digits)}")],
-      ]
-      return (normalizer, sequence([split, byteLevel(regex: false)]), byteLevel(regex: true))
-    case .gpt2(let isolatesDigits):
-      let digits: [String: Any] = ["type": "Digits", "individual_digits": true]
-      let regex = byteLevel(regex: true)
-      return (normalizer, isolatesDigits ? sequence([digits, regex]) : regex, regex)
-    case .metaspace(let prefix, let splits):
-      let metaspace: [String: Any] = [
-        "type": "Metaspace", "replacement": space, "prepend_scheme": prefix.rawValue, "split": splits,
-      ]
-      return (normalizer, metaspace, Self.spaceDecoder(strips: prefix != .never))
-    case .whole: return (normalizer, nil, Self.spaceDecoder(strips: prepends))
-    }
-  }
-
-  private static func spaceDecoder(strips: Bool) -> [String: Any] {
-    let space = String(decoding: Self.space, as: UTF8.self)
-    var decoders: [[String: Any]] = [
-      ["type": "Replace", "pattern": ["String": space], "content": " "], ["type": "ByteFallback"], ["type": "Fuse"],
-    ]
-    if strips { decoders.append(["type": "Strip", "content": " ", "start": 1, "stop": 0]) }
-    return ["type": "Sequence", "decoders": decoders]
-  }
 }

@@ -109,6 +109,7 @@ struct CheckpointCommand: ParsableCommand {
         let model = try loadModel(path, backend: makeBackend())
         try model.checkFinite(at: path)
         let companions = tokenizer ?? companionFolder(of: path)
+        try carryTokenizer(of: companions, to: output)
         let bytes = try ModelWriter(
           type: dtype.safetensors, shardBytes: shardMegabytes * 1_000_000, companions: companions
         ).write(model, to: output)

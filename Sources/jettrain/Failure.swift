@@ -1,8 +1,11 @@
 import ArgumentParser
 import CUDA
+import Chat
 import Checkpointing
+import Fetching
 import Files
 import Foundation
+import GGUF
 import MPI
 import Models
 import Safetensors
@@ -31,7 +34,8 @@ enum ExitStatus {
     case is Stopped: stoppedOnRequest
     case let error as FileError: error.kind == .system ? inputOutput : badData
     case is CheckpointError, is ModelError, is SafetensorsError, is PeerError: badData
-    case is TokenizerError: badData
+    case let error as FetchError: error.kind == .system ? inputOutput : badData
+    case is TokenizerError, is GGUFError, is TemplateError: badData
     case let error as CUDAError: error.kind == .compilation ? internalFault : cardFault
     case is CocoaError: inputOutput
     default: internalFault

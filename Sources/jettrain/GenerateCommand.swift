@@ -1,4 +1,5 @@
 import ArgumentParser
+import Chat
 import Evaluation
 import Files
 import Foundation
@@ -22,6 +23,8 @@ struct Generate: ParsableCommand {
   @Option(help: "The same seed gives the same texts.") var seed: UInt64 = 1
   @Option(help: "The tokenizer; default: the model's, else bytes.") var tokenizer: String?
   @Flag(help: "In the prompt, the spelling of a special token is that token.") var special = false
+  @Flag(help: "Prompts are questions to an instructed model: they are put into its chat template.") var chat = false
+  @Option(help: "With --chat: what the conversation begins with, as its system message.") var system: String?
   @Option(help: "Tokens of a prompt in one pass.", transform: Whole.from(1, to: Most.context)) var chunk = 512
   @Flag(help: "Print a JSON line for each text.") var json = false
   @OptionGroup var device: DeviceOption
@@ -41,7 +44,9 @@ struct Generate: ParsableCommand {
       let model = try loadModel(model, backend: backend)
       let tokenizer = try makeTokenizer(tokenizer, of: self.model)
       try Vocabulary(of: tokenizer).check(fits: model.configuration)
-      let ids = texts.map { tokenizer.encodeDocument($0.utf8, special: special ? .recognized : .asText) }
+      guard chat || system == nil else { throw JobError(.usage, "--system goes with --chat") }
+      let spelled = try chat ? inTemplate(texts) : texts
+      let ids = spelled.map { tokenizer.encodeDocument($0.utf8, special: special || chat ? .recognized : .asText) }
       let settings = ContinuationSettings(
         sampling: Sampling(temperature: temperature, topK: topK, topP: topP), maxTokens: maxTokens,
         stopTokens: ignoreEnd ? [] : endTokens(of: self.model, tokenizer), stopStrings: stop, seed: seed, chunk: chunk)
@@ -74,5 +79,14 @@ struct Generate: ParsableCommand {
             + "\(Format.bytes(Double(generator.cacheBytes))), peak memory \(Format.bytes(Double(Machine.peakMemory)))\n")
             .utf8))
     }
+  }
+
+  /// The texts as a user's messages, in the template of the model, up to where its answer begins.
+  private func inTemplate(_ texts: [String]) throws -> [String] {
+    guard let template = try chatTemplate(of: model) else {
+      throw JobError(.data, "\(model): has no chat template (chat_template.jinja, or in tokenizer_config.json); leave out --chat")
+    }
+    let first = system.map { [ChatMessage(role: "system", content: $0)] } ?? []
+    return try texts.map { try template.text(first + [ChatMessage(role: "user", content: $0)], asksForAnswer: true) }
   }
 }

@@ -7,7 +7,7 @@ struct JettrainCommand: ParsableCommand {
     version: "0.1.0",
     subcommands: [
       Pretrain.self, Distill.self, Finetune.self, Launch.self, PlanCommand.self, Tokens.self, CheckpointCommand.self,
-      Convert.self, Search.self, Verify.self, Eval.self, Generate.self, Compare.self, Bench.self,
+      ModelsCommand.self, Convert.self, Search.self, Verify.self, Eval.self, Generate.self, Compare.self, Bench.self,
       Devices.self,
     ])
 }

@@ -38,6 +38,11 @@ struct Tokens: ParsableCommand {
       ))
     var pieces: String?
     @Option(help: "JSON Lines of question and answer: the text around {question} and {answer}.") var template: String?
+    @Option(
+      help: ArgumentHelp(
+        "JSON Lines: the field that holds a list of messages, which are put into the tokenizer's chat template; only the "
+          + "assistant's answers count.", valueName: "field"))
+    var chat: String?
     @Flag(help: "With --template: only the answer counts in the loss.") var answerOnly = false
     @Option(help: "Text: a line equal to this ends a document.") var separator: String?
     @Option(
@@ -51,12 +56,15 @@ struct Tokens: ParsableCommand {
     func run() {
       withoutWorld {
         try refusePlace(output, "--output")
-        let tokenizer = try makeTokenizer(tokenizer)
-        guard [field != nil, pieces != nil, template != nil, tokens != nil].count(where: { $0 }) <= 1 else {
-          throw JobError(.usage, "--field, --pieces, --template and --tokens exclude each other")
+        let path = tokenizer
+        let tokenizer = try makeTokenizer(path)
+        guard [field != nil, pieces != nil, template != nil, tokens != nil, chat != nil].count(where: { $0 }) <= 1 else {
+          throw JobError(.usage, "--field, --pieces, --template, --chat and --tokens exclude each other")
         }
         let format: DocumentFormat =
-          if let tokens { .tokens(tokens) } else if let template {
+          if let tokens { .tokens(tokens) } else if let chat {
+            .conversations(field: chat, template: try chatTemplate(ofTokenizer: path))
+          } else if let template {
             .questions(template: template.replacingOccurrences(of: "\\n", with: "\n"), answerOnly: answerOnly)
           } else if let field { .jsonField(field) } else if let pieces { .pieces(pieces) } else {
             .text(separator: separator)

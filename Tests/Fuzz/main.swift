@@ -1,7 +1,9 @@
+import Chat
 import Checkpointing
 import Evaluation
 import Files
 import Foundation
+import GGUF
 import Hashing
 import Models
 import Parallel
@@ -263,7 +265,7 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
       }
     }
   ),
-]
+] + modelFileKinds
 
 // 1 GiB beyond what the process has now is far more than any case may ask for.
 let pages = (try? String(contentsOfFile: "/proc/self/statm", encoding: .utf8))?.split(separator: " ").first
@@ -284,7 +286,7 @@ for (kind, entry) in kinds.enumerated() {
     do {
       try entry.run(&random)
       accepted += 1
-    } catch is FileError, is SafetensorsError, is TokenizerError, is ModelError, is JobError, is CheckpointError {
+    } catch is FileError, is SafetensorsError, is TokenizerError, is GGUFError, is TemplateError, is ModelError, is JobError, is CheckpointError {
       refused += 1
     } catch {
       print("jettrain-fuzz: \(entry.name), case \(number): an error of another kind: \(type(of: error)) \(error)")

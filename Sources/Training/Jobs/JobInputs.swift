@@ -34,7 +34,7 @@ extension Job {
 
   /// Refuses a teacher that is not there.
   package func checkTeacher() throws {
-    guard let teacher, !FileManager.default.fileExists(atPath: teacher + "/config.json") else { return }
+    guard let teacher, !holdsModel(teacher) else { return }
     throw JobError(
       .data,
       "model.teacher \(teacher): there is no model folder; train one with `jettrain pretrain`, or give the folder of "

@@ -168,7 +168,9 @@ package final class Trainer {
       job.tokenizer == "bytes" ? job.teacher ?? job.student : companionFolder(ofTokenizer: job.tokenizer)
     let path = inputs.run.path + "/model"
     try agree(world) {
-      if world.isCoordinator { try ModelWriter(companions: companions).write(models.student, to: path) }
+      guard world.isCoordinator else { return }
+      try carryTokenizer(of: companions, to: path)
+      try ModelWriter(companions: companions).write(models.student, to: path)
     }
     say("finished: the model is in \(path)")
   }

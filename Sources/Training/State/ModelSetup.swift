@@ -46,7 +46,7 @@ package struct ModelSetup {
     seed: UInt64, backend: any Backend, report: ([TransferLoss]) -> Void = { _ in }
   ) throws -> HybridLM {
     let names = ["model.safetensors", "model.safetensors.index.json"]
-    if names.contains(where: { FileManager.default.fileExists(atPath: weights + "/" + $0) }) {
+    if isGGUF(weights) || names.contains(where: { FileManager.default.fileExists(atPath: weights + "/" + $0) }) {
       return try HybridLM.load(weights, backend: backend)
     }
     guard let teacher else {

@@ -1,6 +1,9 @@
+import Chat
 import Checkpointing
 import Conversion
+import Files
 import Foundation
+import GGUF
 import Models
 import NN
 import Tensors
@@ -11,9 +14,7 @@ package func loadModel(_ path: String, backend: any Backend) throws -> HybridLM 
   guard FileManager.default.fileExists(atPath: path) else {
     throw ModelError(path: path, reason: "there is no such model folder, run folder or checkpoint")
   }
-  if FileManager.default.fileExists(atPath: path + "/config.json") {
-    return try HybridLM.load(path, backend: backend)
-  }
+  if holdsModel(path) { return try HybridLM.load(path, backend: backend) }
   return try loadModel(Checkpoint(RunFolder.resolve(path)), backend: backend)
 }
 
@@ -51,14 +52,27 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
   return model
 }
 
-/// The folder whose tokenizer and settings belong to the model at `path`: the model folder itself, or for a checkpoint
-/// the one that it began from; nil where there is none.
+/// The folder, or GGUF file, whose tokenizer and settings belong to the model at `path`: the model itself, or for a
+/// checkpoint the one that it began from; nil where there is none.
 package func companionFolder(of path: String) -> String? {
-  if FileManager.default.fileExists(atPath: path + "/config.json") { return path }
+  if holdsModel(path) { return path }
   guard let job = try? Checkpoint(RunFolder.resolve(path)).manifest.job else { return nil }
   return [job["student"], job["teacher"]].compactMap { $0 }.first {
-    !$0.isEmpty && FileManager.default.fileExists(atPath: $0 + "/config.json")
+    !$0.isEmpty && holdsModel($0)
   }
+}
+
+/// Writes the tokenizer of a GGUF file as Hugging Face's files into `folder`, which is made; where `source` is a folder,
+/// ``ModelWriter`` carries its files.
+package func carryTokenizer(of source: String?, to folder: String) throws {
+  guard let source, isGGUF(source) else { return }
+  let file = try GGUFFile(path: source)
+  let tokenizer = try TokenizerDescription(file, name: folder)
+  try createFolder(folder)
+  try writeDurably(try tokenizer.tokenizerJSON(), to: folder + "/tokenizer.json")
+  try writeDurably(
+    tokenizer.configurationJSON(chatTemplate: file.metadata["tokenizer.chat_template"]?.bytes),
+    to: folder + "/tokenizer_config.json")
 }
 
 /// The folder of a tokenizer that is named by it or by its `tokenizer.json`.
@@ -70,10 +84,36 @@ package func companionFolder(ofTokenizer path: String) -> String {
 package func makeTokenizer(_ name: String?, of path: String) throws -> any Tokenizer {
   if let name { return try makeTokenizer(name) }
   let folder = companionFolder(of: path)
+  if let folder, isGGUF(folder) { return try makeTokenizer(folder) }
   let isThere = ["tokenizer.json", "vocab.json"].contains { name in
     folder.map { FileManager.default.fileExists(atPath: $0 + "/" + name) } ?? false
   }
   return try makeTokenizer(isThere ? folder! : "bytes")
+}
+
+/// The chat template of the model at `path`; nil where it has none.
+package func chatTemplate(of path: String) throws -> ChatTemplate? {
+  guard let companion = companionFolder(of: path) else { return nil }
+  guard isGGUF(companion) else { return try ChatTemplate(folder: companion) }
+  let metadata = try GGUFFile(path: companion).metadata
+  let tokens = metadata["tokenizer.ggml.tokens"]?.list ?? []
+  func token(_ name: String) -> String {
+    let id = metadata["tokenizer.ggml.\(name)_token_id"]?.integer ?? -1
+    return tokens.indices.contains(id) ? tokens[id].text ?? "" : ""
+  }
+  return try metadata["tokenizer.chat_template"]?.text.map {
+    try ChatTemplate($0, beginOfText: token("bos"), endOfText: token("eos"))
+  }
+}
+
+/// The chat template that lies beside the tokenizer at `path`.
+package func chatTemplate(ofTokenizer path: String) throws -> ChatTemplate {
+  let template = try isGGUF(path) ? chatTemplate(of: path) : ChatTemplate(folder: companionFolder(ofTokenizer: path))
+  guard let template else {
+    throw TokenizerError(
+      path: path, reason: "has no chat template beside it: chat_template.jinja, or in tokenizer_config.json")
+  }
+  return template
 }
 
 /// The tokens that end a text of the model at `path`: the tokenizer's, and those of the model's `generation_config.json`
@@ -81,6 +121,9 @@ package func makeTokenizer(_ name: String?, of path: String) throws -> any Token
 package func endTokens(of path: String, _ tokenizer: any Tokenizer) -> Set<UInt32> {
   var tokens: Set<UInt32> = [tokenizer.endOfText]
   guard let folder = companionFolder(of: path) else { return tokens }
+  if isGGUF(folder), let end = (try? ModelConfiguration(path: folder))?.endOfText {
+    tokens.insert(UInt32(clamping: end))
+  }
   for name in ["generation_config.json", "config.json"] {
     guard let data = FileManager.default.contents(atPath: folder + "/" + name),
       let object = try? JSONSerialization.jsonObject(with: data) as? [String: Any]
