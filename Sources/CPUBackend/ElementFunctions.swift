@@ -11,6 +11,7 @@ extension CPUBackend {
         let value: Lanes =
           switch function {
           case .silu: x * x.sigmoid
+          case .gelu: x * (2 * x.geluArgument).sigmoid
           case .sigmoid: x.sigmoid
           case .logSigmoid(let scale): -(-x).softplus * scale
           case .softplus: x.softplus
@@ -37,6 +38,7 @@ extension CPUBackend {
           let slope: Lanes =
             switch function {
             case .silu: x.sigmoid * (1 + x * (1 - x.sigmoid))
+            case .gelu: x.geluSlope
             case .sigmoid: y * (1 - y)
             case .logSigmoid(let scale): (-x).sigmoid * scale
             case .softplus: x.sigmoid
@@ -174,6 +176,21 @@ extension CPUBackend {
 }
 
 extension SIMD16 where Scalar == Float {
+  /// √(2/π) (x + 0.044715 x³)
+  @inline(__always)
+  fileprivate var geluArgument: Lanes {
+    let square = self * self
+    return self * (square * 0.044715 + 1) * 0.7978845608
+  }
+
+  @inline(__always)
+  fileprivate var geluSlope: Lanes {
+    let share = (geluArgument * 2).sigmoid
+    let square = self * self
+    let argumentSlope: Lanes = (square * 0.134145 + 1) * 1.5957691216
+    return share * (1 + self * (1 - share) * argumentSlope)
+  }
+
   /// log(1 + e^x), without overflow and without losing small values.
   @inline(__always)
   var softplus: Lanes {

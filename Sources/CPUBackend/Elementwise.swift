@@ -127,12 +127,12 @@ extension CPUBackend {
   }
 
   package func rotate(
-    _ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor
+    _ x: Tensor, layout: Layout, angles: RotaryAngles, direction: Float, into y: Tensor
   ) {
     let (heads, size) = (x.shape[1], x.shape[2])
     let half = size / 2
     let (source, target, rows) = (x.floatRows, y.floatRows, x.rows)
-    let tables = rotaryTables(upTo: max(0, layout.positionLimit - 1), half: half, theta: theta)
+    let tables = rotaryTables(upTo: max(0, layout.positionLimit - 1), half: half, angles: angles)
     let (cosines, sines) = (tables.cosines, tables.sines)
     let positions = layout.positions.integers
     forEachSlice(rows: rows, columns: heads * size) { range in

@@ -3,6 +3,16 @@ import CCUDA
 /// A number or an address that a kernel is called with.
 package struct KernelArgument {
   let bits: UInt64
+  /// The second half of a structure of 16 bytes.
+  private(set) var second: UInt64?
+
+  /// Four numbers, as a structure.
+  package init(_ a: Int, _ b: Int, _ c: Int, _ d: Int) {
+    bits = UInt64(UInt32(a)) | UInt64(UInt32(b)) << 32
+    second = UInt64(UInt32(c)) | UInt64(UInt32(d)) << 32
+  }
+  /// Two numbers, as a structure.
+  package init(_ a: Int, _ b: Int) { bits = UInt64(UInt32(a)) | UInt64(UInt32(b)) << 32 }
 
   package init(_ value: Int32) { bits = UInt64(UInt32(bitPattern: value)) }
   package init(_ value: Int) { self.init(Int32(value)) }
@@ -81,9 +91,18 @@ package struct Kernel {
   package func launch(grid: (Int, Int, Int), threads: Int, _ arguments: [KernelArgument]) throws {
     guard grid.0 > 0, grid.1 > 0, grid.2 > 0 else { return }
     precondition(grid.1 <= 65_535 && grid.2 <= 65_535, "\(name): a grid of \(grid)")
-    var bits = arguments.map(\.bits)
-    try bits.withUnsafeMutableBufferPointer { buffer in
-      var places = buffer.indices.map { UnsafeMutableRawPointer(buffer.baseAddress! + $0) as UnsafeMutableRawPointer? }
+    // Structures of 16 bytes take two words.
+    var words: [UInt64] = []
+    words.reserveCapacity(2 * arguments.count)
+    var firsts: [Int] = []
+    firsts.reserveCapacity(arguments.count)
+    for argument in arguments {
+      firsts.append(words.count)
+      words.append(argument.bits)
+      if let second = argument.second { words.append(second) }
+    }
+    try words.withUnsafeMutableBufferPointer { buffer in
+      var places = firsts.map { UnsafeMutableRawPointer(buffer.baseAddress! + $0) as UnsafeMutableRawPointer? }
       try device.driver.check(
         device.driver.cuLaunchKernel(
           function, UInt32(grid.0), UInt32(grid.1), UInt32(grid.2), UInt32(threads), 1, 1, UInt32(sharedMemory),

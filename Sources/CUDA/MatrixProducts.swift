@@ -13,10 +13,20 @@ package final class MatrixProducts: @unchecked Sendable {
     package var m, n, k: Int
     package var aTransposed, bTransposed: Bool
     package var operands, result: Elements
+    /// Elements from row to row of each matrix, where they are columns of wider ones; nil where rows lie end to end.
+    package var strides: Strides?
+
+    package struct Strides: Hashable, Sendable {
+      let a, b, c: Int
+
+      package init(a: Int, b: Int, c: Int) { (self.a, self.b, self.c) = (a, b, c) }
+    }
 
     package init(
-      m: Int, n: Int, k: Int, aTransposed: Bool, bTransposed: Bool, operands: Elements, result: Elements
+      m: Int, n: Int, k: Int, aTransposed: Bool, bTransposed: Bool, operands: Elements, result: Elements,
+      strides: Strides? = nil
     ) {
+      self.strides = strides
       (self.m, self.n, self.k) = (m, n, k)
       (self.aTransposed, self.bTransposed) = (aTransposed, bTransposed)
       (self.operands, self.result) = (operands, result)
@@ -127,18 +137,21 @@ package final class MatrixProducts: @unchecked Sendable {
       var operation: Int32 = isTransposed ? 1 : 0
       try check(descriptionSet(description, attribute, &operation, 4), "describing the product", shape)
     }
-    func layout(_ elements: Elements, rows: Int, columns: Int) throws -> cublasLtMatrixLayout_t {
+    func layout(_ elements: Elements, rows: Int, columns: Int, stride: Int?) throws -> cublasLtMatrixLayout_t {
       var layout: cublasLtMatrixLayout_t?
       try check(
-        layoutCreate(&layout, elements.rawValue, UInt64(columns), UInt64(rows), Int64(columns)), "describing a matrix",
+        layoutCreate(&layout, elements.rawValue, UInt64(columns), UInt64(rows), Int64(stride ?? columns)),
+        "describing a matrix",
         shape)
       return layout!
     }
     let a = try layout(
-      shape.operands, rows: shape.aTransposed ? shape.k : shape.m, columns: shape.aTransposed ? shape.m : shape.k)
+      shape.operands, rows: shape.aTransposed ? shape.k : shape.m, columns: shape.aTransposed ? shape.m : shape.k,
+      stride: shape.strides?.a)
     let b = try layout(
-      shape.operands, rows: shape.bTransposed ? shape.n : shape.k, columns: shape.bTransposed ? shape.k : shape.n)
-    let c = try layout(shape.result, rows: shape.m, columns: shape.n)
+      shape.operands, rows: shape.bTransposed ? shape.n : shape.k, columns: shape.bTransposed ? shape.k : shape.n,
+      stride: shape.strides?.b)
+    let c = try layout(shape.result, rows: shape.m, columns: shape.n, stride: shape.strides?.c)
     var preference: cublasLtMatmulPreference_t?
     try check(preferenceCreate(&preference), "choosing a kernel", shape)
     defer { _ = preferenceDestroy(preference) }

@@ -1,10 +1,20 @@
 import CUDA
 import CUDAKernels
+import Foundation
 
 /// The kernels' sources, as they were when the program was built.
 package enum KernelSources {
-  /// Every file of Sources/CUDABackend/Kernels that is embedded, by name.
+  /// Every kernel by its file's name: those of the folder `JETTRAIN_KERNELS`, where it is set, else those built in.
   package static let all: [String: Compiler.Source] = {
+    guard let folder = ProcessInfo.processInfo.environment["JETTRAIN_KERNELS"] else { return embedded }
+    return embedded.mapValues { source in
+      let text = try? String(contentsOfFile: folder + "/" + source.name, encoding: .utf8)
+      return text.map { Compiler.Source(name: source.name, text: $0) } ?? source
+    }
+  }()
+
+  /// Every file of Sources/CUDABackend/Kernels, as it was when the program was built.
+  package static let embedded: [String: Compiler.Source] = {
     var sources: [String: Compiler.Source] = [:]
     var index: Int32 = 0
     while true {

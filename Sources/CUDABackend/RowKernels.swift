@@ -8,6 +8,17 @@ import CUDA
 package final class RowKernels: @unchecked Sendable {
   package typealias Elements = GatedDeltaRule.Elements
 
+  /// How rows that are heads lie: so many in a token, tokens so many elements apart; nil where all lie end to end.
+  package struct Heads: Sendable {
+    let heads, stride: Int
+
+    package init(_ heads: Int, stride: Int) { (self.heads, self.stride) = (heads, stride) }
+  }
+
+  private func argument(_ view: Heads?, columns: Int) -> KernelArgument {
+    A(view?.heads ?? 1, view?.stride ?? columns)
+  }
+
   package let device: Device
   package let elements: Elements
   private let kernels: [String: Kernel]
@@ -17,7 +28,7 @@ package final class RowKernels: @unchecked Sendable {
     (device, self.elements) = (library.device, elements)
     let files = [
       "Normalization.cu": [
-        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeWeightParts", "addParts",
+        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeBackwardByColumns", "normalizeWeightParts", "addParts",
         "siluNormalize", "siluNormalizeBackward",
       ],
       "DynamicConvolution.cu": ["dynamicConvolution", "dynamicConvolutionBackward"],
@@ -40,48 +51,67 @@ package final class RowKernels: @unchecked Sendable {
 
   /// Parts that sums over rows are cut into, by the number of rows alone.
   private static func parts(rows: Int) -> (count: Int, rows: Int) {
-    let rowsPerPart = max(32, (rows + 511) / 512)
+    let rowsPerPart = max(16, (rows + 511) / 512)
     return ((rows + rowsPerPart - 1) / rowsPerPart, rowsPerPart)
   }
 
   /// y = x / rms(x) · weight over rows of `columns`, with `gate` times SiLU(gate); `inverse` [rows] keeps 1 / rms.
   package func normalize(
-    _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, weight: any DeviceMemory, rows: Int, columns: Int, epsilon: Float,
-    into y: any DeviceMemory, inverse: any DeviceMemory
+    _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, gateView: Heads? = nil, weight: any DeviceMemory, rows: Int,
+    columns: Int, epsilon: Float, into y: any DeviceMemory, inverse: any DeviceMemory
   ) throws {
     try launch(
       "normalize", grid: ((rows + 7) / 8, 1),
-      [A(x), A(gate), A(weight), A(rows), A(columns), A(epsilon), A(y), A(inverse)])
+      [
+        A(x), A(gate), argument(gateView, columns: columns), A(weight), A(rows), A(columns), A(epsilon), A(y), A(inverse),
+      ])
   }
 
   /// Floats of scratch memory that the gradient of a norm's weight wants.
   package static func normalizeWorkspaceCount(rows: Int, columns: Int) -> Int { parts(rows: rows).count * columns }
 
   package func normalizeBackward(
-    _ dy: any DeviceMemory, _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, weight: any DeviceMemory, inverse: any DeviceMemory,
-    rows: Int, columns: Int, dx: any DeviceMemory, addsInput: Bool = false, dGate: (any DeviceMemory)? = nil, dWeight: (any DeviceMemory)?, addsWeight: Bool,
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, gateView: Heads? = nil,
+    weight: any DeviceMemory, inverse: any DeviceMemory, rows: Int, columns: Int, dx: any DeviceMemory,
+    addsInput: Bool = false, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil, dWeight: (any DeviceMemory)?, addsWeight: Bool,
     workspace: any DeviceMemory
   ) throws {
     let parts = Self.parts(rows: rows)
     precondition(
       dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
     let isEven = [dy, x, gate, weight, dx, dGate].allSatisfy { $0.map { $0.address % 16 == 0 } ?? true }
-    if let dWeight, columns % 8 == 0, columns <= 2048, isEven {
+    let strides = (gateView?.stride ?? 0) | (dGateView?.stride ?? 0)
+    if let dWeight, columns % 8 == 0, (257...2048).contains(columns), isEven, gate == nil {
+      try launch(
+        "normalizeBackwardByColumns", grid: (parts.count, 1), threads: (columns / 8 + 31) / 32 * 32,
+        [
+          A(dy), A(x), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(addsInput ? 1 : 0),
+          A(workspace),
+        ])
+      return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
+    }
+    if let dWeight, columns % 8 == 0, columns <= 2048, isEven, strides % 8 == 0 {
       try launch(
         "normalizeBackwardWithParts", grid: (parts.count, 1),
         [
-          A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(addsInput ? 1 : 0), A(dGate),
-          A(workspace),
+          A(dy), A(x), A(gate), argument(gateView, columns: columns), A(weight), A(inverse), A(rows), A(columns),
+          A(parts.rows), A(dx), A(addsInput ? 1 : 0), A(dGate), argument(dGateView, columns: columns), A(workspace),
         ])
       return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
     }
     try launch(
       "normalizeBackward", grid: ((rows + 7) / 8, 1),
-      [A(dy), A(x), A(gate), A(weight), A(inverse), A(rows), A(columns), A(dx), A(addsInput ? 1 : 0), A(dGate)])
+      [
+        A(dy), A(x), A(gate), argument(gateView, columns: columns), A(weight), A(inverse), A(rows), A(columns), A(dx),
+        A(addsInput ? 1 : 0), A(dGate), argument(dGateView, columns: columns),
+      ])
     guard let dWeight else { return }
     try launch(
       "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
-      [A(dy), A(x), A(gate), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
+      [
+        A(dy), A(x), A(gate), argument(gateView, columns: columns), A(inverse), A(rows), A(columns), A(parts.rows),
+        A(workspace),
+      ])
     try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
   }
 
@@ -94,30 +124,35 @@ package final class RowKernels: @unchecked Sendable {
 
   /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over rows of `columns`.
   package func siluNormalize(
-    _ x: any DeviceMemory, rows: Int, columns: Int, epsilon: Float, into y: any DeviceMemory
+    _ x: any DeviceMemory, view: Heads? = nil, rows: Int, columns: Int, epsilon: Float, into y: any DeviceMemory
   ) throws {
-    try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), A(rows), A(columns), A(epsilon), A(y)])
+    try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(y)])
   }
 
   package func siluNormalizeBackward(
-    _ dy: any DeviceMemory, _ x: any DeviceMemory, rows: Int, columns: Int, epsilon: Float, dx: any DeviceMemory
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, view: Heads? = nil, rows: Int, columns: Int, epsilon: Float,
+    dx: any DeviceMemory, dView: Heads? = nil
   ) throws {
     try launch(
-      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [A(dy), A(x), A(rows), A(columns), A(epsilon), A(dx)])
+      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [
+        A(dy), A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(dx),
+        argument(dView, columns: columns),
+      ])
   }
 
   /// Tokens that a thread of the convolution takes; as RUN of DynamicConvolution.cu.
   private static let run = 32
 
   /// y[t, c] = SiLU(Σ_w (taps[t, c, w] + bias[c, w]) · x[t − 3 + w, c]) within the document that begins at starts[t];
-  /// x, y [N, C], taps [N, C, 4], bias [C, 4], starts [N] int32.
+  /// x, y [N, C], taps [N, C, 4], bias [C, 4], starts [N] int32; tokens
+  /// of x may be `stride` elements apart.
   package func dynamicConvolution(
-    _ x: any DeviceMemory, taps: any DeviceMemory, bias: (any DeviceMemory)?, starts: any DeviceMemory, tokens: Int, channels: Int,
-    into y: any DeviceMemory
+    _ x: any DeviceMemory, stride: Int? = nil, taps: any DeviceMemory, bias: (any DeviceMemory)?, starts: any DeviceMemory,
+    tokens: Int, channels: Int, into y: any DeviceMemory
   ) throws {
     try launch(
       "dynamicConvolution", grid: ((channels + 255) / 256, (tokens + Self.run - 1) / Self.run),
-      [A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(y)])
+      [A(x), A(stride ?? channels), A(taps), A(bias), A(starts), A(tokens), A(channels), A(y)])
   }
 
   /// Floats of scratch memory that the gradient of the taps' bias wants.
@@ -127,8 +162,9 @@ package final class RowKernels: @unchecked Sendable {
 
   /// - Parameter bias: with its gradient; both nil where there is none
   package func dynamicConvolutionBackward(
-    _ dy: any DeviceMemory, _ x: any DeviceMemory, taps: any DeviceMemory, bias: (any DeviceMemory)?,
-    starts: any DeviceMemory, tokens: Int, channels: Int, dx: any DeviceMemory, dTaps: any DeviceMemory,
+    _ dy: any DeviceMemory, _ x: any DeviceMemory, stride: Int? = nil, taps: any DeviceMemory,
+    bias: (any DeviceMemory)?, starts: any DeviceMemory, tokens: Int, channels: Int, dx: any DeviceMemory,
+    dStride: Int? = nil, dTaps: any DeviceMemory,
     dBias: (any DeviceMemory)?, addsBias: Bool, workspace: (any DeviceMemory)?
   ) throws {
     let runs = (tokens + Self.run - 1) / Self.run
@@ -139,8 +175,8 @@ package final class RowKernels: @unchecked Sendable {
     try launch(
       "dynamicConvolutionBackward", grid: ((channels + 255) / 256, runs),
       [
-        A(dy), A(x), A(taps), A(bias), A(starts), A(tokens), A(channels), A(dx), A(dTaps),
-        A(dBias == nil ? nil : workspace),
+        A(dy), A(x), A(stride ?? channels), A(taps), A(bias), A(starts), A(tokens), A(channels), A(dx),
+        A(dStride ?? channels), A(dTaps), A(dBias == nil ? nil : workspace),
       ])
     if let dBias, let workspace {
       try addParts(workspace, parts: runs, columns: channels * 4, adds: addsBias, into: dBias)
@@ -148,24 +184,29 @@ package final class RowKernels: @unchecked Sendable {
   }
 
   /// g = −e^aLog · softplus(a + dtBias), beta = sigmoid(b); a, b [N, H], g, beta [N, H] float32.
+  /// Tokens of a and b may be `strides` elements apart.
   package func decayGate(
-    a: any DeviceMemory, b: any DeviceMemory, aLog: any DeviceMemory, dtBias: any DeviceMemory, tokens: Int, heads: Int,
-    g: any DeviceMemory, beta: any DeviceMemory
+    a: any DeviceMemory, b: any DeviceMemory, strides: (a: Int, b: Int)? = nil, aLog: any DeviceMemory,
+    dtBias: any DeviceMemory, tokens: Int, heads: Int, g: any DeviceMemory, beta: any DeviceMemory
   ) throws {
     try launch(
       "decayGate", grid: ((tokens * heads + 255) / 256, 1),
-      [A(a), A(b), A(aLog), A(dtBias), A(tokens * heads), A(heads), A(g), A(beta)])
+      [
+        A(a), A(strides?.a ?? heads), A(b), A(strides?.b ?? heads), A(aLog), A(dtBias), A(tokens * heads), A(heads),
+        A(g), A(beta),
+      ])
   }
 
   package func decayGateBackward(
-    dG: any DeviceMemory, dBeta: any DeviceMemory, a: any DeviceMemory, beta: any DeviceMemory, aLog: any DeviceMemory,
-    dtBias: any DeviceMemory, tokens: Int, heads: Int, dA: any DeviceMemory, dB: any DeviceMemory, dALog: any DeviceMemory,
-    dDtBias: any DeviceMemory
+    dG: any DeviceMemory, dBeta: any DeviceMemory, a: any DeviceMemory, aStride: Int? = nil, beta: any DeviceMemory,
+    aLog: any DeviceMemory, dtBias: any DeviceMemory, tokens: Int, heads: Int, dA: any DeviceMemory,
+    dB: any DeviceMemory, strides: (dA: Int, dB: Int)? = nil, dALog: any DeviceMemory, dDtBias: any DeviceMemory
   ) throws {
     try launch(
-      "decayGateBackward", grid: (heads, 1),
+      "decayGateBackward", grid: (heads, 1), threads: 512,
       [
-        A(dG), A(dBeta), A(a), A(beta), A(aLog), A(dtBias), A(tokens), A(heads), A(dA), A(dB), A(dALog), A(dDtBias),
+        A(dG), A(dBeta), A(a), A(aStride ?? heads), A(beta), A(aLog), A(dtBias), A(tokens), A(heads), A(dA),
+        A(strides?.dA ?? heads), A(dB), A(strides?.dB ?? heads), A(dALog), A(dDtBias),
       ])
   }
 
@@ -175,19 +216,20 @@ package final class RowKernels: @unchecked Sendable {
     try launch("swiGLU", grid: (rows, 1), [A(packed), up, A(columns), A(2 * columns), A(y)])
   }
 
-  /// The same of gate and up [rows, columns] apart.
+  /// The same of gate and up [rows, columns] that may lie apart; rows of both `stride` elements apart.
   package func swiGLU(
-    gate: any DeviceMemory, up: any DeviceMemory, rows: Int, columns: Int, into y: any DeviceMemory
+    gate: any DeviceMemory, up: any DeviceMemory, stride: Int, rows: Int, columns: Int, into y: any DeviceMemory
   ) throws {
-    try launch("swiGLU", grid: (rows, 1), [A(gate), A(up), A(columns), A(columns), A(y)])
+    try launch("swiGLU", grid: (rows, 1), [A(gate), A(up), A(columns), A(stride), A(y)])
   }
 
   package func swiGLUBackward(
-    _ dy: any DeviceMemory, gate: any DeviceMemory, up: any DeviceMemory, rows: Int, columns: Int,
-    dGate: any DeviceMemory, dUp: any DeviceMemory
+    _ dy: any DeviceMemory, gate: any DeviceMemory, up: any DeviceMemory, stride: Int, rows: Int, columns: Int,
+    dGate: any DeviceMemory, dUp: any DeviceMemory, dStride: Int
   ) throws {
     try launch(
-      "swiGLUBackward", grid: (rows, 1), [A(dy), A(gate), A(up), A(columns), A(columns), A(dGate), A(dUp)])
+      "swiGLUBackward", grid: (rows, 1),
+      [A(dy), A(gate), A(up), A(columns), A(stride), A(dGate), A(dUp), A(dStride)])
   }
 
   /// The gradient of a norm's weight alone.
@@ -198,7 +240,7 @@ package final class RowKernels: @unchecked Sendable {
     let parts = Self.parts(rows: rows)
     try launch(
       "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
-      [A(dy), A(x), A(nil), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
+      [A(dy), A(x), A(nil), argument(nil, columns: columns), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
     try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
   }
 
@@ -210,6 +252,7 @@ package final class RowKernels: @unchecked Sendable {
       "swiGLUBackward", grid: (rows, 1),
       [
         A(dy), A(packed), A(packed, offset: offset), A(columns), A(2 * columns), A(dPacked), A(dPacked, offset: offset),
+        A(2 * columns),
       ])
   }
 

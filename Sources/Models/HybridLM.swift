@@ -2,7 +2,7 @@ import NN
 import Ops
 import Tensors
 
-/// One layer: x + mixer(norm x), then x + mlp(norm x).
+/// One layer: x + mixer(norm x), then x + mlp(norm x); of some families with norms behind mixer and MLP too.
 package struct DecoderLayer {
   package let type: LayerType
   package let mixer: any TokenMixer
@@ -10,13 +10,20 @@ package struct DecoderLayer {
   package let linearPath: (any TokenMixer)?
   private let slidingPath: (any TokenMixer)?
   private let inputNorm: RMSNorm
-  private let postNorm: RMSNorm
-  private let mlp: SwiGLU
+  private let mixedNorm: RMSNorm?
+  private let feedForwardNorm: RMSNorm
+  private let outputNorm: RMSNorm?
+  private let feedForward: GatedFeedForward
 
-  init(_ scope: ParameterScope, _ type: LayerType, _ configuration: ModelConfiguration) {
+  init(_ scope: ParameterScope, _ type: LayerType, _ configuration: Architecture) {
     self.type = type
-    let (hidden, epsilon) = (configuration.hiddenSize, configuration.normEpsilon)
-    inputNorm = RMSNorm(scope.scope("input_layernorm", group: .norms), hidden, epsilon: epsilon)
+    let hidden = configuration.hiddenSize
+    func norm(_ name: String) -> RMSNorm {
+      RMSNorm(
+        scope.scope(name, group: .norms), hidden, epsilon: configuration.normEpsilon, addsOne: configuration.normsAddOne
+      )
+    }
+    inputNorm = norm("input_layernorm")
     let mixer = makeMixer(
       type, configuration, scope.scope("self_attn", group: type.isAttention ? .attention : .mixers))
     self.mixer = mixer
@@ -25,8 +32,14 @@ package struct DecoderLayer {
     }
     let window = configuration.supernetMixer == nil ? nil : configuration.slidingWindow
     slidingPath = window.flatMap { window in (mixer as? Attention)?.sliding(over: window) }
-    postNorm = RMSNorm(scope.scope("post_attention_layernorm", group: .norms), hidden, epsilon: epsilon)
-    mlp = SwiGLU(scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize)
+    // Hugging Face's name for the norm behind the mixer, where there is one, and else for that before the MLP.
+    let afterMixer = norm("post_attention_layernorm")
+    mixedNorm = configuration.hasPostNorms ? afterMixer : nil
+    feedForwardNorm = configuration.hasPostNorms ? norm("pre_feedforward_layernorm") : afterMixer
+    outputNorm = configuration.hasPostNorms ? norm("post_feedforward_layernorm") : nil
+    feedForward = GatedFeedForward(
+      scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize,
+      activation: configuration.activation == .silu ? .silu : .gelu)
   }
 
   /// What the mixer reads.
@@ -34,12 +47,18 @@ package struct DecoderLayer {
 
   /// The layer's output, given its input and what the mixer made of it.
   package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
-    let x = add(x, mixed)
-    return add(x, feedForward(x))
+    let x = add(x, normed(mixed: mixed))
+    return add(x, fedForward(x))
   }
 
-  /// What the MLP makes of the residual stream behind the mixer.
-  func feedForward(_ x: Tensor) -> Tensor { mlp(postNorm(x)) }
+  /// What the residual stream gets of a mixer's output.
+  func normed(mixed: Tensor) -> Tensor { mixedNorm?(mixed) ?? mixed }
+
+  /// What it gets behind the mixer of the MLP.
+  func fedForward(_ x: Tensor) -> Tensor {
+    let y = feedForward(feedForwardNorm(x))
+    return outputNorm?(y) ?? y
+  }
 
   /// The mixer that runs in this role.
   package func mixer(as role: LayerRole) -> any TokenMixer {
@@ -96,9 +115,12 @@ package final class HybridLM {
     embeddings = scope.scope("embed_tokens", part: .embeddings).parameter(
       "weight", table, .normal(root.deviation), kind: .matrix)
     layers = configuration.layerTypes.enumerated().map { index, type in
-      DecoderLayer(scope.scope("layers").scope(String(index), part: .layer(index)), type, configuration)
+      DecoderLayer(
+        scope.scope("layers").scope(String(index), part: .layer(index)), type, configuration.architecture)
     }
-    norm = RMSNorm(scope.scope("norm", group: .norms), configuration.hiddenSize, epsilon: configuration.normEpsilon)
+    norm = RMSNorm(
+      scope.scope("norm", group: .norms), configuration.hiddenSize, epsilon: configuration.normEpsilon,
+      addsOne: configuration.normsAddOne)
     headParameter =
       configuration.tiesEmbeddings
       ? nil : root.scope("lm_head").parameter("weight", table, .normal(root.deviation), kind: .matrix)
@@ -113,7 +135,25 @@ package final class HybridLM {
   package var head: Tensor { (headParameter ?? embeddings).value }
 
   /// `[N, hidden]`, the input of the first layer.
-  package func embed(_ batch: Batch) -> Tensor { embedding(embeddings.value, batch.tokens) }
+  package func embed(_ batch: Batch) -> Tensor {
+    scaled(embedding(embeddings.value, batch.tokens), by: configuration.embeddingScale)
+  }
+
+  /// The output of layer `index` for the input x, `[N, hidden]` each.
+  ///
+  /// - Parameter afterMixer: is called between the layer's halves, unless they are computed again together
+  package func run(
+    layer index: Int, _ x: Tensor, _ batch: Batch, cache: (any MixerCache)? = nil,
+    recompute: LayerRecomputation = .none,
+    afterMixer: () -> Void = {}
+  ) -> Tensor {
+    let (layer, mixer) = (layers[index], activeMixer(index))
+    func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: cache) }
+    if recompute == LayerRecomputation(.layer) { return checkpointed(x) { layer.complete($0, mixed: mixed($0)) } }
+    let x = add(x, recomputing(recompute.mixer, x) { layer.normed(mixed: mixed($0)) })
+    afterMixer()
+    return add(x, recomputing(recompute.mlp, x, layer.fedForward))
+  }
 
   /// `[N, hidden]`, the last hidden states after the final norm.
   package func finish(_ x: Tensor) -> Tensor { norm(x) }
@@ -143,14 +183,7 @@ package final class HybridLM {
     var x = embed(batch)
     for (index, layer) in layers.enumerated() {
       willRun(.layer(index))
-      let mixer = activeMixer(index)
-      func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: caches?[index]) }
-      if recompute == LayerRecomputation(.layer) {
-        x = checkpointed(x) { layer.complete($0, mixed: mixed($0)) }
-      } else {
-        x = add(x, recomputing(recompute.mixer, x, mixed))
-        x = add(x, recomputing(recompute.mlp, x, layer.feedForward))
-      }
+      x = run(layer: index, x, batch, cache: caches?[index], recompute: recompute)
       try observe(index, x)
     }
     willRun(.head)

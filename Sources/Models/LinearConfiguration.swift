@@ -6,13 +6,17 @@ package struct LinearConfiguration: Sendable, Equatable {
   /// Value channels of a head; Mamba2's head dimension.
   package var valueSize: Int
   /// Mamba2: groups of heads that share B and C.
-  package var groups: Int
+  package var groups = 1
   /// Channels between the two projections of a gate (GLA, RWKV7).
-  package var gateRank: Int
+  package var gateRank = 16
   /// The same of RWKV7's decay and learning rate.
-  package var decayRank: Int
-  package var rateRank: Int
-  package var epsilon: Float
+  package var decayRank = 32
+  package var rateRank = 32
+  package var epsilon: Float = 1e-5
+
+  package init(heads: Int, keySize: Int, valueSize: Int) {
+    (self.heads, self.keySize, self.valueSize) = (heads, keySize, valueSize)
+  }
 
   /// Elements of the states of one sequence.
   var stateElements: Int { heads * keySize * valueSize }
@@ -24,6 +28,31 @@ package struct HeadShape: Sendable, Equatable {
   package let heads: Int
   package let keySize: Int
   package let valueSize: Int
+
+  package init(heads: Int, keySize: Int, valueSize: Int) {
+    (self.heads, self.keySize, self.valueSize) = (heads, keySize, valueSize)
+  }
+}
+
+extension Architecture {
+  /// Heads, key and value channels of the linear mixer `type`, where the file gives them.
+  package func state(of type: LayerType) -> HeadShape? {
+    if type == .jet { return jet.map { HeadShape(heads: $0.heads, keySize: $0.keySize, valueSize: $0.valueSize) } }
+    return linear[type]?.headShape
+  }
+
+  /// Gives the linear mixer `type` this state; its other settings stay, or are the usual ones.
+  package mutating func setState(of type: LayerType, _ state: HeadShape) {
+    if type == .jet {
+      var shape = jet ?? JetConfiguration(heads: 0, keySize: 0, valueSize: 0)
+      (shape.heads, shape.keySize, shape.valueSize) = (state.heads, state.keySize, state.valueSize)
+      jet = shape
+    } else {
+      var shape = linear[type] ?? LinearConfiguration(heads: 0, keySize: 0, valueSize: 0)
+      (shape.heads, shape.keySize, shape.valueSize) = (state.heads, state.keySize, state.valueSize)
+      linear[type] = shape
+    }
+  }
 }
 
 extension LinearConfiguration {

@@ -1,5 +1,4 @@
 import Foundation
-import Safetensors
 
 /// A `config.json` or a model folder that cannot be used.
 package struct ModelError: Error, CustomStringConvertible {
@@ -13,63 +12,15 @@ package struct ModelError: Error, CustomStringConvertible {
   }
 }
 
-/// What mixes tokens in one layer.
-package enum LayerType: String, Sendable, Equatable, CaseIterable {
-  case attention = "attn"
-  case slidingWindow = "swa"
-  case jet
-  case gatedLinearAttention = "gla"
-  case retention = "retnet"
-  case mamba2
-  case deltaNet = "deltanet"
-  case gatedDeltaNet = "gdn"
-  case rwkv7
-
-  /// Whether it is softmax attention, which a student may keep as its teacher has it.
-  package var isAttention: Bool { self == .attention || self == .slidingWindow }
-  /// Linear mixers that ``LinearConfiguration`` describes.
-  package static let linear: [LayerType] = [
-    .gatedLinearAttention, .retention, .mamba2, .deltaNet, .gatedDeltaNet, .rwkv7,
-  ]
-}
-
-/// The shape of a JetBlock.
-package struct JetConfiguration: Sendable, Equatable {
-  package var heads: Int
-  package var keySize: Int
-  package var valueSize: Int
-  package var convolutionSize: Int
-  /// Channels of the kernel generator: value channels ÷ this.
-  package var reduction: Int
-  package var epsilon: Float
-}
-
-/// A model as Hugging Face's `config.json` describes it: `qwen2`, or `jet_nemotron` with its layer types.
+/// A model as Hugging Face's `config.json` describes it: its architecture, and what else the file says.
+@dynamicMemberLookup
 package struct ModelConfiguration: Sendable {
-  package var modelType: String
-  package var vocabularySize: Int
-  package var hiddenSize: Int
-  package var intermediateSize: Int
-  package var attentionHeads: Int
-  package var keyValueHeads: Int
-  package var headSize: Int
-  package var layerTypes: [LayerType]
-  package var slidingWindow: Int?
-  package var jet: JetConfiguration?
-  /// Shapes of the other linear mixers that the model has.
-  package var linear: [LayerType: LinearConfiguration] = [:]
-  /// In a once-for-all supernet: the linear mixer that every layer holds beside its attention.
-  package var supernetMixer: LayerType?
-  package var normEpsilon: Float
-  /// Standard deviation of matrices that begin at random.
-  package var initializerRange: Float
-  package var ropeTheta: Float
-  package var tiesEmbeddings: Bool
-  package var endOfText: Int?
+  package let architecture: Architecture
+  package let endOfText: Int?
   /// The file as it was, for writing it beside the weights.
-  package var json: Data
+  package let json: Data
 
-  package var layerCount: Int { layerTypes.count }
+  package subscript<Value>(dynamicMember path: KeyPath<Architecture, Value>) -> Value { architecture[keyPath: path] }
 
   /// Whether weights as released are bfloat16, and so stay in memory.
   package var keepsBFloat16: Bool {
@@ -99,119 +50,27 @@ package struct ModelConfiguration: Sendable {
     guard let object = try? JSONSerialization.jsonObject(with: json) as? [String: Any] else {
       throw ModelError(path: path, reason: "is not a JSON object")
     }
-    let reader = ConfigurationReader(object: object, path: path)
     self.json = json
-    modelType = try reader.string("model_type")
-    guard ["qwen2", "jet_nemotron"].contains(modelType) else {
-      throw ModelError(
-        path: path, reason: "model_type \(modelType) is not supported (qwen2 and jet_nemotron are)")
-    }
-    vocabularySize = try reader.positive("vocab_size")
-    hiddenSize = try reader.positive("hidden_size")
-    intermediateSize = try reader.positive("intermediate_size")
-    attentionHeads = try reader.positive("num_attention_heads")
-    keyValueHeads = try reader.optionalPositive("num_key_value_heads") ?? attentionHeads
-    headSize = try reader.optionalPositive("head_dim") ?? hiddenSize / attentionHeads
-    normEpsilon = Float(reader.number("rms_norm_eps") ?? 1e-6)
-    initializerRange = Float(reader.number("initializer_range") ?? 0.02)
-    // transformers 5 keeps the angles' settings together; kinds that change them are not computed here.
-    let rope = object["rope_parameters"] as? [String: Any] ?? object["rope_scaling"] as? [String: Any] ?? [:]
-    let kind = (rope["rope_type"] ?? rope["type"]) as? String ?? "default"
-    guard kind == "default" else { throw ModelError(path: path, reason: "rope type \(kind) is not supported") }
-    let activation = object["hidden_act"] as? String ?? "silu"
-    guard activation == "silu" else {
-      throw ModelError(path: path, reason: "hidden_act \(activation) is not supported")
-    }
-    let ropeReader = ConfigurationReader(object: rope, path: path)
-    ropeTheta = Float(reader.number("rope_theta") ?? ropeReader.number("rope_theta") ?? 10_000)
-    tiesEmbeddings = object["tie_word_embeddings"] as? Bool ?? false
+    architecture = try Architecture(ConfigurationReader(object: object, path: path))
     endOfText = object["eos_token_id"] as? Int
-    guard attentionHeads % keyValueHeads == 0, headSize > 0, headSize % 2 == 0 else {
-      throw ModelError(
-        path: path,
-        reason: "num_key_value_heads \(keyValueHeads) must divide num_attention_heads \(attentionHeads), "
-          + "and the head size \(headSize) must be even and above zero")
-    }
-    guard normEpsilon > 0, normEpsilon.isFinite, ropeTheta > 0, ropeTheta.isFinite, initializerRange > 0,
-      initializerRange.isFinite
-    else {
-      throw ModelError(path: path, reason: "rms_norm_eps, rope_theta and initializer_range must be above zero")
-    }
-    let layers = try reader.positive("num_hidden_layers")
-    guard layers <= 10_000 else { throw ModelError(path: path, reason: "num_hidden_layers \(layers) is impossible") }
-    // Older files of qwen2 say it by a number: layers from `max_window_layers` on have a window.
-    let firstWindow =
-      object["use_sliding_window"] as? Bool == true ? try reader.optionalCount("max_window_layers") ?? layers : layers
-    let names =
-      object["layer_types"] as? [String] ?? (0..<layers).map { $0 < firstWindow ? "attn" : "swa" }
-    guard names.count == layers else {
-      throw ModelError(
-        path: path, reason: "layer_types has \(names.count) entries, num_hidden_layers is \(layers)")
-    }
-    let spellings = ["full_attention": "attn", "sliding_attention": "swa"]
-    layerTypes = try names.map { name in
-      guard let type = LayerType(rawValue: spellings[name] ?? name) else {
-        throw ModelError(
-          path: path,
-          reason:
-            "layer_types: \(name) is unknown (\(LayerType.allCases.map(\.rawValue).joined(separator: ", ")) are known)")
-      }
-      return type
-    }
-    let efficient = object["efficient_attention_config"] as? [String: Any] ?? [:]
-    let isSupernet = object["supernet_mixer"] != nil
-    if layerTypes.contains(.slidingWindow) || (isSupernet && efficient["swa"] != nil) {
-      let sliding = ConfigurationReader(
-        object: efficient["swa"] as? [String: Any] ?? [:], path: path + ": efficient_attention_config.swa")
-      slidingWindow = try sliding.optionalPositive("window_size") ?? reader.positive("sliding_window")
-    }
-    if let name = object["supernet_mixer"] {
-      guard let type = LayerType(rawValue: name as? String ?? ""), !type.isAttention,
-        layerTypes.allSatisfy({ $0 == .attention })
-      else {
-        throw ModelError(
-          path: path, reason: "supernet_mixer must name a linear mixer, and all layers of a supernet are attn")
-      }
-      supernetMixer = type
-    }
-    let held = layerTypes + [supernetMixer].compactMap { $0 }
-    for type in LayerType.linear where held.contains(type) {
-      linear[type] = try LinearConfiguration(
-        type,
-        ConfigurationReader(
-          object: efficient[type.rawValue] as? [String: Any] ?? [:],
-          path: path + ": efficient_attention_config." + type.rawValue))
-    }
-    if held.contains(.jet) {
-      jet = try JetConfiguration(
-        ConfigurationReader(
-          object: efficient["jet"] as? [String: Any] ?? [:], path: path + ": efficient_attention_config.jet"))
-    }
   }
-}
 
-extension JetConfiguration {
-  fileprivate init(_ reader: ConfigurationReader) throws {
-    heads = try reader.positive("num_heads")
-    keySize = try reader.positive("head_dim")
-    // 96 × 2.6666666667 must give 256.
-    let values = (Double(keySize) * (reader.number("expand_v") ?? 2)).rounded()
-    guard values >= 1, values * Double(heads) <= 0x1p24 else {
-      throw ModelError(path: reader.path, reason: "expand_v makes \(values) value channels of \(heads) heads")
-    }
-    valueSize = Int(values)
-    convolutionSize = try reader.optionalPositive("conv_size") ?? 4
-    reduction = try reader.optionalPositive("dconv_generator_reduction") ?? 8
-    epsilon = Float(reader.number("norm_eps") ?? 1e-5)
-    guard epsilon > 0, epsilon.isFinite else {
-      throw ModelError(path: reader.path, reason: "norm_eps must be above zero")
-    }
-    guard convolutionSize == 4, heads * valueSize % reduction == 0 else {
-      throw ModelError(
-        path: reader.path,
-        reason: "conv_size must be 4, and dconv_generator_reduction must divide num_heads × d_V = "
-          + "\(heads * valueSize)")
-    }
+  /// The configuration of another architecture, with the keys of `base` that say nothing of it; checked like one that is
+  /// read. `path` names it in errors.
+  package init(_ architecture: Architecture, over base: [String: Any] = [:], path: String) throws {
+    try self.init(
+      json: JSONSerialization.data(
+        withJSONObject: architecture.written(over: base), options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]),
+      path: path)
+  }
+
+  /// The same model with another architecture.
+  package func changing(
+    _ path: String, _ change: (inout Architecture) throws -> Void
+  ) throws -> ModelConfiguration {
+    var changed = architecture
+    try change(&changed)
+    return try ModelConfiguration(changed, over: rawObject, path: path)
   }
 }
 

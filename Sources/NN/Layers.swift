@@ -46,32 +46,36 @@ package final class PackedLinear {
   }
 }
 
-/// Root-mean-square normalisation with a weight `[size]`.
+/// Root-mean-square normalisation with a weight `[size]`, or one more than it (Gemma).
 package struct RMSNorm {
   package let weight: Parameter
   package let epsilon: Float
+  private let addsOne: Bool
 
   /// Creates `weight` under `scope`.
-  package init(_ scope: ParameterScope, _ size: Int, epsilon: Float) {
-    weight = scope.parameter("weight", [size], .ones)
+  package init(_ scope: ParameterScope, _ size: Int, epsilon: Float, addsOne: Bool = false) {
+    weight = scope.parameter("weight", [size], addsOne ? .zeros : .ones)
     self.epsilon = epsilon
+    self.addsOne = addsOne
   }
 
   /// `[N, size]` to the same shape.
   package func callAsFunction(_ x: Tensor) -> Tensor {
-    rmsNorm(x, weight: weight.value, epsilon: epsilon)
+    rmsNorm(x, weight: addsOne ? plusOne(weight.value) : weight.value, epsilon: epsilon)
   }
 }
 
-/// The gated feed-forward block: down(SiLU(gate x) · up x).
-package struct SwiGLU {
+/// The gated feed-forward block: down(f(gate x) · up x), f being SiLU or GELU.
+package struct GatedFeedForward {
+  private let activation: ElementFunction
   private let projections: PackedLinear
   private let gate: Int
   private let up: Int
   private let down: Linear
 
   /// Creates `gate_proj`, `up_proj` and `down_proj` under `scope`.
-  package init(_ scope: ParameterScope, hidden: Int, intermediate: Int) {
+  package init(_ scope: ParameterScope, hidden: Int, intermediate: Int, activation: ElementFunction = .silu) {
+    self.activation = activation
     projections = PackedLinear(inputs: hidden)
     gate = projections.add(scope.scope("gate_proj"), intermediate)
     up = projections.add(scope.scope("up_proj"), intermediate)
@@ -81,6 +85,7 @@ package struct SwiGLU {
   /// `[N, hidden]` to the same shape.
   package func callAsFunction(_ x: Tensor) -> Tensor {
     let projected = projections(x)
-    return down(swiGLU(gate: projected[gate], up: projected[up]))
+    let (gate, up) = (projected[gate], projected[up])
+    return down(activation == .silu ? swiGLU(gate: gate, up: up) : multiplyElements(apply(activation, gate), up))
   }
 }

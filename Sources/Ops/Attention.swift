@@ -5,18 +5,18 @@ import Tensors
 /// - Parameters:
 ///   - x: `[N, H, D]`
 ///   - layout: says the position of every token
-package func rotaryEmbedding(_ x: Tensor, layout: Layout, theta: Float) -> Tensor {
+package func rotaryEmbedding(_ x: Tensor, layout: Layout, angles: RotaryAngles) -> Tensor {
   let backend = x.backend
   let y = backend.empty(like: x)
-  backend.rotate(x, layout: layout, theta: theta, direction: 1, into: y)
+  backend.rotate(x, layout: layout, angles: angles, direction: 1, into: y)
   return backend.record(y, from: [x], saving: (x: x.saved, layout: layout)) { saved in
     let x = saved.x.value
     let y = x.backend.empty(like: x)
-    x.backend.rotate(x, layout: saved.layout, theta: theta, direction: 1, into: y)
+    x.backend.rotate(x, layout: saved.layout, angles: angles, direction: 1, into: y)
     return y
   } backward: { node in
     let dx = node[0].room(on: node.backend)
-    node.backend.rotate(node.dy, layout: node.saved.layout, theta: theta, direction: -1, into: dx)
+    node.backend.rotate(node.dy, layout: node.saved.layout, angles: angles, direction: -1, into: dx)
     node[0].add(dx)
   }
 }

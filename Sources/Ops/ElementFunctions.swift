@@ -147,7 +147,7 @@ extension ElementFunction {
   /// Whether the slope is computed from f(x) rather than x (``Kernels/applyBackward(_:_:x:y:into:)``).
   fileprivate var slopeReadsOutput: Bool {
     switch self {
-    case .silu, .logSigmoid, .softplus: false
+    case .silu, .gelu, .logSigmoid, .softplus: false
     case .sigmoid, .tanh, .negativeExponential, .scaledSigmoid, .sigmoidMinusOne, .inverseRoot: true
     }
   }

@@ -199,35 +199,28 @@ package struct CandidateTrial {
 extension ModelConfiguration {
   /// The linear mixer of the first layer that has one, and its shape.
   package var linearShape: (mixer: LayerType, heads: Int, keySize: Int, valueSize: Int)? {
-    guard let mixer = layerTypes.first(where: { !$0.isAttention }) else { return nil }
-    let shape =
-      mixer == .jet
-      ? jet.map { ($0.heads, $0.keySize, $0.valueSize) }
-      : linear[mixer].map { ($0.heads, $0.keySize, $0.valueSize) }
-    return shape.map { (mixer, $0.0, $0.1, $0.2) }
+    guard let mixer = self.layerTypes.first(where: { !$0.isAttention }), let shape = architecture.state(of: mixer)
+    else { return nil }
+    return (mixer, shape.heads, shape.keySize, shape.valueSize)
   }
 
   /// The same model with another linear mixer in all its linear layers. A mixer whose shape the file does not give gets
   /// that of the mixer it replaces, as near as its kind allows.
   package func replacingLinear(with mixer: LayerType) throws -> ModelConfiguration {
     guard let old = linearShape else { throw Self.noLinearLayer }
-    return try editingEfficient(name: mixer.rawValue) { efficient in
-      guard efficient[mixer.rawValue] == nil else { return }
-      efficient[mixer.rawValue] = Self.shape(of: mixer, old.heads, old.keySize, old.valueSize)
-    } layers: {
-      $0.isAttention ? $0 : mixer
+    return try changing("candidate \(mixer.rawValue)") { architecture in
+      if architecture.state(of: mixer) == nil {
+        architecture.setState(of: mixer, Self.state(of: mixer, old.heads, old.keySize, old.valueSize))
+      }
+      architecture.layerTypes = architecture.layerTypes.map { $0.isAttention ? $0 : mixer }
     }
   }
 
   /// The same model with another shape of its linear mixer's state.
   package func reshapingLinear(heads: Int, keySize: Int, valueSize: Int) throws -> ModelConfiguration {
     guard let old = linearShape else { throw Self.noLinearLayer }
-    return try editingEfficient(name: "\(keySize)/\(valueSize)/\(heads)") { efficient in
-      var settings = efficient[old.mixer.rawValue] as? [String: Any] ?? [:]
-      settings.merge(Self.shape(of: old.mixer, heads, keySize, valueSize)) { $1 }
-      efficient[old.mixer.rawValue] = settings
-    } layers: {
-      $0
+    return try changing("candidate \(keySize)/\(valueSize)/\(heads)") { architecture in
+      architecture.setState(of: old.mixer, Self.state(of: old.mixer, heads, keySize, valueSize))
     }
   }
 
@@ -235,39 +228,22 @@ extension ModelConfiguration {
     ModelError(path: "config.json", reason: "has no linear layer that a candidate could replace")
   }
 
-  private static func shape(of mixer: LayerType, _ heads: Int, _ keys: Int, _ values: Int) -> [String: Any] {
-    switch mixer {
-    case .mamba2: ["num_heads": heads, "head_dim": values, "state_size": keys]
-    case .rwkv7: rwkv7Shape(elements: heads * keys * values, size: keys * values)
-    default: ["num_heads": heads, "head_dim": keys, "expand_v": Double(values) / Double(keys)]
-    }
+  private static func state(of mixer: LayerType, _ heads: Int, _ keys: Int, _ values: Int) -> HeadShape {
+    if mixer == .rwkv7 { return rwkv7State(elements: heads * keys * values, size: keys * values) }
+    return HeadShape(heads: heads, keySize: keys, valueSize: values)
   }
 
   /// Its keys and values are of one size d: of all heads × d × d that make a state of just as many elements the d nearest to
   /// the geometric mean of the sizes that it replaces; where there is none near, the nearest state that can be had.
-  private static func rwkv7Shape(elements: Int, size: Int) -> [String: Any] {
+  private static func rwkv7State(elements: Int, size: Int) -> HeadShape {
     func distance(_ d: Int) -> Double { Double(max(d * d, size)) / Double(min(d * d, size)) }
     let exact = (1...max(1, Int(Double(elements).squareRoot()))).filter { elements % ($0 * $0) == 0 }
     // Of two as near the larger, which has the fewer heads.
     if let d = exact.reversed().min(by: { distance($0) < distance($1) }), distance(d) <= 4 {
-      return ["num_heads": elements / (d * d), "head_dim": d]
+      return HeadShape(heads: elements / (d * d), keySize: d, valueSize: d)
     }
     let d = max(1, Int(Double(size).squareRoot().rounded()))
-    return ["num_heads": max(1, Int((Double(elements) / Double(d * d)).rounded())), "head_dim": d]
-  }
-
-  private func editingEfficient(
-    name: String, _ edit: (inout [String: Any]) -> Void, layers: (LayerType) -> LayerType
-  ) throws -> ModelConfiguration {
-    guard var object = try JSONSerialization.jsonObject(with: json) as? [String: Any],
-      var efficient = object["efficient_attention_config"] as? [String: Any]
-    else { throw ModelError(path: "config.json", reason: "has no efficient_attention_config") }
-    edit(&efficient)
-    object["efficient_attention_config"] = efficient
-    object["layer_types"] = layerTypes.map { layers($0).rawValue }
-    return try ModelConfiguration(
-      json: JSONSerialization.data(
-        withJSONObject: object, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]),
-      path: "candidate \(name)")
+    return HeadShape(
+      heads: max(1, Int((Double(elements) / Double(d * d)).rounded())), keySize: d, valueSize: d)
   }
 }

@@ -156,19 +156,16 @@ package struct PlacementResult: Codable, Sendable {
 extension ModelConfiguration {
   /// The student with this placement, its linear layers those of this supernet: what `convert` and `distill` take.
   package func placed(_ placement: SupernetPath) throws -> ModelConfiguration {
-    guard var object = try JSONSerialization.jsonObject(with: json) as? [String: Any], let mixer = supernetMixer
-    else { throw ModelError(path: "search", reason: "the model is not a supernet") }
-    object["supernet_mixer"] = nil
-    object["layer_types"] = (0..<layerCount).map { layer in
-      switch placement.role(of: layer) {
-      case .full: LayerType.attention.rawValue
-      case .sliding: LayerType.slidingWindow.rawValue
-      case .linear: mixer.rawValue
+    guard let mixer = self.supernetMixer else { throw ModelError(path: "search", reason: "the model is not a supernet") }
+    return try changing("the student that was found") { architecture in
+      architecture.supernetMixer = nil
+      architecture.layerTypes = (0..<architecture.layerCount).map { layer in
+        switch placement.role(of: layer) {
+        case .full: .attention
+        case .sliding: .slidingWindow
+        case .linear: mixer
+        }
       }
     }
-    return try ModelConfiguration(
-      json: JSONSerialization.data(
-        withJSONObject: object, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]),
-      path: "the student that was found")
   }
 }

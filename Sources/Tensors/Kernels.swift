@@ -17,7 +17,7 @@ package protocol Kernels: AnyObject {
   func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool)
   /// y = f(x), element by element.
   func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor)
-  /// dx = dy · f′(x); y = f(x). Read are x of `silu`, `logSigmoid` and `softplus`, and y of the others.
+  /// dx = dy · f′(x); y = f(x). Read are x of `silu`, `gelu`, `logSigmoid` and `softplus`, and y of the others.
   func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor)
 
   /// y[m] = scales[m] · x[m], for as many rows as there are scales; or added.
@@ -43,8 +43,8 @@ package protocol Kernels: AnyObject {
   /// table[ids[n]] += x[n], in the order of n
   func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor)
 
-  /// Rotates the halves of every head of x [N, H, D] by position · θ^(−2i/D); `direction` −1 undoes it.
-  func rotate(_ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor)
+  /// Rotates the halves of every head of x [N, H, D] by position · the frequency of each pair; `direction` −1 undoes it.
+  func rotate(_ x: Tensor, layout: Layout, angles: RotaryAngles, direction: Float, into y: Tensor)
 
   /// Softmax attention. q [N, H, D], k and v [M, G, D] with G dividing H; `logSums` [N, H] keeps the
   /// log-sum-exp of each row.
@@ -95,6 +95,8 @@ package protocol Kernels: AnyObject {
 package enum ElementFunction: Sendable, Hashable {
   /// x · sigmoid(x)
   case silu
+  /// x · sigmoid(2u) with u = √(2/π) (x + 0.044715 x³), which is ½ x (1 + tanh u)
+  case gelu
   case sigmoid
   /// log sigmoid(x) · scale
   case logSigmoid(scale: Float)

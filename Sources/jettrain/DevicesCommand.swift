@@ -94,6 +94,7 @@ struct Devices: ParsableCommand {
           ])
         }
         for argument in golden { report(try model(argument, on: backend)) }
+        backend.poisonsNewTensors = true
         BackendCheck(backend, against: CPUBackend(threads: Machine.cores)).run(small: small, report: report)
         try DeviceCheck(card).run(small: small, report: report)
         print(Format.table(rows))

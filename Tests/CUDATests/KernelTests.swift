@@ -17,10 +17,10 @@ import Testing
   @Test func embeddedKernelsAreTheFiles() throws {
     let files = try FileManager.default.contentsOfDirectory(atPath: Self.folder)
       .filter { $0.hasSuffix(".cu") || $0.hasSuffix(".cuh") }
-    #expect(Set(files) == Set(KernelSources.all.keys))
+    #expect(Set(files) == Set(KernelSources.embedded.keys))
     for file in files {
       let text = try String(contentsOfFile: Self.folder + "/" + file, encoding: .utf8)
-      #expect(KernelSources.all[file]?.text == text, "\(file) is not what the program was built with")
+      #expect(KernelSources.embedded[file]?.text == text, "\(file) is not what the program was built with")
     }
   }
 
@@ -56,6 +56,18 @@ import Testing
       let error = relativeError(values(a), b)
       #expect(error < 2e-6, "\(name): \(error)")
     }
+  }
+
+  /// What `devices check` compares is right itself: the CPU's kernels and the oracle of all backends agree on every case.
+  @Test func backendCasesHoldOnTheCPU() {
+    let backend = CPUBackend(threads: 2)
+    backend.poisonsNewTensors = true
+    var count = 0
+    BackendCheck(backend, against: ReferenceBackend(), types: [.float32]).run(small: true) { result in
+      count += 1
+      #expect(result.passes, "\(result)")
+    }
+    #expect(count > 20)
   }
 
   // MARK: The kernels on the emulator

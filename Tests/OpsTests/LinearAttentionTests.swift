@@ -11,7 +11,7 @@ import Testing
     let functions: [(String, ElementFunction)] = [
       ("silu", .silu), ("sigmoid", .sigmoid), ("logSigmoid", .logSigmoid(scale: 0.25)), ("softplus", .softplus),
       ("tanh", .tanh), ("negativeExponential", .negativeExponential), ("scaledSigmoid", .scaledSigmoid(scale: -0.6)),
-      ("sigmoidMinusOne", .sigmoidMinusOne), ("inverseRoot", .inverseRoot(scale: 0.1, epsilon: 1)),
+      ("gelu", .gelu), ("sigmoidMinusOne", .sigmoidMinusOne), ("inverseRoot", .inverseRoot(scale: 0.1, epsilon: 1)),
     ]
     for (name, function) in functions {
       expectGood(

@@ -36,10 +36,10 @@ extension CUDABackend {
 
     init(_ q: Tensor, _ k: Tensor, all tensors: [Tensor]) {
       (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
-      precondition(size <= 256, "heads of \(size) channels: attention on cards takes at most 256")
+      require(size <= 256, "heads of \(size) channels: attention on cards takes at most 256")
       usesTensorCores =
         size % 16 == 0 && size <= 128
-        && tensors.allSatisfy { $0.dtype == .bfloat16 && $0.deviceView.address % 16 == 0 }
+        && tensors.allSatisfy { $0.dtype == .bfloat16 && $0.deviceView.address % 16 == 0 && $0.rowStride % 8 == 0 }
     }
 
     var file: String { usesTensorCores ? "Attention.cu" : "AttentionExact.cu" }
@@ -56,8 +56,17 @@ extension CUDABackend {
     func place(_ x: Tensor) -> KernelArgument { usesTensorCores ? x.address(of: .bfloat16) : x.values }
   }
 
-  /// Queries of a block of AttentionHopper.cu, its threads, and its bytes of shared memory.
-  private static let warpgroups = (tile: 192, threads: 384, sharedMemory: 8 * 64 * 64 * 2 + 1024)
+  /// The kernel of AttentionHopper.cu, with the queries of a block and its threads.
+  private func warpgroupAttention() -> (kernel: Kernel, queries: Int, threads: Int) {
+    if let known = hopperAttention { return known }
+    return must {
+      let module = try library.module("AttentionHopper.cu", defines: [:])
+      let sizes = try module.constants("attentionSizes")
+      let made = (try module.kernel("attentionForward", sharedMemory: sizes[2]), sizes[0], sizes[1])
+      hopperAttention = made
+      return made
+    }
+  }
 
   package func attend(
     _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans, into o: Tensor, logSums: Tensor
@@ -65,14 +74,14 @@ extension CUDABackend {
     let plan = Plan(q, k, all: [q, k, v, o])
     // Few queries, as of decoding, fill no block of the warpgroups' kernel.
     if plan.usesTensorCores, plan.size == 128, device.capability.major == 9, q.rows >= 192 * spans.list.count {
-      let (table, tiles) = tables(spans, tile: Self.warpgroups.tile)
-      let kernel = kernel("AttentionHopper.cu", "attentionForward", sharedMemory: Self.warpgroups.sharedMemory)
+      let (kernel, queries, threads) = warpgroupAttention()
+      let (table, tiles) = tables(spans, tile: queries)
       return run("attention") {
         try kernel.launch(
-          grid: (tiles.count / 2, plan.heads, 1), threads: Self.warpgroups.threads,
+          grid: (tiles.count / 2, plan.heads, 1), threads: threads,
           [
             plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
-            A(plan.scale), plan.place(o), logSums.floats,
+            A(v.rowStride), A(plan.scale), plan.place(o), logSums.floats,
           ])
       }
     }
@@ -84,7 +93,7 @@ extension CUDABackend {
         grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
         [
           plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
-          A(plan.scale), plan.place(o), logSums.floats,
+          A(v.rowStride), A(plan.scale), plan.place(o), logSums.floats,
         ])
     }
   }
@@ -106,14 +115,29 @@ extension CUDABackend {
       try queries.launch(
         grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
         inputs + [
-          tiles.integers, table.integers, A(plan.heads), A(plan.groups), A(plan.scale), plan.place(dQ),
+          tiles.integers, table.integers, A(plan.heads), A(plan.groups), A(v.rowStride), A(plan.scale), plan.place(dQ),
         ])
+      guard !plan.usesTensorCores else { return }
       try keys.launch(
         grid: ((k.rows + plan.tile - 1) / plan.tile, plan.groups, 1), threads: plan.threads,
         inputs + [
-          table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(plan.scale), plan.place(dK),
-          plan.place(dV),
+          table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(v.rowStride),
+          A(plan.scale), plan.place(dK), plan.place(dV), A(dV.rowStride),
         ])
     }
+    guard plan.usesTensorCores else { return }
+    // Each head's share by itself, so that there are blocks enough; those of a group are added up then.
+    let shares = [k.rows, plan.heads, plan.size]
+    let (keyShares, valueShares) = (empty(shares), empty(shares))
+    run("attention backward") {
+      try keys.launch(
+        grid: ((k.rows + plan.tile - 1) / plan.tile, plan.heads, 1), threads: plan.threads,
+        inputs + [
+          table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(v.rowStride),
+          A(plan.scale), keyShares.floats, valueShares.floats,
+        ])
+    }
+    repeatHeadsBackward(keyShares, into: dK)
+    repeatHeadsBackward(valueShares, into: dV)
   }
 }

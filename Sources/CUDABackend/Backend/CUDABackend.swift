@@ -12,7 +12,7 @@ package final class CUDABackend: Backend {
   package var activationType = DType.float32
   package let device: Device
   let library: KernelLibrary
-  let products: MatrixProducts
+  private(set) lazy var products = must { try MatrixProducts(device) }
   let memory: DeviceArena
   let staging: Staging
   /// Of the row kernels, those that a type of elements was asked for.
@@ -20,6 +20,7 @@ package final class CUDABackend: Backend {
   private var rules: [RuleName: GatedDeltaRule] = [:]
   private var kernels: [KernelName: Kernel] = [:]
   var rotary: [RotaryTables] = []
+  var hopperAttention: (kernel: Kernel, queries: Int, threads: Int)?
 
   /// Seconds by kernel since it was set, by events around every launch; nil when no profile is taken.
   package var profile: Profile?
@@ -41,10 +42,15 @@ package final class CUDABackend: Backend {
   /// Opens card `index`.
   ///
   /// - Throws: `CUDAError.missing` where there is no card, or a library is missing
-  package init(_ index: Int) throws {
+  package convenience init(_ index: Int) throws {
+    try self.init(opening: index)
+    products = try MatrixProducts(device)
+  }
+
+  /// Without products, which a companion is not asked for.
+  private init(opening index: Int) throws {
     device = try Device(index)
     library = try KernelLibrary(device)
-    products = try MatrixProducts(device)
     memory = DeviceArena(device)
     staging = try Staging(device)
   }
@@ -58,11 +64,7 @@ package final class CUDABackend: Backend {
   }
 
   package func companion() -> any Backend {
-    must {
-      let companion = try CUDABackend(device.index)
-      // The context that was current stays so; a companion binds its own thread when it is first used there.
-      return companion
-    }
+    must { try CUDABackend(opening: device.index) }
   }
 
   package func vocabularyRows(_ vocabulary: Int) -> Int { 2048 }
@@ -149,4 +151,9 @@ package struct Profile {
     }
     return times.map { ($0.key, $0.value.0, $0.value.1) }.sorted { $0.1 > $1.1 }
   }
+}
+
+/// As `precondition`, but a release build says what went wrong, too.
+func require(_ isTrue: Bool, _ message: @autoclosure () -> String) {
+  guard isTrue else { fatalError(message()) }
 }

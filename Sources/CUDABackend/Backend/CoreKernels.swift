@@ -10,42 +10,50 @@ extension CUDABackend {
 
   /// Kernels that divide places count in 32 bits.
   private func narrow(_ count: Int) -> KernelArgument {
-    precondition(count < 1 << 31, "\(count) elements at once")
+    require(count < 1 << 31, "\(count) elements at once")
     return A(count)
+  }
+
+  /// How tensors of one shape lie, of which some may be columns of wider rows.
+  private func lie(_ x: Tensor, _ y: Tensor? = nil, _ z: Tensor? = nil) -> KernelArgument {
+    guard let wide = [x, y, z].compactMap({ $0 }).first(where: { !$0.isDense }) else { return A(0, 0, 0, 0) }
+    require(x.count < 1 << 31, "\(x.count) elements at once")
+    func stride(_ tensor: Tensor?) -> Int { tensor.map { $0.isDense ? wide.columns : $0.rowStride } ?? 0 }
+    return A(wide.columns, stride(x), stride(y), stride(z))
   }
 
   package func fill(_ x: Tensor, with value: Float) {
     guard x.count > 0 else { return }
     let view = x.deviceView
-    if value.bitPattern == 0 {
+    if value.bitPattern == 0, x.isDense {
       return run("fill") { try device.fill(view.address, byte: 0, byteCount: view.byteCount) }
     }
-    launch("fill", grid: eights(x.count), [x.values, A(wide: x.count), A(value)])
+    launch("fill", grid: eights(x.count), [x.values, A(wide: x.count), lie(x), A(value)])
   }
 
   package func copy(_ x: Tensor, into y: Tensor) {
-    precondition(x.count == y.count, "copy of \(x.shape) into \(y.shape)")
+    require(x.count == y.count, "copy of \(x.shape) into \(y.shape)")
     guard x.count > 0 else { return }
-    if x.dtype == y.dtype {
+    if x.dtype == y.dtype, x.isDense, y.isDense {
       let (from, to) = (x.deviceView, y.deviceView)
       guard from.address != to.address else { return }
       return run("copy") { try device.copy(from: from.address, to: to.address, byteCount: from.byteCount) }
     }
-    launch("copyValues", grid: eights(x.count), [x.values, y.values, A(wide: x.count)])
+    launch("copyValues", grid: eights(x.count), [x.values, y.values, A(wide: x.count), lie(x, y)])
   }
 
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {
-    precondition(x.count == y.count, "add of \(x.shape) into \(y.shape)")
-    launch("addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), A(scale)])
+    require(x.count == y.count, "add of \(x.shape) into \(y.shape)")
+    launch("addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), lie(x, y, y), A(scale)])
   }
 
   package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {
-    launch("addScaled", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), A(Float(1))])
+    launch("addScaled", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(Float(1))])
   }
 
   package func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {
-    precondition(x.count == y.count && y.count == out.count, "product of \(x.shape) and \(y.shape)")
-    launch("product", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), A(adds ? 1 : 0)])
+    require(x.count == y.count && y.count == out.count, "product of \(x.shape) and \(y.shape)")
+    launch("product", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(adds ? 1 : 0)])
   }
 
   /// The number of a function in Core.cu, and its constants.
@@ -67,21 +75,22 @@ extension CUDABackend {
     let code = code(function)
     launch(
       "applyFunction", grid: eights(x.count),
-      [x.values, y.values, A(wide: x.count), A(code.number), A(code.scale), A(code.epsilon)])
+      [x.values, y.values, A(wide: x.count), lie(x, y), A(code.number), A(code.scale), A(code.epsilon)])
   }
 
   package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {
     let code = code(function)
+    let read = [0, 2, 3].contains(code.number) ? x : y
     launch(
       "applyFunctionBackward", grid: eights(dx.count),
-      [dy.values, x.values, y.values, dx.values, A(wide: dx.count), A(code.number), A(code.scale)])
+      [dy.values, read.values, dx.values, A(wide: dx.count), lie(dy, read, dx), A(code.number), A(code.scale)])
   }
 
   // MARK: - Rows and columns
 
   package func scaleRows(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {
     let columns = x.count / max(1, scales.count)
-    precondition(columns * scales.count == x.count && y.count == x.count, "rows of \(x.shape) by \(scales.shape)")
+    require(columns * scales.count == x.count && y.count == x.count, "rows of \(x.shape) by \(scales.shape)")
     launch(
       "scaleRows", threads: x.count,
       [x.values, scales.values, y.values, narrow(x.count), A(columns), A(adds ? 1 : 0)])
@@ -89,14 +98,14 @@ extension CUDABackend {
 
   package func rowProducts(_ x: Tensor, _ y: Tensor, into out: Tensor) {
     let columns = x.count / max(1, out.count)
-    precondition(columns * out.count == x.count && y.count == x.count, "rows of \(x.shape), \(y.shape) into \(out.shape)")
+    require(columns * out.count == x.count && y.count == x.count, "rows of \(x.shape), \(y.shape) into \(out.shape)")
     launch(
       "rowProducts", grid: ((out.count + 7) / 8, 1), [x.values, y.values, out.values, A(out.count), A(columns)])
   }
 
   package func scaleColumns(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {
     let group = x.columns / scales.count
-    precondition(group * scales.count == x.columns && y.count == x.count, "columns of \(x.shape) by \(scales.shape)")
+    require(group * scales.count == x.columns && y.count == x.count, "columns of \(x.shape) by \(scales.shape)")
     launch(
       "scaleColumns", threads: x.count,
       [x.values, scales.values, y.values, narrow(x.count), A(x.columns), A(group), A(adds ? 1 : 0)])
@@ -112,31 +121,31 @@ extension CUDABackend {
   private func sumColumns(_ x: Tensor, _ y: Tensor?, into out: Tensor, adds: Bool) {
     let (rows, columns) = (x.rows, x.columns)
     let group = columns / out.count
-    precondition(group * out.count == columns && y?.count ?? x.count == x.count, "columns of \(x.shape) into \(out.shape)")
+    require(group * out.count == columns && y?.count ?? x.count == x.count, "columns of \(x.shape) into \(out.shape)")
     let rowsPerPart = max(32, (rows + 255) / 256)
     let parts = (rows + rowsPerPart - 1) / rowsPerPart
     let partial = empty([max(1, parts), columns])
     launch(
       "columnParts", grid: ((columns + 255) / 256, parts),
-      [x.values, A(values: y), A(rows), A(columns), A(rowsPerPart), partial.floats])
+      [x.values, A(values: y), A(rows), A(columns), A(x.rowStride), A(rowsPerPart), partial.floats])
     launch(
       "addColumnParts", grid: ((out.count + 7) / 8, 1),
       [partial.floats, A(parts), A(columns), A(group), out.values, A(adds ? 1 : 0)])
   }
 
   package func addBias(_ bias: Tensor, to y: Tensor) {
-    launch("addBias", grid: eights(y.count), [bias.values, y.values, narrow(y.count), A(y.columns)])
+    launch("addBias", grid: eights(y.count), [bias.values, y.values, narrow(y.count), A(y.columns), A(y.rowStride)])
   }
 
   package func copyColumns(_ x: Tensor, _ range: Range<Int>, into y: Tensor) {
-    precondition(range.upperBound <= x.columns && y.count == x.rows * range.count, "columns \(range) of \(x.shape)")
+    require(range.upperBound <= x.columns && y.count == x.rows * range.count, "columns \(range) of \(x.shape)")
     launch(
       "copyColumns", threads: y.count,
       [x.values, y.values, narrow(y.count), A(x.columns), A(range.lowerBound), A(range.count)])
   }
 
   package func addColumns(_ dy: Tensor, into dx: Tensor, _ range: Range<Int>, adds: Bool) {
-    precondition(range.upperBound <= dx.columns && dy.count == dx.rows * range.count, "columns \(range) of \(dx.shape)")
+    require(range.upperBound <= dx.columns && dy.count == dx.rows * range.count, "columns \(range) of \(dx.shape)")
     launch(
       "addColumns", threads: dx.count,
       [dy.values, dx.values, narrow(dx.count), A(dx.columns), A(range.lowerBound), A(range.count), A(adds ? 1 : 0)])
@@ -151,7 +160,7 @@ extension CUDABackend {
   package func repeatHeadsBackward(_ dy: Tensor, into dx: Tensor) {
     launch(
       "repeatHeadsBackward", threads: dx.count,
-      [dy.values, dx.values, narrow(dx.count), A(dy.shape[1]), A(dx.shape[1]), A(dx.shape[2])])
+      [dy.values, dx.values, narrow(dx.count), A(dy.shape[1]), A(dx.shape[1]), A(dx.shape[2]), A(dx.rowStride)])
   }
 
   // MARK: - Tables
@@ -200,19 +209,19 @@ extension CUDABackend {
       "rotate", threads: pairs,
       [
         x.values, y.values, layout.positions.integers, tables.cosines.floats, tables.sines.floats, narrow(pairs),
-        A(heads), A(size), A(direction),
+        A(heads), A(size), A(wide: x.rowStride), A(wide: y.rowStride), A(direction),
       ])
   }
 
   // MARK: - Sums in double precision
 
   package func sumElements(_ x: Tensor, scale: Double, into sum: Tensor) {
-    precondition(sum.count == 1, "one sum into shape \(sum.shape)")
+    require(sum.count == 1, "one sum into shape \(sum.shape)")
     launch("sumElements", grid: (1, 1), blockSize: 1024, [x.values, A(wide: x.count), A(scale), sum.doubles])
   }
 
   package func sumsOfSquares(_ x: Tensor, blockSize: Int, into sums: Tensor) {
-    precondition(sums.count == (x.count + blockSize - 1) / blockSize, "sums of \(x.shape) into \(sums.shape)")
+    require(sums.count == (x.count + blockSize - 1) / blockSize, "sums of \(x.shape) into \(sums.shape)")
     _ = sums.doubles
     run("sumsOfSquares") {
       try rows(.float32).sumsOfSquares(x.deviceView, count: x.count, blockSize: blockSize, into: sums.deviceView)
@@ -227,7 +236,7 @@ extension CUDABackend {
   ) {
     let (m, k) = aTransposed ? (a.columns, a.rows) : (a.rows, a.columns)
     let n = bTransposed ? b.rows : b.columns
-    precondition(
+    require(
       k == (bTransposed ? b.columns : b.rows) && c.rows == m && c.columns == n,
       "multiply of \(a.shape)\(aTransposed ? "ᵀ" : "") and \(b.shape)\(bTransposed ? "ᵀ" : "") into \(c.shape)")
     guard m > 0, n > 0 else { return }
@@ -236,21 +245,25 @@ extension CUDABackend {
     let b = converted(b, to: a.dtype)
     let isWide = a.dtype == .float32 && c.dtype == .bfloat16
     let out = isWide ? empty(c.shape) : c
+    let isStrided = !(a.isDense && b.isDense && out.isDense)
     if isWide && adds { copy(c, into: out) }
     let shape = MatrixProducts.Shape(
       m: m, n: n, k: k, aTransposed: aTransposed, bTransposed: bTransposed,
-      operands: a.dtype == .bfloat16 ? .bfloat16 : .float32, result: out.dtype == .bfloat16 ? .bfloat16 : .float32)
+      operands: a.dtype == .bfloat16 ? .bfloat16 : .float32, result: out.dtype == .bfloat16 ? .bfloat16 : .float32,
+      strides: isStrided ? .init(a: a.rowStride, b: b.rowStride, c: out.rowStride) : nil)
     let (pa, pb, pc) = (a.deviceView, b.deviceView, out.deviceView)
     var isDone = false
     run(profile == nil ? "" : "product \(m) x \(n) x \(k) \(aTransposed ? "T" : "N")\(bTransposed ? "T" : "N")") {
       isDone = try products.multiply(shape, pa.address, pb.address, into: pc.address, alpha: alpha, adds: adds)
     }
     if !isDone {
+      require(out.isDense, "a product into columns of \(c.shape) that the library has no kernel for")
       launch(
         "plainProduct", threads: m * n,
         [
-          a.values, b.values, out.values, A(m), A(n), A(k), A(wide: aTransposed ? 1 : k), A(wide: aTransposed ? m : 1),
-          A(wide: bTransposed ? 1 : n), A(wide: bTransposed ? k : 1), A(alpha), A(adds ? 1 : 0),
+          a.values, b.values, out.values, A(m), A(n), A(k), A(wide: aTransposed ? 1 : a.rowStride),
+          A(wide: aTransposed ? a.rowStride : 1),
+          A(wide: bTransposed ? 1 : b.rowStride), A(wide: bTransposed ? b.rowStride : 1), A(alpha), A(adds ? 1 : 0),
         ])
     }
     if isWide { copy(out, into: c) }
@@ -264,9 +277,22 @@ extension CUDABackend {
     return y
   }
 
-  /// Lets `body` write to y, or to a tensor of the type `dtype` that is copied to y then.
-  func writing(_ y: Tensor, as dtype: DType, adds: Bool = false, _ body: (Tensor) -> Void) {
-    guard y.dtype != dtype else { return body(y) }
+  package var takesColumnViews: Bool { true }
+
+  /// x, or a copy of it with its rows end to end.
+  func dense(_ x: Tensor) -> Tensor {
+    if x.isDense { return x }
+    let y = empty(like: x)
+    copy(x, into: y)
+    return y
+  }
+
+  /// Lets `body` write to y, or to a tensor of the type `dtype`, with rows end to end where it `isDense`, that is copied to
+  /// y then.
+  func writing(
+    _ y: Tensor, as dtype: DType, adds: Bool = false, isDense: Bool = false, _ body: (Tensor) -> Void
+  ) {
+    guard y.dtype != dtype || (isDense && !y.isDense) else { return body(y) }
     let out = empty(y.shape, dtype)
     if adds { copy(y, into: out) }
     body(out)

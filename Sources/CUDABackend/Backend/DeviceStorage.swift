@@ -25,10 +25,10 @@ struct DeviceView: DeviceMemory {
 
 extension Tensor {
   var deviceView: DeviceView {
-    precondition(type(of: storage) == DeviceStorage.self, "a tensor of another backend")
+    require(type(of: storage) == DeviceStorage.self, "a tensor of another backend")
     let storage = unsafeDowncast(storage, to: DeviceStorage.self)
     return DeviceView(
-      storage: storage, address: storage.address + UInt64(offset * dtype.size), byteCount: count * dtype.size)
+      storage: storage, address: storage.address + UInt64(offset * dtype.size), byteCount: (isDense ? count : max(0, rows - 1) * rowStride + columns) * dtype.size)
   }
 
   /// Where the elements lie, with their type, as kernels that take any type read it (Kernels/Values.cuh).
@@ -45,7 +45,7 @@ extension Tensor {
 
   /// Where the elements of a tensor of this type lie.
   func address(of type: DType) -> KernelArgument {
-    precondition(dtype == type, "expected \(type), got \(dtype) of shape \(shape)")
+    require(dtype == type, "expected \(type), got \(dtype) of shape \(shape)")
     return KernelArgument(bits: deviceView.address)
   }
 

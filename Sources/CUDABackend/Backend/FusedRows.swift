@@ -4,6 +4,11 @@ import Tensors
 /// Norms, gates, losses and the optimizer by the kernels over rows, which take activations of one type and weights in
 /// float32.
 extension CUDABackend {
+  /// How the heads of x lie, of `columns` channels each, where it is columns of wider rows.
+  private func heads(_ x: Tensor, _ columns: Int) -> RowKernels.Heads? {
+    x.isDense ? nil : RowKernels.Heads(x.columns / columns, stride: x.rowStride)
+  }
+
   private func type(_ x: Tensor) -> RowKernels.Elements { x.dtype == .bfloat16 ? .bfloat16 : .float32 }
 
   package func normalize(_ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor) {
@@ -49,8 +54,8 @@ extension CUDABackend {
     writing(y, as: x.dtype) { y in
       run("gatedNormalize") {
         try rows(type(x)).normalize(
-          x.deviceView, gate: gate.deviceView, weight: weight.deviceView, rows: x.count / weight.count,
-          columns: weight.count, epsilon: epsilon, into: y.deviceView, inverse: inverse.deviceView)
+          x.deviceView, gate: gate.deviceView, gateView: heads(gate, weight.count), weight: weight.deviceView,
+          rows: x.count / weight.count, columns: weight.count, epsilon: epsilon, into: y.deviceView, inverse: inverse.deviceView)
       }
     }
   }
@@ -66,8 +71,9 @@ extension CUDABackend {
       writing(dGate, as: x.dtype) { dGate in
         run("gatedNormalizeBackward") {
           try rows(type(x)).normalizeBackward(
-            dy.deviceView, x.deviceView, gate: gate.deviceView, weight: weight.deviceView, inverse: inverse.deviceView,
-            rows: count, columns: columns, dx: dx.deviceView, dGate: dGate.deviceView, dWeight: dWeight?.deviceView,
+            dy.deviceView, x.deviceView, gate: gate.deviceView, gateView: heads(gate, columns), weight: weight.deviceView,
+            inverse: inverse.deviceView, rows: count, columns: columns, dx: dx.deviceView, dGate: dGate.deviceView,
+            dGateView: heads(dGate, columns), dWeight: dWeight?.deviceView,
             addsWeight: addsWeight, workspace: workspace.deviceView)
         }
       }
@@ -79,7 +85,8 @@ extension CUDABackend {
     writing(y, as: x.dtype) { y in
       run("siluNormalize") {
         try rows(type(x)).siluNormalize(
-          x.deviceView, rows: x.count / columns, columns: columns, epsilon: epsilon, into: y.deviceView)
+          x.deviceView, view: heads(x, columns), rows: x.count / columns, columns: columns, epsilon: epsilon,
+          into: y.deviceView)
       }
     }
   }
@@ -90,29 +97,38 @@ extension CUDABackend {
     writing(dx, as: x.dtype) { dx in
       run("siluNormalizeBackward") {
         try rows(type(x)).siluNormalizeBackward(
-          dy.deviceView, x.deviceView, rows: x.count / columns, columns: columns, epsilon: epsilon, dx: dx.deviceView)
+          dy.deviceView, x.deviceView, view: heads(x, columns), rows: x.count / columns, columns: columns,
+          epsilon: epsilon, dx: dx.deviceView, dView: heads(dx, columns))
       }
     }
   }
 
+  /// Both, with their rows the same distance apart, which the kernels want.
+  private func alike(_ x: Tensor, _ y: Tensor) -> (Tensor, Tensor) {
+    x.rowStride == y.rowStride ? (x, y) : (dense(x), dense(y))
+  }
+
   package func swiGLU(gate: Tensor, up: Tensor, into y: Tensor) {
-    let up = converted(up, to: gate.dtype)
-    writing(y, as: gate.dtype) { y in
+    let (gate, up) = alike(gate, converted(up, to: gate.dtype))
+    writing(y, as: gate.dtype, isDense: true) { y in
       run("swiGLU") {
         try rows(type(gate)).swiGLU(
-          gate: gate.deviceView, up: up.deviceView, rows: gate.rows, columns: gate.columns, into: y.deviceView)
+          gate: gate.deviceView, up: up.deviceView, stride: gate.rowStride, rows: gate.rows, columns: gate.columns,
+          into: y.deviceView)
       }
     }
   }
 
   package func swiGLUBackward(_ dy: Tensor, gate: Tensor, up: Tensor, dGate: Tensor, dUp: Tensor) {
-    let (dy, up) = (converted(dy, to: gate.dtype), converted(up, to: gate.dtype))
-    writing(dGate, as: gate.dtype) { dGate in
-      writing(dUp, as: gate.dtype) { dUp in
+    let dy = dense(converted(dy, to: gate.dtype))
+    let (gate, up) = alike(gate, converted(up, to: gate.dtype))
+    let isAlike = dGate.rowStride == dUp.rowStride
+    writing(dGate, as: gate.dtype, isDense: !isAlike) { dGate in
+      writing(dUp, as: gate.dtype, isDense: !isAlike) { dUp in
         run("swiGLUBackward") {
           try rows(type(gate)).swiGLUBackward(
-            dy.deviceView, gate: gate.deviceView, up: up.deviceView, rows: gate.rows, columns: gate.columns,
-            dGate: dGate.deviceView, dUp: dUp.deviceView)
+            dy.deviceView, gate: gate.deviceView, up: up.deviceView, stride: gate.rowStride, rows: gate.rows,
+            columns: gate.columns, dGate: dGate.deviceView, dUp: dUp.deviceView, dStride: dGate.rowStride)
         }
       }
     }
@@ -122,8 +138,8 @@ extension CUDABackend {
     let b = converted(b, to: a.dtype)
     run("decayGate") {
       try rows(type(a)).decayGate(
-        a: a.deviceView, b: b.deviceView, aLog: aLog.deviceView, dtBias: dtBias.deviceView, tokens: a.rows,
-        heads: a.columns, g: g.deviceView, beta: beta.deviceView)
+        a: a.deviceView, b: b.deviceView, strides: (a.rowStride, b.rowStride), aLog: aLog.deviceView,
+        dtBias: dtBias.deviceView, tokens: a.rows, heads: a.columns, g: g.deviceView, beta: beta.deviceView)
     }
   }
 
@@ -136,9 +152,10 @@ extension CUDABackend {
       writing(dB, as: a.dtype) { dB in
         run("decayGateBackward") {
           try rows(type(a)).decayGateBackward(
-            dG: dG.deviceView, dBeta: dBeta.deviceView, a: a.deviceView, beta: beta.deviceView, aLog: aLog.deviceView,
-            dtBias: dtBias.deviceView, tokens: a.rows, heads: a.columns, dA: dA.deviceView, dB: dB.deviceView,
-            dALog: dALog.deviceView, dDtBias: dDtBias.deviceView)
+            dG: dG.deviceView, dBeta: dBeta.deviceView, a: a.deviceView, aStride: a.rowStride, beta: beta.deviceView,
+            aLog: aLog.deviceView, dtBias: dtBias.deviceView, tokens: a.rows, heads: a.columns, dA: dA.deviceView,
+            dB: dB.deviceView, strides: (dA.rowStride, dB.rowStride), dALog: dALog.deviceView,
+            dDtBias: dDtBias.deviceView)
         }
       }
     }

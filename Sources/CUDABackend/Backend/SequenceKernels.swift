@@ -37,7 +37,7 @@ extension CUDABackend {
     _ x: Tensor, taps: Tensor, stride: Int, bias: Tensor?, _ layout: Layout, _ history: Tensor?, activates: Bool,
     into y: Tensor
   ) {
-    let places = places(layout)
+    let (x, places) = (dense(x), places(layout))
     launch(
       "convolve", threads: x.count,
       [
@@ -55,19 +55,22 @@ extension CUDABackend {
   private func convolveBackward(
     _ du: Tensor, _ x: Tensor, taps: Tensor, stride: Int, _ layout: Layout, dx: Tensor, dTaps: Tensor?
   ) {
-    launch(
-      "convolveBackward", threads: x.count,
-      [
-        du.values, x.values, taps.values, A(wide: stride), places(layout).starts.integers, A(x.count), A(x.rows),
-        A(x.columns), dx.values, A(values: dTaps),
-      ])
+    let x = dense(x)
+    writing(dx, as: dx.dtype, isDense: true) { dx in
+      launch(
+        "convolveBackward", threads: x.count,
+        [
+          du.values, x.values, taps.values, A(wide: stride), places(layout).starts.integers, A(x.count), A(x.rows),
+          A(x.columns), dx.values, A(values: dTaps),
+        ])
+    }
   }
 
   /// The gradient at the input of SiLU.
   private func slope(
     _ dy: Tensor, _ x: Tensor, taps: Tensor, stride: Int, bias: Tensor?, _ layout: Layout
   ) -> Tensor {
-    let (du, places) = (empty(x.shape), places(layout))
+    let (x, du, places) = (dense(x), empty(x.shape), places(layout))
     launch(
       "convolutionSlope", threads: x.count,
       [
@@ -84,13 +87,21 @@ extension CUDABackend {
   }
 
   package func dynamicConvolve(_ x: Tensor, kernels: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {
-    guard history == nil, kernels.deviceView.address % 16 == 0, let type = elements(x, kernels, y) else {
+    dynamicConvolve(x, kernels, bias: nil, layout, history, into: y)
+  }
+
+  /// With the bias [C, 4] of the taps, which is added on the way.
+  private func dynamicConvolve(
+    _ x: Tensor, _ kernels: Tensor, bias: Tensor?, _ layout: Layout, _ history: Tensor?, into y: Tensor
+  ) {
+    guard history == nil, (kernels.deviceView.address | (bias?.deviceView.address ?? 0)) % 16 == 0, let type = elements(x, kernels, y) else {
+      if let bias { addBias(bias, to: kernels.reshaped([x.rows, bias.count])) }
       return convolve(x, taps: kernels, stride: x.columns * 4, bias: nil, layout, history, activates: true, into: y)
     }
     let places = places(layout)
     run("dynamicConvolution") {
       try rows(type).dynamicConvolution(
-        x.deviceView, taps: kernels.deviceView, bias: nil, starts: places.starts.deviceView, tokens: x.rows,
+        x.deviceView, stride: x.rowStride, taps: kernels.deviceView, bias: bias?.deviceView, starts: places.starts.deviceView, tokens: x.rows,
         channels: x.columns, into: y.deviceView)
     }
   }
@@ -98,18 +109,59 @@ extension CUDABackend {
   package func dynamicConvolveBackward(
     _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor
   ) {
-    guard (kernels.deviceView.address | dKernels.deviceView.address) % 16 == 0,
+    dynamicConvolveBackward(dy, x, kernels, bias: nil, layout, dx: dx, dKernels: dKernels, dBias: nil, addsBias: false)
+  }
+
+  private func dynamicConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, _ kernels: Tensor, bias: Tensor?, _ layout: Layout, dx: Tensor, dKernels: Tensor,
+    dBias: Tensor?, addsBias: Bool
+  ) {
+    guard (kernels.deviceView.address | dKernels.deviceView.address | (bias?.deviceView.address ?? 0)) % 16 == 0,
       let type = elements(dy, x, kernels, dx, dKernels)
     else {
+      if let bias { addBias(bias, to: kernels.reshaped([x.rows, bias.count])) }
       let du = slope(dy, x, taps: kernels, stride: x.columns * 4, bias: nil, layout)
-      return convolveBackward(du, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
+      convolveBackward(du, x, kernels: kernels, layout: layout, dx: dx, dKernels: dKernels)
+      if let dBias { sumRows(dKernels.reshaped([x.rows, dBias.count]), into: dBias, adds: addsBias) }
+      return
     }
     let places = places(layout)
+    let workspace = dBias.map { _ in
+      empty([RowKernels.convolutionWorkspaceCount(tokens: x.rows, channels: x.columns)])
+    }
     run("dynamicConvolutionBackward") {
       try rows(type).dynamicConvolutionBackward(
-        dy.deviceView, x.deviceView, taps: kernels.deviceView, bias: nil, starts: places.starts.deviceView,
-        tokens: x.rows, channels: x.columns, dx: dx.deviceView, dTaps: dKernels.deviceView, dBias: nil, addsBias: false,
-        workspace: nil)
+        dy.deviceView, x.deviceView, stride: x.rowStride, taps: kernels.deviceView, bias: bias?.deviceView,
+        starts: places.starts.deviceView, tokens: x.rows, channels: x.columns, dx: dx.deviceView, dStride: dx.rowStride,
+        dTaps: dKernels.deviceView, dBias: dBias?.deviceView, addsBias: addsBias, workspace: workspace?.deviceView)
+    }
+  }
+
+  package func generatedConvolve(
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
+  ) {
+    dynamicConvolve(x, taps(inner, weight), bias: bias, layout, history, into: y)
+  }
+
+  /// Taps without their bias, `[N, C, 4]`.
+  private func taps(_ inner: Tensor, _ weight: Tensor) -> Tensor {
+    let taps = empty([inner.rows, weight.rows], inner.dtype)
+    multiply(inner, transposed: false, weight, transposed: true, into: taps, alpha: 1, adds: false)
+    return taps.reshaped([inner.rows, weight.rows / 4, 4])
+  }
+
+  package func generatedConvolveBackward(
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
+    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
+  ) {
+    let taps = taps(inner, weight)
+    let dTaps = empty(like: taps)
+    dynamicConvolveBackward(
+      dy, x, taps, bias: bias, layout, dx: dx, dKernels: dTaps, dBias: dBias, addsBias: addsBias)
+    let rows = dTaps.reshaped([inner.rows, weight.rows])
+    multiply(rows, transposed: false, weight, transposed: false, into: dInner, alpha: 1, adds: false)
+    if let dWeight {
+      multiply(rows, transposed: true, inner, transposed: false, into: dWeight, alpha: 1, adds: addsWeight)
     }
   }
 
@@ -123,6 +175,7 @@ extension CUDABackend {
     _ dy: Tensor, _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, dx: Tensor, dWeight: Tensor,
     dBias: Tensor?
   ) {
+    let x = dense(x)
     let du = slope(dy, x, taps: weight, stride: 0, bias: bias, layout)
     convolveBackward(du, x, taps: weight, stride: 0, layout, dx: dx, dTaps: nil)
     let tokensPerPart = max(32, (x.rows + 255) / 256)
@@ -163,7 +216,7 @@ extension CUDABackend {
     o: Tensor, final: Tensor?, saves: Bool
   ) -> SavedState? {
     let type = v.dtype
-    let (q, k) = (converted(q, to: type), converted(k, to: type))
+    let (q, k, v) = (dense(converted(q, to: type)), dense(converted(k, to: type)), dense(v))
     let (g, beta) = (converted(g, to: .float32), converted(beta, to: .float32))
     let rule = rule(
       heads: q.shape[1], keys: q.shape[2], values: v.shape[2], type == .bfloat16 ? .bfloat16 : .float32)
@@ -194,7 +247,8 @@ extension CUDABackend {
     dInitial: Tensor?
   ) {
     let type = v.dtype
-    let (q, k, dO) = (converted(q, to: type), converted(k, to: type), converted(dO, to: type))
+    let (q, k, v) = (dense(converted(q, to: type)), dense(converted(k, to: type)), dense(v))
+    let dO = dense(converted(dO, to: type))
     let (g, beta) = (converted(g, to: .float32), converted(beta, to: .float32))
     let rule = rule(
       heads: q.shape[1], keys: q.shape[2], values: v.shape[2], type == .bfloat16 ? .bfloat16 : .float32)

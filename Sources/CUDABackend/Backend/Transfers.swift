@@ -109,7 +109,7 @@ extension CUDABackend {
   }
 
   package func upload(_ bytes: UnsafeRawBufferPointer, into x: Tensor) -> any Tensors.Event {
-    precondition(bytes.count == x.count * x.dtype.size, "\(bytes.count) bytes into \(x.dtype) of shape \(x.shape)")
+    require(bytes.count == x.count * x.dtype.size, "\(bytes.count) bytes into \(x.dtype) of shape \(x.shape)")
     let target = x.deviceView.address
     must {
       try device.makeCurrent()
@@ -128,7 +128,7 @@ extension CUDABackend {
   }
 
   package func download(_ x: Tensor, into bytes: UnsafeMutableRawBufferPointer) -> any Tensors.Event {
-    precondition(bytes.count == x.count * x.dtype.size, "\(x.dtype) of shape \(x.shape) into \(bytes.count) bytes")
+    require(bytes.count == x.count * x.dtype.size, "\(x.dtype) of shape \(x.shape) into \(bytes.count) bytes")
     guard bytes.count > 0 else { return PassedEvent() }
     return must {
       try device.makeCurrent()
@@ -162,6 +162,31 @@ extension CUDABackend {
       }
       try take()
       return PassedEvent()
+    }
+  }
+
+  /// In pieces as they lie in pinned memory: one arrives while `body` has the one before.
+  package func read(_ x: Tensor, _ body: (UnsafeRawBufferPointer) throws -> Void) rethrows {
+    let (source, count) = (x.deviceView.address, x.deviceView.byteCount)
+    func fetch(_ first: Int) -> (block: Staging.Block, bytes: UnsafeRawBufferPointer)? {
+      guard first < count else { return nil }
+      return must {
+        try device.makeCurrent()
+        let block = try staging.upload(Staging.large)
+        let bytes = UnsafeMutableRawBufferPointer(rebasing: block.buffer.bytes[..<min(Staging.large, count - first)])
+        try device.copy(from: source + UInt64(first), to: bytes)
+        try block.event.record()
+        block.isUsed = true
+        return (block, UnsafeRawBufferPointer(bytes))
+      }
+    }
+    var next = fetch(0)
+    var first = 0
+    while let (block, bytes) = next {
+      first += Staging.large
+      next = fetch(first)
+      must { try block.event.synchronize() }
+      try body(bytes)
     }
   }
 

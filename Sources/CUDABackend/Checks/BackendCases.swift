@@ -6,7 +6,7 @@ extension BackendCheck {
     let counts = small ? [65] : [1, 63, 65, 1000, 70_001]
     let documents = small ? [[1, 37, 65]] : [[1], [63], [65], [1000], [17, 64, 1, 128, 63, 65, 2]]
     return counts.flatMap(elements) + matrices(small: small) + rows(small: small) + documents.flatMap(sequences)
-      + attentions(small: small) + recurrences(small: small) + tables(small: small)
+      + documents.map(views) + attentions(small: small) + recurrences(small: small) + tables(small: small)
   }
 
   // MARK: - Elements
@@ -149,9 +149,10 @@ extension BackendCheck {
           b.gatedNormalizeBackward(
             dy, x, gate: gate, weight: weight, inverse: inverse2, dx: dx2, dGate: dGate, dWeight: dWeight2,
             addsWeight: false)
-          let (unit, dUnit) = (make.output([rows, columns]), make.output([rows, columns]))
-          b.siluNormalize(x, epsilon: 1e-6, into: unit)
-          b.siluNormalizeBackward(dy, x, epsilon: 1e-6, into: dUnit)
+          let (unit, dUnit) = (make.output([rows, 1, columns]), make.output([rows, 1, columns]))
+          b.siluNormalize(x.reshaped([rows, 1, columns]), epsilon: 1e-6, into: unit)
+          b.siluNormalizeBackward(
+            dy.reshaped([rows, 1, columns]), x.reshaped([rows, 1, columns]), epsilon: 1e-6, into: dUnit)
           let (length, dLength) = (make.output([rows, columns]), make.output([rows, columns]))
           b.normalizeLength(x, epsilon: 1e-6, into: length)
           b.normalizeLengthBackward(dy, x, epsilon: 1e-6, into: dLength)
@@ -240,6 +241,81 @@ extension BackendCheck {
           return ([y, repeated], [dx, folded])
         }
       ]
+  }
+
+  /// Columns of wider rows, where a backend takes them in place, else copies.
+  private static func views(_ documents: [Int]) -> Case {
+    let n = documents.reduce(0, +)
+    let (heads, size) = (3, 16)
+    let width = heads * size
+    return Case(name: "columns of wider rows", shape: "\(n) tokens in \(documents.count)") { make in
+      let b = make.backend
+      func columns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
+        if b.takesColumnViews { return x.columns(range) }
+        let part = make.output([n, range.count])
+        b.copyColumns(x, range, into: part)
+        return part
+      }
+      // Whatever lies beside the columns that are written must stay: all of the wide array is compared.
+      let gradients = make.random([n, 5 * width + 8], 2)
+      func gradient(_ range: Range<Int>, _ shape: [Int], _ write: (Tensor) -> Void) {
+        if b.takesColumnViews { return write(gradients.columns(range).reshaped(shape)) }
+        let part = make.output(shape)
+        write(part)
+        let old = make.output([n, range.count])
+        b.copyColumns(gradients, range, into: old)
+        b.add(old, scale: -1, into: part.reshaped([n, range.count]))
+        b.addColumns(part.reshaped([n, range.count]), into: gradients, range, adds: true)
+      }
+      let layout = make.layout(documents)
+      let wide = make.random([n, 5 * width + 8], 1)
+      let x = (0..<5).map { columns(wide, $0 * width..<($0 + 1) * width) }
+      let (a, beta) = (columns(wide, 5 * width..<5 * width + 3), columns(wide, 5 * width + 3..<5 * width + 6))
+      let shape = [n, heads, size]
+      let dy = make.random([n, width], 3)
+      let weight = make.floats([size], 4, scale: 0.3, shift: 1)
+      let (y, unit, gated, moved, activated) = (
+        make.output([n, width]), make.output(shape), make.output([n, width]), make.output(shape), make.output([n, width])
+      )
+      b.swiGLU(gate: x[0], up: x[1], into: y)
+      b.siluNormalize(x[2].reshaped(shape), epsilon: 1e-6, into: unit)
+      gradient(2 * width..<3 * width, shape) {
+        b.siluNormalizeBackward(dy.reshaped(shape), x[2].reshaped(shape), epsilon: 1e-6, into: $0)
+      }
+      let (inverse, normed) = (b.empty([n * heads]), make.random(shape, 5))
+      b.gatedNormalize(normed, gate: x[3], weight: weight, epsilon: 1e-5, into: gated, inverse: inverse)
+      let (dNormed, dWeight) = (make.output(shape), b.empty([size]))
+      gradient(3 * width..<4 * width, [n, width]) {
+        b.gatedNormalizeBackward(
+          dy, normed, gate: x[3], weight: weight, inverse: inverse, dx: dNormed, dGate: $0, dWeight: dWeight,
+          addsWeight: false)
+      }
+      b.rotate(x[4].reshaped(shape), layout: layout, theta: 10_000, direction: 1, into: moved)
+      b.apply(.silu, x[4], into: activated)
+      gradient(4 * width..<5 * width, [n, width]) { b.applyBackward(.silu, dy, x: x[4], y: activated, into: $0) }
+      let (aLog, bias) = (make.floats([3], 6), make.floats([3], 7))
+      let (g, opened) = (b.empty([n, 3]), b.empty([n, 3]))
+      b.decayGate(a: a, b: beta, aLog: aLog, dtBias: bias, g: g, beta: opened)
+      let (inner, generator, taps) = (
+        make.random([n, 8], 8), make.random([4 * width, 8], 9, scale: 0.3), make.floats([4 * width], 10)
+      )
+      let convolved = make.output([n, width])
+      b.generatedConvolve(
+        x[1], inner: inner, weight: generator, bias: taps, layout: layout, history: nil, into: convolved)
+      let (dInner, dGenerator, dTaps) = (make.output([n, 8]), b.empty([4 * width, 8]), b.empty([4 * width]))
+      gradient(width..<2 * width, [n, width]) {
+        b.generatedConvolveBackward(
+          dy, x[1], inner: inner, weight: generator, bias: taps, layout: layout, dx: $0, dInner: dInner,
+          dWeight: dGenerator, addsWeight: false, dBias: dTaps, addsBias: false)
+      }
+      let (matrix, product, total) = (make.random([24, width], 11), make.output([n, 24]), b.empty([width]))
+      b.multiply(x[0], transposed: false, matrix, transposed: true, into: product, alpha: 1, adds: false)
+      b.sumRows(x[0], into: total, adds: false)
+      return (
+        [y, unit, gated, moved, activated, g, opened, convolved, product, total],
+        [gradients, dNormed, dWeight, dInner, dGenerator, dTaps]
+      )
+    }
   }
 
   // MARK: - Attention

@@ -2,8 +2,8 @@ import CUDA
 import Foundation
 import Tensors
 
-/// Every operation of ``CUDABackend`` beside another backend that is right: float32 against float32, bfloat16 against
-/// float32 on the same rounded inputs. Outputs begin as NaN, and two runs must give the same bits.
+/// Every operation of a backend beside those of another that is right: float32 against float32, bfloat16 against float32 on
+/// the same rounded inputs. Two runs must give the same bits; where new tensors begin as NaN, what is not written shows.
 package struct BackendCheck {
   /// What a case makes its tensors with, on either backend.
   struct Maker {
@@ -51,19 +51,19 @@ package struct BackendCheck {
     let run: (Maker) -> (outputs: [Tensor], gradients: [Tensor])
   }
 
-  private let backend: CUDABackend
+  private let backend: any Backend
   private let reference: any Backend
+  private let types: [DType]
 
-  package init(_ backend: CUDABackend, against reference: any Backend) {
-    (self.backend, self.reference) = (backend, reference)
+  /// - Parameter types: of activations
+  package init(_ backend: any Backend, against reference: any Backend, types: [DType] = [.float32, .bfloat16]) {
+    (self.backend, self.reference, self.types) = (backend, reference, types)
   }
 
   /// Runs all cases and hands each result to `report` as it comes.
   package func run(small: Bool, report: (CheckResult) -> Void) {
-    backend.poisonsNewTensors = true
-    defer { backend.poisonsNewTensors = false }
     for one in Self.cases(small: small) {
-      for type in one.narrow ? [DType.float32, .bfloat16] : [.float32] { report(compare(one, type)) }
+      for type in types where one.narrow || type == .float32 { report(compare(one, type)) }
     }
   }
 

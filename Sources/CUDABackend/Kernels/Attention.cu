@@ -17,17 +17,17 @@ DEVICE float power2(float x) {
   return y;
 }
 
-/// Begins to copy rows of x [rows, heads, SIZE] into blocks of 16 x 16 of shared memory; zeros behind `count`. By 128
+/// Begins to copy rows of head h of x, which are `stride` elements apart, into blocks of 16 x 16 of shared memory; zeros behind `count`. By 128
 /// threads: eight lanes write the eight rows of a tile, without bank conflicts.
 template <int rows>
-DEVICE void copyRows(bf16 *shared, const bf16 *x, long long first, int count, int heads, int h) {
+DEVICE void copyRows(bf16 *shared, const bf16 *x, long long first, int count, int stride, int h) {
   constexpr int CHUNKS = SIZE / 8;
 #pragma unroll
   for (int e = threadIdx.x; e < rows * CHUNKS; e += 128) {
     const int r = e / (8 * CHUNKS) * 8 + e % 8, c = e / 8 % CHUNKS;
     copyAsync(
       shared + ((r / 16) * BLOCKS + c / 2) * BLOCK + (r / 8 % 2 * 2 + c % 2) * 64 + r % 8 * 8,
-      x + ((first + (r < count ? r : 0)) * heads + h) * SIZE + c * 8, r < count);
+      x + (first + (r < count ? r : 0)) * stride + h * SIZE + c * 8, r < count);
   }
 }
 
@@ -70,15 +70,15 @@ DEVICE void weightedSums(float (&out)[BLOCKS][2][4], const float (&p)[n][2][4], 
   }
 }
 
-/// Rows [16, SIZE] of a warp to x [rows, heads, SIZE]; of its two rows a lane writes those that are there.
+/// Rows [16, SIZE] of a warp to head h of x, rows of which are `stride` elements apart; of its two rows a lane writes those that are there.
 DEVICE void writeRows(
-  bf16 *x, const float (&out)[BLOCKS][2][4], const float (&factor)[2], long long first, int count, int heads, int h,
-  int lane) {
+  bf16 *x, const float (&out)[BLOCKS][2][4], const float (&factor)[2], long long first, int count, int stride,
+  int h, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = lane / 4 + 8 * half;
     if (r >= count) continue;
-    u32 *row = reinterpret_cast<u32 *>(x + ((first + r) * heads + h) * SIZE) + lane % 4;
+    u32 *row = reinterpret_cast<u32 *>(x + (first + r) * stride + h * SIZE) + lane % 4;
 #pragma unroll
     for (int d = 0; d < BLOCKS; ++d)
 #pragma unroll
@@ -134,14 +134,14 @@ DEVICE void mask(float (&s)[4][2][4], const Queries &q, int key, int row, int la
 
 /// tiles: span and first query of each run of 64 queries. grid (tiles, heads), 128 threads
 extern "C" __global__ void __launch_bounds__(128, 2) attentionForward(
-  const bf16 *q, const bf16 *k, const bf16 *v, const int *tiles, const Span *spans, int heads, int groups, float scale,
-  bf16 *o, float *logSums) {
+  const bf16 *q, const bf16 *k, const bf16 *v, const int *tiles, const Span *spans, int heads, int groups,
+  int vStride, float scale, bf16 *o, float *logSums) {
   bf16 *keys = reinterpret_cast<bf16 *>(dynamicShared()), *values = keys + 2 * TILE * SIZE;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, h = blockIdx.y, group = h * groups / heads;
   const Queries own = queriesOf(tiles, spans);
   const int row = warp * 16 + lane / 4;
-  copyRows<TILE>(values, q, own.span.query + own.offset, own.count, heads, h);
-  copyRows<TILE>(keys, k, own.span.key + own.first, own.end - own.first, groups, group);
+  copyRows<TILE>(values, q, own.span.query + own.offset, own.count, heads * SIZE, h);
+  copyRows<TILE>(keys, k, own.span.key + own.first, own.end - own.first, groups * SIZE, group);
   commitCopies();
   waitCopies<0>();
   syncBlock();
@@ -149,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionForward(
 #pragma unroll
   for (int d = 0; d < BLOCKS; ++d) query[d] = loadMatrix(values + (warp * BLOCKS + d) * BLOCK + crossed(lane));
   syncBlock();
-  copyRows<TILE>(values, v, own.span.key + own.first, own.end - own.first, groups, group);
+  copyRows<TILE>(values, v, own.span.key + own.first, own.end - own.first, vStride, group);
   commitCopies();
   float out[BLOCKS][2][4] = {}, most[2] = {-1e30f, -1e30f}, sum[2] = {0, 0};
   const float factor = scale * LOG2E;
@@ -159,8 +159,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionForward(
     syncBlock();
     if (key + TILE < own.end) {
       const int next = (stage ^ 1) * TILE * SIZE, count = own.end - key - TILE;
-      copyRows<TILE>(keys + next, k, own.span.key + key + TILE, count, groups, group);
-      copyRows<TILE>(values + next, v, own.span.key + key + TILE, count, groups, group);
+      copyRows<TILE>(keys + next, k, own.span.key + key + TILE, count, groups * SIZE, group);
+      copyRows<TILE>(values + next, v, own.span.key + key + TILE, count, vStride, group);
       commitCopies();
     }
     float s[4][2][4];
@@ -209,19 +209,19 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionForward(
         most[half] * scale + logf(sum[half]);
   }
   writeRows(
-    o, out, inverse, own.span.query + own.offset + warp * 16, own.count - warp * 16, heads, h, lane);
+    o, out, inverse, own.span.query + own.offset + warp * 16, own.count - warp * 16, heads * SIZE, h, lane);
 }
 
 /// dots: o . dO of every row. The grid of the forward pass.
 extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardQueries(
   const bf16 *dO, const bf16 *q, const bf16 *k, const bf16 *v, const float *logSums, const float *dots,
-  const int *tiles, const Span *spans, int heads, int groups, float scale, bf16 *dQ) {
+  const int *tiles, const Span *spans, int heads, int groups, int vStride, float scale, bf16 *dQ) {
   bf16 *keys = reinterpret_cast<bf16 *>(dynamicShared()), *values = keys + 2 * TILE * SIZE;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, h = blockIdx.y, group = h * groups / heads;
   const Queries own = queriesOf(tiles, spans);
   const int row = warp * 16 + lane / 4;
-  copyRows<TILE>(keys, q, own.span.query + own.offset, own.count, heads, h);
-  copyRows<TILE>(values, dO, own.span.query + own.offset, own.count, heads, h);
+  copyRows<TILE>(keys, q, own.span.query + own.offset, own.count, heads * SIZE, h);
+  copyRows<TILE>(values, dO, own.span.query + own.offset, own.count, heads * SIZE, h);
   commitCopies();
   waitCopies<0>();
   syncBlock();
@@ -240,8 +240,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardQueries(
     overlap[half] = isThere ? dots[place] : 0;
   }
   syncBlock();
-  copyRows<TILE>(keys, k, own.span.key + own.first, own.end - own.first, groups, group);
-  copyRows<TILE>(values, v, own.span.key + own.first, own.end - own.first, groups, group);
+  copyRows<TILE>(keys, k, own.span.key + own.first, own.end - own.first, groups * SIZE, group);
+  copyRows<TILE>(values, v, own.span.key + own.first, own.end - own.first, vStride, group);
   commitCopies();
   float out[BLOCKS][2][4] = {};
   const float factor = scale * LOG2E;
@@ -251,8 +251,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardQueries(
     syncBlock();
     if (key + TILE < own.end) {
       const int next = (stage ^ 1) * TILE * SIZE, count = own.end - key - TILE;
-      copyRows<TILE>(keys + next, k, own.span.key + key + TILE, count, groups, group);
-      copyRows<TILE>(values + next, v, own.span.key + key + TILE, count, groups, group);
+      copyRows<TILE>(keys + next, k, own.span.key + key + TILE, count, groups * SIZE, group);
+      copyRows<TILE>(values + next, v, own.span.key + key + TILE, count, vStride, group);
       commitCopies();
     }
     float s[4][2][4], d[4][2][4];
@@ -270,21 +270,39 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardQueries(
     weightedSums<4>(out, d, keys + stage * TILE * SIZE, lane);
   }
   const float scales[2] = {scale, scale};
-  writeRows(dQ, out, scales, own.span.query + own.offset + warp * 16, own.count - warp * 16, heads, h, lane);
+  writeRows(dQ, out, scales, own.span.query + own.offset + warp * 16, own.count - warp * 16, heads * SIZE, h, lane);
 }
 
-/// A tile of keys sees the queries of every span that holds some of it, in order. grid (keys / 64 rounded up, groups), 128
-/// threads
+/// Float32 rows [16, SIZE] of a warp to head h of x [rows, heads, SIZE].
+DEVICE void writeSums(
+  float *x, const float (&out)[BLOCKS][2][4], float factor, long long first, int count, int heads, int h, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = lane / 4 + 8 * half;
+    if (r >= count) continue;
+    float2 *row = reinterpret_cast<float2 *>(x + ((first + r) * heads + h) * SIZE) + lane % 4;
+#pragma unroll
+    for (int d = 0; d < BLOCKS; ++d)
+#pragma unroll
+      for (int part = 0; part < 2; ++part)
+        row[d * 8 + part * 4] =
+          make_float2(out[d][part][2 * half] * factor, out[d][part][2 * half + 1] * factor);
+  }
+}
+
+/// A tile of keys sees the queries of every span that holds some of it, in order: one head's share of the gradients,
+/// [keys, heads, SIZE]. grid (keys / 64 rounded up, heads), 128 threads
 extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
   const bf16 *dO, const bf16 *q, const bf16 *k, const bf16 *v, const float *logSums, const float *dots,
-  const Span *spans, int spanCount, int keyCount, int heads, int groups, float scale, bf16 *dK, bf16 *dV) {
+  const Span *spans, int spanCount, int keyCount, int heads, int groups, int vStride, float scale, float *dK,
+  float *dV) {
   bf16 *keys = reinterpret_cast<bf16 *>(dynamicShared()), *values = keys + TILE * SIZE;
   bf16 *queries = values + TILE * SIZE, *gradients = queries + 2 * FEW * SIZE;
   float *shifts = reinterpret_cast<float *>(gradients + 2 * FEW * SIZE), *overlaps = shifts + 2 * FEW;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = blockIdx.y, perGroup = heads / groups;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, h = blockIdx.y, group = h * groups / heads;
   const int first = blockIdx.x * TILE, count = min(TILE, keyCount - first), row = warp * 16 + lane / 4;
-  copyRows<TILE>(keys, k, first, count, groups, group);
-  copyRows<TILE>(values, v, first, count, groups, group);
+  copyRows<TILE>(keys, k, first, count, groups * SIZE, group);
+  copyRows<TILE>(values, v, first, count, vStride, group);
   commitCopies();
   float dKey[BLOCKS][2][4] = {}, dValue[BLOCKS][2][4] = {};
   const float factor = scale * LOG2E;
@@ -295,12 +313,10 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
     if (place + count <= 0 || place >= span.keyCount) continue;
     const int begin = max(0, max(place, 0) - base) / FEW * FEW;
     const int end = (int)min((long long)span.queryCount, (long long)place + count - 1 + span.window - base);
-    const int perHead = (end - begin + FEW - 1) / FEW, all = perHead > 0 ? perHead * perGroup : 0;
-    auto fetch = [&](int step, int stage) {
-      const int h = group * perGroup + step / perHead, offset = begin + step % perHead * FEW;
+    auto fetch = [&](int offset, int stage) {
       const int rows = min(FEW, span.queryCount - offset);
-      copyRows<FEW>(queries + stage * FEW * SIZE, q, span.query + offset, rows, heads, h);
-      copyRows<FEW>(gradients + stage * FEW * SIZE, dO, span.query + offset, rows, heads, h);
+      copyRows<FEW>(queries + stage * FEW * SIZE, q, span.query + offset, rows, heads * SIZE, h);
+      copyRows<FEW>(gradients + stage * FEW * SIZE, dO, span.query + offset, rows, heads * SIZE, h);
       if (threadIdx.x < FEW) {
         const long long at = (long long)(span.query + offset + threadIdx.x) * heads + h;
         const bool isThere = (int)threadIdx.x < rows;
@@ -310,16 +326,19 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
       commitCopies();
     };
     syncBlock();
-    if (all > 0) fetch(0, 0);
-    for (int step = 0; step < all; ++step) {
-      const int stage = step % 2, offset = begin + step % perHead * FEW;
+    if (begin < end) fetch(begin, 0);
+    int stage = 0;
+    for (int offset = begin; offset < end; offset += FEW, stage ^= 1) {
       waitCopies<0>();
       syncBlock();
-      if (step + 1 < all) fetch(step + 1, stage ^ 1);
+      if (offset + FEW < end) fetch(offset + FEW, stage ^ 1);
       const bf16 *query = queries + stage * FEW * SIZE, *gradient = gradients + stage * FEW * SIZE;
       float s[2][2][4], d[2][2][4];
       scores<2>(s, keys + warp * BLOCKS * BLOCK, query, lane);
       scores<2>(d, values + warp * BLOCKS * BLOCK, gradient, lane);
+      // Whether all queries of the tile see all keys of the tile.
+      const bool isInside = place >= 0 && place + TILE <= span.keyCount && offset + FEW <= span.queryCount &&
+                            place + TILE - 1 <= base + offset && place > base + offset + FEW - 1 - span.window;
 #pragma unroll
       for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -328,8 +347,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
           for (int i = 0; i < 4; ++i) {
             const int column = j * 16 + part * 8 + lane % 4 * 2 + i % 2;
             const int position = base + offset + column, own = place + row + i / 2 * 8;
-            const bool isSeen = offset + column < span.queryCount && own >= 0 && own < span.keyCount &&
-                                own <= position && own > position - span.window;
+            const bool isSeen = isInside || (offset + column < span.queryCount && own >= 0 && own < span.keyCount &&
+                                             own <= position && own > position - span.window);
             const float p = isSeen ? power2(s[j][part][i] * factor - shifts[stage * FEW + column]) : 0.0f;
             s[j][part][i] = p;
             d[j][part][i] = p * (d[j][part][i] - overlaps[stage * FEW + column]);
@@ -339,7 +358,6 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionBackwardKeys(
     }
   }
   waitCopies<0>();
-  const float scales[2] = {scale, scale}, ones[2] = {1, 1};
-  writeRows(dK, dKey, scales, first + warp * 16, count - warp * 16, groups, group, lane);
-  writeRows(dV, dValue, ones, first + warp * 16, count - warp * 16, groups, group, lane);
+  writeSums(dK, dKey, scale, first + warp * 16, count - warp * 16, heads, h, lane);
+  writeSums(dV, dValue, 1, first + warp * 16, count - warp * 16, heads, h, lane);
 }

@@ -10,11 +10,11 @@ constexpr int SIZE = HEAD_SIZE, TILE = SIZE <= 128 ? 32 : 16, THREADS = TILE * 8
 /// Channels and tile columns of a thread: eight threads share a row.
 constexpr int CHANNELS = (SIZE + 7) / 8, COLUMNS = TILE / 8, STRIDE = SIZE + 1;
 
-/// Rows of [rows, heads, SIZE] from `first` on, zero behind `count`.
-DEVICE void loadTile(float *tile, u64 x, long long first, int count, int heads, int h) {
+/// Rows of head h from `first` on, `stride` elements apart, zero behind `count`.
+DEVICE void loadTile(float *tile, u64 x, long long first, int count, int stride, int h) {
   for (int e = threadIdx.x; e < TILE * SIZE; e += THREADS) {
     const int r = e / SIZE, c = e % SIZE;
-    tile[r * STRIDE + c] = r < count ? loadValue(x, ((first + r) * heads + h) * SIZE + c) : 0.0f;
+    tile[r * STRIDE + c] = r < count ? loadValue(x, (first + r) * stride + h * SIZE + c) : 0.0f;
   }
 }
 
@@ -33,7 +33,8 @@ template <typename F> DEVICE float eight(float x, F f) {
 
 /// tiles: span and first query of each run of TILE queries. grid (tiles, heads), THREADS threads
 extern "C" __global__ void __launch_bounds__(THREADS) attentionForward(
-  u64 q, u64 k, u64 v, const int *tiles, const Span *spans, int heads, int groups, float scale, u64 o, float *logSums) {
+  u64 q, u64 k, u64 v, const int *tiles, const Span *spans, int heads, int groups, int vStride,
+  float scale, u64 o, float *logSums) {
   float *queries = reinterpret_cast<float *>(dynamicShared()), *keys = queries + TILE * STRIDE;
   float *p = keys + TILE * STRIDE;
   const Span span = spans[tiles[2 * blockIdx.x]];
@@ -42,12 +43,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionForward(
   const int rows = min(TILE, span.queryCount - offset);
   // Where this row's query, the first and the last of the tile stand among the keys.
   const int base = span.keyCount - span.queryCount + offset, position = base + row;
-  loadTile(queries, q, span.query + offset, rows, heads, h);
+  loadTile(queries, q, span.query + offset, rows, heads * SIZE, h);
   float out[CHANNELS] = {}, most = -1e30f, sum = 0;
   const int oldest = max(0, base - span.window + 1), end = base + rows;
   for (int first = oldest; first < end; first += TILE) {
     __syncthreads();
-    loadTile(keys, k, span.key + first, min(TILE, end - first), groups, group);
+    loadTile(keys, k, span.key + first, min(TILE, end - first), groups * SIZE, group);
     __syncthreads();
     float scores[COLUMNS], highest = most;
 #pragma unroll
@@ -69,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionForward(
     sum = sum * keep + eight(part, [](float a, float b) { return a + b; });
     most = highest;
     __syncthreads();
-    loadTile(keys, v, span.key + first, min(TILE, end - first), groups, group);
+    loadTile(keys, v, span.key + first, min(TILE, end - first), vStride, group);
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
@@ -90,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionForward(
 /// dots: o . dO of every row. The grid of the forward pass.
 extern "C" __global__ void __launch_bounds__(THREADS) attentionBackwardQueries(
   u64 dO, u64 q, u64 k, u64 v, const float *logSums, const float *dots, const int *tiles, const Span *spans, int heads,
-  int groups, float scale, u64 dQ) {
+  int groups, int vStride, float scale, u64 dQ) {
   float *queries = reinterpret_cast<float *>(dynamicShared()), *gradients = queries + TILE * STRIDE;
   float *keys = gradients + TILE * STRIDE, *d = keys + TILE * STRIDE;
   const Span span = spans[tiles[2 * blockIdx.x]];
@@ -99,20 +100,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionBackwardQueries(
   const int rows = min(TILE, span.queryCount - offset);
   const int base = span.keyCount - span.queryCount + offset, position = base + row;
   const long long place = (long long)(span.query + offset + row) * heads + h;
-  loadTile(queries, q, span.query + offset, rows, heads, h);
-  loadTile(gradients, dO, span.query + offset, rows, heads, h);
+  loadTile(queries, q, span.query + offset, rows, heads * SIZE, h);
+  loadTile(gradients, dO, span.query + offset, rows, heads * SIZE, h);
   const float logSum = row < rows ? logSums[place] : 0, overlap = row < rows ? dots[place] : 0;
   float out[CHANNELS] = {};
   const int oldest = max(0, base - span.window + 1), end = base + rows;
   for (int first = oldest; first < end; first += TILE) {
     float slopes[COLUMNS];
     __syncthreads();
-    loadTile(keys, v, span.key + first, min(TILE, end - first), groups, group);
+    loadTile(keys, v, span.key + first, min(TILE, end - first), vStride, group);
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < COLUMNS; ++j) slopes[j] = dot(gradients + row * STRIDE, keys + (lane + 8 * j) * STRIDE);
     __syncthreads();
-    loadTile(keys, k, span.key + first, min(TILE, end - first), groups, group);
+    loadTile(keys, k, span.key + first, min(TILE, end - first), groups * SIZE, group);
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < COLUMNS; ++j) {
@@ -138,14 +139,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attentionBackwardQueries(
 /// A tile of keys sees the queries of every span that holds some of it, in order. grid (keys / TILE rounded up, groups)
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
   u64 dO, u64 q, u64 k, u64 v, const float *logSums, const float *dots, const Span *spans, int spanCount, int keyCount,
-  int heads, int groups, float scale, u64 dK, u64 dV) {
+  int heads, int groups, int vStride, float scale, u64 dK, u64 dV, int dVStride) {
   float *keys = reinterpret_cast<float *>(dynamicShared()), *values = keys + TILE * STRIDE;
   float *queries = values + TILE * STRIDE, *gradients = queries + TILE * STRIDE;
   float *p = gradients + TILE * STRIDE, *d = p + TILE * (TILE + 1);
   const int first = blockIdx.x * TILE, group = blockIdx.y, count = min(TILE, keyCount - first);
   const int row = threadIdx.x / 8, lane = threadIdx.x % 8, perGroup = heads / groups;
-  loadTile(keys, k, first, count, groups, group);
-  loadTile(values, v, first, count, groups, group);
+  loadTile(keys, k, first, count, groups * SIZE, group);
+  loadTile(values, v, first, count, vStride, group);
   float dKey[CHANNELS] = {}, dValue[CHANNELS] = {};
   for (int s = 0; s < spanCount; ++s) {
     const Span span = spans[s];
@@ -158,8 +159,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
       const int rows = min(TILE, span.queryCount - offset);
       for (int h = group * perGroup; h < (group + 1) * perGroup; ++h) {
         __syncthreads();
-        loadTile(queries, q, span.query + offset, rows, heads, h);
-        loadTile(gradients, dO, span.query + offset, rows, heads, h);
+        loadTile(queries, q, span.query + offset, rows, heads * SIZE, h);
+        loadTile(gradients, dO, span.query + offset, rows, heads * SIZE, h);
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) {
@@ -192,6 +193,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
     if (lane + 8 * c >= SIZE) continue;
     const long long at = ((long long)(first + row) * groups + group) * SIZE + lane + 8 * c;
     storeValue(dK, at, dKey[c]);
-    storeValue(dV, at, dValue[c]);
+    storeValue(dV, (first + row) * dVStride + group * SIZE + lane + 8 * c, dValue[c]);
   }
 }

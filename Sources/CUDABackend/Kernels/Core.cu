@@ -2,18 +2,34 @@
 // Arithmetic is float32. What the training step spends its time in has kernels of its own.
 #include "Values.cuh"
 
-/// Calls f(i, n) over all elements, for n = 8 neighbours at a time where every operand is aligned for that, else 1.
-/// grid (count / 2048 rounded up), 256 threads.
-template <typename F> DEVICE void forEach(long long count, u64 addresses, F f) {
+/// How arrays of one shape lie: rows of `columns` elements at distances of their own; columns = 0: all one behind the other.
+struct Rows3 {
+  u32 columns, x, y, z;
+};
+
+/// Calls f(places in the three arrays, n) over all elements, for n = 8 neighbours at a time where every operand is aligned
+/// for that, else 1. grid (count / 2048 rounded up), 256 threads.
+template <typename F> DEVICE void forEach(long long count, Rows3 rows, u64 addresses, F f) {
   const long long i = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
-  if (i + 8 <= count && (addresses & 15) == 0)
-    f(i, Number<8>());
-  else
-    for (long long j = i; j < i + 8 && j < count; ++j) f(j, Number<1>());
+  const bool isEven = ((rows.columns | rows.x | rows.y | rows.z) & 7) == 0 && (addresses & 15) == 0;
+  const int step = i + 8 <= count && isEven ? 8 : 1;
+  for (long long j = i; j < i + 8 && j < count; j += step) {
+    long long x = j, y = j, z = j;
+    if (rows.columns) {
+      const u32 row = (u32)j / rows.columns, c = (u32)j % rows.columns;
+      x = (long long)row * rows.x + c;
+      y = (long long)row * rows.y + c;
+      z = (long long)row * rows.z + c;
+    }
+    if (step == 8)
+      f(x, y, z, Number<8>());
+    else
+      f(x, y, z, Number<1>());
+  }
 }
 
-extern "C" __global__ void __launch_bounds__(256) fill(u64 x, long long count, float value) {
-  forEach(count, x, [&](long long i, auto n) {
+extern "C" __global__ void __launch_bounds__(256) fill(u64 x, long long count, Rows3 rows, float value) {
+  forEach(count, rows, x, [&](long long i, long long, long long, auto n) {
     float v[n.count];
 #pragma unroll
     for (int j = 0; j < n.count; ++j) v[j] = value;
@@ -21,35 +37,37 @@ extern "C" __global__ void __launch_bounds__(256) fill(u64 x, long long count, f
   });
 }
 
-extern "C" __global__ void __launch_bounds__(256) copyValues(u64 x, u64 y, long long count) {
-  forEach(count, x | y, [&](long long i, auto n) {
+extern "C" __global__ void __launch_bounds__(256) copyValues(u64 x, u64 y, long long count, Rows3 rows) {
+  forEach(count, rows, x | y, [&](long long i, long long j, long long, auto n) {
     float v[n.count];
     loadValues(x, i, v);
-    storeValues(y, i, v);
+    storeValues(y, j, v);
   });
 }
 
 /// out = y + scale x
-extern "C" __global__ void __launch_bounds__(256) addScaled(u64 x, u64 y, u64 out, long long count, float scale) {
-  forEach(count, x | y | out, [&](long long i, auto n) {
+extern "C" __global__ void __launch_bounds__(256) addScaled(
+  u64 x, u64 y, u64 out, long long count, Rows3 rows, float scale) {
+  forEach(count, rows, x | y | out, [&](long long i, long long k, long long l, auto n) {
     float v[n.count], w[n.count];
     loadValues(x, i, v);
-    loadValues(y, i, w);
+    loadValues(y, k, w);
 #pragma unroll
     for (int j = 0; j < n.count; ++j) w[j] += scale * v[j];
-    storeValues(out, i, w);
+    storeValues(out, l, w);
   });
 }
 
-extern "C" __global__ void __launch_bounds__(256) product(u64 x, u64 y, u64 out, long long count, int adds) {
-  forEach(count, x | y | out, [&](long long i, auto n) {
+extern "C" __global__ void __launch_bounds__(256) product(
+  u64 x, u64 y, u64 out, long long count, Rows3 rows, int adds) {
+  forEach(count, rows, x | y | out, [&](long long i, long long k, long long l, auto n) {
     float v[n.count], w[n.count], z[n.count];
     loadValues(x, i, v);
-    loadValues(y, i, w);
-    if (adds) loadValues(out, i, z);
+    loadValues(y, k, w);
+    if (adds) loadValues(out, l, z);
 #pragma unroll
     for (int j = 0; j < n.count; ++j) v[j] = v[j] * w[j] + (adds ? z[j] : 0.0f);
-    storeValues(out, i, v);
+    storeValues(out, l, v);
   });
 }
 
@@ -93,28 +111,26 @@ DEVICE float slopeOf(int function, float x, float y, float scale) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) applyFunction(
-  u64 x, u64 y, long long count, int function, float scale, float epsilon) {
-  forEach(count, x | y, [&](long long i, auto n) {
+  u64 x, u64 y, long long count, Rows3 rows, int function, float scale, float epsilon) {
+  forEach(count, rows, x | y, [&](long long i, long long k, long long, auto n) {
     float v[n.count];
     loadValues(x, i, v);
 #pragma unroll
     for (int j = 0; j < n.count; ++j) v[j] = valueOf(function, v[j], scale, epsilon);
-    storeValues(y, i, v);
+    storeValues(y, k, v);
   });
 }
 
-/// dx = dy f'; x is read by functions 0, 2 and 3, y by the others.
+/// dx = dy f' at `read`: x for the functions 0, 2 and 3, y for the others.
 extern "C" __global__ void __launch_bounds__(256) applyFunctionBackward(
-  u64 dy, u64 x, u64 y, u64 dx, long long count, int function, float scale) {
-  const bool readsInput = function == silu_ || function == logSigmoid_ || function == softplus_;
-  const u64 read = readsInput ? x : y;
-  forEach(count, dy | read | dx, [&](long long i, auto n) {
+  u64 dy, u64 read, u64 dx, long long count, Rows3 rows, int function, float scale) {
+  forEach(count, rows, dy | read | dx, [&](long long i, long long k, long long l, auto n) {
     float d[n.count], v[n.count];
     loadValues(dy, i, d);
-    loadValues(read, i, v);
+    loadValues(read, k, v);
 #pragma unroll
     for (int j = 0; j < n.count; ++j) d[j] *= slopeOf(function, v[j], v[j], scale);
-    storeValues(dx, i, d);
+    storeValues(dx, l, d);
   });
 }
 
@@ -140,19 +156,23 @@ extern "C" __global__ void __launch_bounds__(256) scaleColumns(
   storeValue(y, i, v + (adds ? loadValue(y, i) : 0.0f));
 }
 
-/// y[n, c] += bias[c]
-extern "C" __global__ void __launch_bounds__(256) addBias(u64 bias, u64 y, u32 count, u32 columns) {
+/// y[n, c] += bias[c], rows of y `stride` apart.
+extern "C" __global__ void __launch_bounds__(256) addBias(u64 bias, u64 y, u32 count, u32 columns, u32 stride) {
   const u32 i = (u32)ownElement() * 8;
   if (i >= count) return;
-  if (columns % 8 == 0 && (y & 15) == 0 && (bias & 15) == 0) {
+  if (((columns | stride) & 7) == 0 && ((y | bias) & 15) == 0) {
+    const long long at = (long long)(i / columns) * stride + i % columns;
     float v[8], b[8];
-    loadValues(y, i, v);
+    loadValues(y, at, v);
     loadValues(bias, i % columns, b);
 #pragma unroll
     for (int j = 0; j < 8; ++j) v[j] += b[j];
-    storeValues(y, i, v);
+    storeValues(y, at, v);
   } else {
-    for (u32 j = i; j < i + 8 && j < count; ++j) storeValue(y, j, loadValue(y, j) + loadValue(bias, j % columns));
+    for (u32 j = i; j < i + 8 && j < count; ++j) {
+      const long long at = (long long)(j / columns) * stride + j % columns;
+      storeValue(y, at, loadValue(y, at) + loadValue(bias, j % columns));
+    }
   }
 }
 
@@ -167,18 +187,18 @@ extern "C" __global__ void __launch_bounds__(256) rowProducts(u64 x, u64 y, u64 
   if (threadIdx.x % 32 == 0) storeValue(out, row, sum);
 }
 
-/// partial[part][c] = the sum over the rows of a part of x[n, c] y[n, c], of x[n, c] alone without y.
+/// partial[part][c] = the sum over the rows of a part of x[n, c] y[n, c], of x[n, c] alone without y; rows of x are `stride`
+/// apart.
 /// grid (columns / 256 rounded up, parts)
 extern "C" __global__ void __launch_bounds__(256) columnParts(
-  u64 x, u64 y, int rows, int columns, int rowsPerPart, float *partial) {
+  u64 x, u64 y, int rows, int columns, int stride, int rowsPerPart, float *partial) {
   const int c = blockIdx.x * 256 + threadIdx.x;
   if (c >= columns) return;
   const int begin = blockIdx.y * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
   float sum = 0;
 #pragma unroll 4
   for (int n = begin; n < end; ++n) {
-    const long long i = (long long)n * columns + c;
-    sum += loadValue(x, i) * (y ? loadValue(y, i) : 1.0f);
+    sum += loadValue(x, (long long)n * stride + c) * (y ? loadValue(y, (long long)n * columns + c) : 1.0f);
   }
   partial[(long long)blockIdx.y * columns + c] = sum;
 }
@@ -222,15 +242,16 @@ extern "C" __global__ void __launch_bounds__(256) repeatHeads(u64 x, u64 y, u32 
   const u32 n = (u32)i / (heads * size), h = (u32)i / size % heads;
   storeValue(y, i, loadValue(x, ((long long)n * groups + h * groups / heads) * size + (u32)i % size));
 }
+/// Rows of dx are `stride` apart.
 extern "C" __global__ void __launch_bounds__(256) repeatHeadsBackward(
-  u64 dy, u64 dx, u32 count, int heads, int groups, int size) {
+  u64 dy, u64 dx, u32 count, int heads, int groups, int size, int stride) {
   const long long i = ownElement();
   if (i >= count) return;
   const u32 n = (u32)i / (groups * size), g = (u32)i / size % groups;
   float sum = 0;
   for (int h = 0; h < heads; ++h)
     if (h * groups / heads == (int)g) sum += loadValue(dy, ((long long)n * heads + h) * size + (u32)i % size);
-  storeValue(dx, i, sum);
+  storeValue(dx, (long long)n * stride + (u32)i % (groups * size), sum);
 }
 
 // MARK: Tables
@@ -286,21 +307,36 @@ extern "C" __global__ void __launch_bounds__(256) rotaryTables(
   sines[i] = (float)s;
 }
 
-/// Rotates pairs (i, i + half) of every head of x [N, heads, size]. A pair a thread.
+/// Rotates pairs (i, i + half) of every head of x [N, heads, size], tokens of x and y so far apart. A pair a thread, or
+/// eight neighbours.
 extern "C" __global__ void __launch_bounds__(256) rotate(
   u64 x, u64 y, const int *positions, const float *cosines, const float *sines, u32 pairs, int heads, int size,
-  float direction) {
-  const long long p = ownElement();
-  if (p >= pairs) return;
-  const int half = size / 2, i = (u32)p % half;
-  const u32 row = (u32)p / half;
-  const long long at = (long long)row * size + i, angle = (long long)positions[row / heads] * half + i;
-  const float c = cosines[angle], s = sines[angle] * direction;
-  const float a = loadValue(x, at), b = loadValue(x, at + half);
-  storeValue(y, at, a * c - b * s);
-  storeValue(y, at + half, b * c + a * s);
-  // A middle element of an odd size stays.
-  if (size % 2 && i == 0) storeValue(y, (long long)row * size + size - 1, loadValue(x, (long long)row * size + size - 1));
+  long long xStride, long long yStride, float direction) {
+  const u32 half = size / 2;
+  const bool isEven = half % 8 == 0 && ((x | y | (u64)xStride * 8 | (u64)yStride * 8) & 15) == 0 && xStride % 8 == 0 &&
+                      yStride % 8 == 0;
+  const u32 first = (u32)ownElement() * (isEven ? 8 : 1);
+  if (first >= pairs) return;
+  const u32 row = first / half, i = first % half, n = row / heads, h = row % heads;
+  const long long from = n * xStride + h * size + i, to = n * yStride + h * size + i;
+  const long long angle = (long long)positions[n] * half + i;
+  auto turn = [&](auto count) {
+    float a[count.count], b[count.count];
+    loadValues(x, from, a);
+    loadValues(x, from + half, b);
+#pragma unroll
+    for (int j = 0; j < count.count; ++j) {
+      const float c = cosines[angle + j], s = sines[angle + j] * direction, old = a[j];
+      a[j] = old * c - b[j] * s;
+      b[j] = b[j] * c + old * s;
+    }
+    storeValues(y, to, a);
+    storeValues(y, to + half, b);
+  };
+  if (isEven)
+    turn(Number<8>());
+  else
+    turn(Number<1>());
 }
 
 // MARK: Sums in double precision

@@ -38,25 +38,27 @@ DEVICE void writeTaps(bf16 *taps, const float (&x)[4]) {
 }
 
 /// The input of token t, or zero before its document.
-DEVICE float inputAt(const ELEMENT *x, int t, int start, int channels, int c) {
-  return t >= start ? readElement(x + (long long)t * channels + c) : 0.0f;
+DEVICE float inputAt(const ELEMENT *x, int t, int start, int stride, int c) {
+  return t >= start ? readElement(x + (long long)t * stride + c) : 0.0f;
 }
 
-/// grid (channels / 256 rounded up, tokens / RUN rounded up), 256 threads
+/// Tokens of x are `stride` elements apart, those of dx `dStride`. grid (channels / 256 rounded up, tokens / RUN rounded up),
+/// 256 threads
 extern "C" __global__ void __launch_bounds__(256) dynamicConvolution(
-  const ELEMENT *x, const ELEMENT *taps, const float *bias, const int *starts, int tokens, int channels, ELEMENT *y) {
+  const ELEMENT *x, int stride, const ELEMENT *taps, const float *bias, const int *starts, int tokens, int channels,
+  ELEMENT *y) {
   const int c = blockIdx.x * 256 + threadIdx.x, first = blockIdx.y * RUN;
   if (c >= channels) return;
   const int end = first + RUN < tokens ? first + RUN : tokens;
   float window[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int i = 0; i < 3; ++i) window[i + 1] = inputAt(x, first - 3 + i, starts[first], channels, c);
+  for (int i = 0; i < 3; ++i) window[i + 1] = inputAt(x, first - 3 + i, starts[first], stride, c);
   for (int t = first; t < end; ++t) {
     const int start = starts[t];
     const long long place = (long long)t * channels + c;
 #pragma unroll
     for (int i = 0; i < 3; ++i) window[i] = t - 3 + i >= start ? window[i + 1] : 0.0f;
-    window[3] = readElement(x + place);
+    window[3] = readElement(x + (long long)t * stride + c);
     const Taps k = readTaps(taps + place * 4, bias ? bias + c * 4 : nullptr);
     const float u = k.w[0] * window[0] + k.w[1] * window[1] + k.w[2] * window[2] + k.w[3] * window[3];
     writeElement(y + place, silu(u));
@@ -65,8 +67,8 @@ extern "C" __global__ void __launch_bounds__(256) dynamicConvolution(
 
 /// dBiasParts: [tokens / RUN rounded up, channels, 4]   the same grid
 extern "C" __global__ void __launch_bounds__(256) dynamicConvolutionBackward(
-  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *taps, const float *bias, const int *starts, int tokens,
-  int channels, ELEMENT *dx, ELEMENT *dTaps, float *dBiasParts) {
+  const ELEMENT *dy, const ELEMENT *x, int stride, const ELEMENT *taps, const float *bias, const int *starts, int tokens,
+  int channels, ELEMENT *dx, int dStride, ELEMENT *dTaps, float *dBiasParts) {
   const int c = blockIdx.x * 256 + threadIdx.x, first = blockIdx.y * RUN;
   if (c >= channels) return;
   const int end = first + RUN < tokens ? first + RUN : tokens;
@@ -74,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(256) dynamicConvolutionBackward(
   // What the inputs of the last three tokens have gathered so far; complete once the fourth token has been seen.
   float gathered[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int i = 0; i < 3; ++i) window[i + 1] = inputAt(x, first - 3 + i, starts[first], channels, c);
+  for (int i = 0; i < 3; ++i) window[i + 1] = inputAt(x, first - 3 + i, starts[first], stride, c);
   // Three tokens more than the run: their outputs see its last inputs.
   for (int t = first; t < end + 3; ++t) {
 #pragma unroll
@@ -86,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(256) dynamicConvolutionBackward(
       const long long place = (long long)t * channels + c;
 #pragma unroll
       for (int i = 0; i < 3; ++i) window[i] = t - 3 + i >= start ? window[i + 1] : 0.0f;
-      window[3] = readElement(x + place);
+      window[3] = readElement(x + (long long)t * stride + c);
       const Taps k = readTaps(taps + place * 4, bias ? bias + c * 4 : nullptr);
       const float u = k.w[0] * window[0] + k.w[1] * window[1] + k.w[2] * window[2] + k.w[3] * window[3];
       const float du = readElement(dy + place) * siluSlope(u);
@@ -103,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(256) dynamicConvolutionBackward(
       }
     }
     const int done = t - 3;
-    if (done >= first && done < end) writeElement(dx + (long long)done * channels + c, gathered[0]);
+    if (done >= first && done < end) writeElement(dx + (long long)done * dStride + c, gathered[0]);
   }
   if (!dBiasParts) return;
 #pragma unroll

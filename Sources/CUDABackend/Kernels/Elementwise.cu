@@ -4,38 +4,41 @@
 /// log(1 + e^x)
 DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(exactExponential(-fabsf(x))); }
 
-/// g = -e^aLog softplus(a + dtBias), beta = sigmoid(b). grid (count / 256 rounded up), 256 threads; count = N heads.
+/// g = -e^aLog softplus(a + dtBias), beta = sigmoid(b). grid (count / 256 rounded up), 256 threads; count = N heads; tokens
+/// of a and b so far apart.
 extern "C" __global__ void __launch_bounds__(256) decayGate(
-  const ELEMENT *a, const ELEMENT *b, const float *aLog, const float *dtBias, int count, int heads, float *g,
-  float *beta) {
+  const ELEMENT *a, int aStride, const ELEMENT *b, int bStride, const float *aLog, const float *dtBias, int count,
+  int heads, float *g, float *beta) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= count) return;
   const int h = i % heads;
-  g[i] = -exactExponential(aLog[h]) * softplus(readElement(a + i) + dtBias[h]);
-  beta[i] = sigmoid(readElement(b + i));
+  const long long n = i / heads;
+  g[i] = -exactExponential(aLog[h]) * softplus(readElement(a + n * aStride + h) + dtBias[h]);
+  beta[i] = sigmoid(readElement(b + n * bStride + h));
 }
 
-/// grid (heads), 256 threads: a block sums over the tokens of a head, each thread in order, then the threads in order.
-extern "C" __global__ void __launch_bounds__(256) decayGateBackward(
-  const float *dG, const float *dBeta, const ELEMENT *a, const float *beta, const float *aLog, const float *dtBias,
-  int tokens, int heads, ELEMENT *dA, ELEMENT *dB, float *dALog, float *dDtBias) {
-  __shared__ float logs[256], biases[256];
+/// grid (heads), 512 threads: a block sums over the tokens of a head, each thread in order, then the threads in order.
+extern "C" __global__ void __launch_bounds__(512) decayGateBackward(
+  const float *dG, const float *dBeta, const ELEMENT *a, int aStride, const float *beta, const float *aLog,
+  const float *dtBias, int tokens, int heads, ELEMENT *dA, int dAStride, ELEMENT *dB, int dBStride, float *dALog,
+  float *dDtBias) {
+  __shared__ float logs[512], biases[512];
   const int h = blockIdx.x;
   const float rate = -exactExponential(aLog[h]), bias = dtBias[h];
   float sumLog = 0, sumBias = 0;
-  for (int n = threadIdx.x; n < tokens; n += 256) {
-    const int i = n * heads + h;
-    const float z = readElement(a + i) + bias;
+  for (long long n = threadIdx.x; n < tokens; n += 512) {
+    const long long i = n * heads + h;
+    const float z = readElement(a + n * aStride + h) + bias;
     sumLog += dG[i] * rate * softplus(z);
     const float d = dG[i] * rate * sigmoid(z);
     sumBias += d;
-    writeElement(dA + i, d);
-    writeElement(dB + i, dBeta[i] * beta[i] * (1.0f - beta[i]));
+    writeElement(dA + n * dAStride + h, d);
+    writeElement(dB + n * dBStride + h, dBeta[i] * beta[i] * (1.0f - beta[i]));
   }
   logs[threadIdx.x] = sumLog;
   biases[threadIdx.x] = sumBias;
   syncBlock();
-  for (int half = 128; half > 0; half /= 2) {
+  for (int half = 256; half > 0; half /= 2) {
     if ((int)threadIdx.x < half) {
       logs[threadIdx.x] += logs[threadIdx.x + half];
       biases[threadIdx.x] += biases[threadIdx.x + half];
@@ -85,15 +88,17 @@ extern "C" __global__ void __launch_bounds__(256) swiGLU(
     for (int c = threadIdx.x * 8; c < columns; c += 2048) swiGLUAt<8>(gate + from + c, up + from + c, y + to + c);
 }
 
+/// Rows of dGate and dUp are `dStride` apart.
 extern "C" __global__ void __launch_bounds__(256) swiGLUBackward(
-  const ELEMENT *dy, const ELEMENT *gate, const ELEMENT *up, int columns, int stride, ELEMENT *dGate, ELEMENT *dUp) {
-  const long long from = (long long)blockIdx.x * stride, to = (long long)blockIdx.x * columns;
-  if (stride % 8 || !movesEight(columns, dy, gate, up, dGate, dUp))
+  const ELEMENT *dy, const ELEMENT *gate, const ELEMENT *up, int columns, int stride, ELEMENT *dGate, ELEMENT *dUp,
+  int dStride) {
+  const long long row = blockIdx.x, from = row * stride, to = row * columns, out = row * dStride;
+  if ((stride | dStride) % 8 || !movesEight(columns, dy, gate, up, dGate, dUp))
     for (int c = threadIdx.x; c < columns; c += 256)
-      swiGLUBackwardAt<1>(dy + to + c, gate + from + c, up + from + c, dGate + from + c, dUp + from + c);
+      swiGLUBackwardAt<1>(dy + to + c, gate + from + c, up + from + c, dGate + out + c, dUp + out + c);
   else
     for (int c = threadIdx.x * 8; c < columns; c += 2048)
-      swiGLUBackwardAt<8>(dy + to + c, gate + from + c, up + from + c, dGate + from + c, dUp + from + c);
+      swiGLUBackwardAt<8>(dy + to + c, gate + from + c, up + from + c, dGate + out + c, dUp + out + c);
 }
 
 struct AdamWStep {
@@ -110,11 +115,14 @@ DEVICE void adamWAt(
   read(v, moment2);
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    const float gradient = g[i] * s.gradientScale;
-    m[i] = m[i] * s.beta1 + gradient * (1 - s.beta1);
-    v[i] = v[i] * s.beta2 + gradient * gradient * (1 - s.beta2);
-    const float update = (m[i] / s.correction1) / (sqrtf(v[i] / s.correction2) + s.epsilon);
-    w[i] = w[i] - w[i] * (s.learningRate * s.weightDecay) - update * s.learningRate;
+    // Rounding is spelled out: how many elements a thread takes depends on where ranks cut, and must not show.
+    const float gradient = __fmul_rn(g[i], s.gradientScale);
+    m[i] = __fmaf_rn(m[i], s.beta1, __fmul_rn(gradient, 1 - s.beta1));
+    v[i] = __fmaf_rn(v[i], s.beta2, __fmul_rn(__fmul_rn(gradient, gradient), 1 - s.beta2));
+    const float root = __fadd_rn(__fsqrt_rn(__fdiv_rn(v[i], s.correction2)), s.epsilon);
+    const float update = __fdiv_rn(__fdiv_rn(m[i], s.correction1), root);
+    const float kept = __fmaf_rn(w[i], -__fmul_rn(s.learningRate, s.weightDecay), w[i]);
+    w[i] = __fmaf_rn(update, -s.learningRate, kept);
   }
   write(parameters, w);
   write(moment1, m);

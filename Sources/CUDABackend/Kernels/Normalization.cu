@@ -3,10 +3,18 @@
 
 DEVICE int ownRow() { return blockIdx.x * 8 + threadIdx.x / 32; }
 
+/// Where a row of a view begins: rows are heads, of which `heads` follow each other in a token, tokens `stride` apart.
+struct Heads {
+  int heads, stride;
+};
+DEVICE long long placeOf(Heads view, int row, int columns) {
+  return (long long)(row / view.heads) * view.stride + row % view.heads * columns;
+}
+
 template <int n, bool gated>
 DEVICE void normalizeRow(
-  const ELEMENT *x, const ELEMENT *gate, const float *weight, int row, int columns, float epsilon, ELEMENT *y,
-  float *inverse) {
+  const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, int row, int columns, float epsilon,
+  ELEMENT *y, float *inverse) {
   const int lane = threadIdx.x % 32;
   const long long first = (long long)row * columns;
   float sum = 0;
@@ -22,7 +30,7 @@ DEVICE void normalizeRow(
     float v[n], w[n], z[n];
     read(v, x + first + c);
     read(w, weight + c);
-    if (gated) read(z, gate + first + c);
+    if (gated) read(z, gate + placeOf(view, row, columns) + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) v[i] *= scale * w[i] * (gated ? silu(z[i]) : 1.0f);
     write(y + first + c, v);
@@ -31,22 +39,22 @@ DEVICE void normalizeRow(
 
 /// y = x / rms(x) weight, with `gate` times SiLU(gate); `inverse` keeps 1 / rms.
 extern "C" __global__ void __launch_bounds__(256) normalize(
-  const ELEMENT *x, const ELEMENT *gate, const float *weight, int rows, int columns, float epsilon, ELEMENT *y,
-  float *inverse) {
+  const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, int rows, int columns, float epsilon,
+  ELEMENT *y, float *inverse) {
   const int row = ownRow();
   if (row >= rows) return;
-  if (!movesEight(columns, x, gate, weight, y))
-    gate ? normalizeRow<1, true>(x, gate, weight, row, columns, epsilon, y, inverse)
-         : normalizeRow<1, false>(x, gate, weight, row, columns, epsilon, y, inverse);
+  if (view.stride % 8 || !movesEight(columns, x, gate, weight, y))
+    gate ? normalizeRow<1, true>(x, gate, view, weight, row, columns, epsilon, y, inverse)
+         : normalizeRow<1, false>(x, gate, view, weight, row, columns, epsilon, y, inverse);
   else
-    gate ? normalizeRow<8, true>(x, gate, weight, row, columns, epsilon, y, inverse)
-         : normalizeRow<8, false>(x, gate, weight, row, columns, epsilon, y, inverse);
+    gate ? normalizeRow<8, true>(x, gate, view, weight, row, columns, epsilon, y, inverse)
+         : normalizeRow<8, false>(x, gate, view, weight, row, columns, epsilon, y, inverse);
 }
 
 template <int n, bool gated>
 DEVICE void normalizeRowBackward(
-  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int row,
-  int columns, ELEMENT *dx, int adds, ELEMENT *dGate) {
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
+  int row, int columns, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView) {
   const int lane = threadIdx.x % 32;
   const long long first = (long long)row * columns;
   const float scale = inverse[row];
@@ -56,7 +64,7 @@ DEVICE void normalizeRowBackward(
     read(d, dy + first + c);
     read(v, x + first + c);
     read(w, weight + c);
-    if (gated) read(z, gate + first + c);
+    if (gated) read(z, gate + placeOf(view, row, columns) + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
   }
@@ -67,14 +75,14 @@ DEVICE void normalizeRowBackward(
     read(v, x + first + c);
     read(w, weight + c);
     if (gated) {
-      read(z, gate + first + c);
+      read(z, gate + placeOf(view, row, columns) + c);
       float dz[n];
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         dz[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
         d[i] *= silu(z[i]);
       }
-      write(dGate + first + c, dz);
+      write(dGate + placeOf(dView, row, columns) + c, dz);
     }
     if (adds) read(z, dx + first + c);
 #pragma unroll
@@ -84,24 +92,25 @@ DEVICE void normalizeRowBackward(
 }
 
 extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
-  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, ELEMENT *dx, int adds, ELEMENT *dGate) {
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
+  int rows, int columns, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView) {
   const int row = ownRow();
   if (row >= rows) return;
-  if (!movesEight(columns, dy, x, gate, weight, dx, dGate))
-    gate ? normalizeRowBackward<1, true>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate)
-         : normalizeRowBackward<1, false>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate);
+  if (view.stride % 8 || dView.stride % 8 || !movesEight(columns, dy, x, gate, weight, dx, dGate))
+    gate ? normalizeRowBackward<1, true>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView)
+         : normalizeRowBackward<1, false>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView);
   else
-    gate ? normalizeRowBackward<8, true>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate)
-         : normalizeRowBackward<8, false>(dy, x, gate, weight, inverse, row, columns, dx, adds, dGate);
+    gate ? normalizeRowBackward<8, true>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView)
+         : normalizeRowBackward<8, false>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView);
 }
 
 /// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane keeps those of its columns in registers.
 /// `sums`: shared memory for a row.
 template <int chunks, bool gated>
 DEVICE void normalizePartBackward(
-  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, float *partial, float *sums) {
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
+  int rows, int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView, float *partial,
+  float *sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
   float own[chunks][8] = {};
@@ -117,7 +126,7 @@ DEVICE void normalizePartBackward(
       read(d, dy + first + c);
       read(v, x + first + c);
       read(w, weight + c);
-      if (gated) read(z, gate + first + c);
+      if (gated) read(z, gate + placeOf(view, row, columns) + c);
 #pragma unroll
       for (int i = 0; i < 8; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
     }
@@ -131,14 +140,14 @@ DEVICE void normalizePartBackward(
       read(v, x + first + c);
       read(w, weight + c);
       if (gated) {
-        read(z, gate + first + c);
+        read(z, gate + placeOf(view, row, columns) + c);
         float dz[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           dz[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
           d[i] *= silu(z[i]);
         }
-        write(dGate + first + c, dz);
+        write(dGate + placeOf(dView, row, columns) + c, dz);
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -172,25 +181,78 @@ DEVICE void normalizePartBackward(
 /// normalizeBackward and normalizeWeightParts in one, for rows of a multiple of 8 columns, at most 2048.
 /// grid (parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
-  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *weight, const float *inverse, int rows,
-  int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, float *partial) {
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
+  int rows, int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView, float *partial) {
   __shared__ float sums[2048];
   if (columns <= 256)
     gate ? normalizePartBackward<1, true>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums)
+             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums)
          : normalizePartBackward<1, false>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums);
+             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums);
   else
     gate ? normalizePartBackward<8, true>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums)
+             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums)
          : normalizePartBackward<8, false>(
-             dy, x, gate, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, partial, sums);
+             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums);
+}
+
+/// normalizeBackward and normalizeWeightParts in one, for rows too long for a warp's registers: a thread has eight columns,
+/// whose weights and sums it keeps, a block takes four rows at a time. grid (parts), columns / 8 threads rounded up to 32.
+extern "C" __global__ void __launch_bounds__(256) normalizeBackwardByColumns(
+  const ELEMENT *dy, const ELEMENT *x, const float *weight, const float *inverse, int rows, int columns,
+  int rowsPerPart, ELEMENT *dx, int adds, float *partial) {
+  constexpr int FEW = 4;
+  __shared__ float shares[2][8][FEW];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8;
+  const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
+  const bool isOwn = c < columns;
+  float w[8] = {}, own[8] = {};
+  if (isOwn) read(w, weight + c);
+  int turn = 0;
+  for (int first = begin; first < end; first += FEW, turn ^= 1) {
+    float d[FEW][8] = {}, v[FEW][8] = {};
+#pragma unroll
+    for (int r = 0; r < FEW; ++r) {
+      if (isOwn && first + r < end) {
+        read(d[r], dy + (long long)(first + r) * columns + c);
+        read(v[r], x + (long long)(first + r) * columns + c);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < FEW; ++r) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += d[r][i] * w[i] * v[r][i];
+      sum = laneTotal(sum);
+      if (lane == 0) shares[turn][warp][r] = sum;
+    }
+    syncBlock();
+#pragma unroll
+    for (int r = 0; r < FEW; ++r) {
+      if (!isOwn || first + r >= end) continue;
+      float sum = 0;
+      for (int i = 0; i < warps; ++i) sum += shares[turn][i][r];
+      const float scale = inverse[first + r], mean = sum / columns * scale * scale;
+      ELEMENT *to = dx + (long long)(first + r) * columns + c;
+      float z[8];
+      if (adds) read(z, to);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own[i] += d[r][i] * v[r][i] * scale;
+        v[r][i] = scale * (d[r][i] * w[i] - v[r][i] * mean) + (adds ? z[i] : 0.0f);
+      }
+      write(to, v[r]);
+    }
+  }
+  if (!isOwn) return;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) partial[(long long)blockIdx.x * columns + c + i] = own[i];
 }
 
 /// partial[part] = sums over the rows of a part of dy x / rms(x), with `gate` times SiLU(gate). The parts are cut by
 /// the number of rows alone. grid (columns / 256 rounded up, parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
-  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, const float *inverse, int rows, int columns,
+  const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *inverse, int rows, int columns,
   int rowsPerPart, float *partial) {
   const int c = blockIdx.x * 256 + threadIdx.x;
   if (c >= columns) return;
@@ -199,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
 #pragma unroll 4
   for (int row = begin; row < end; ++row) {
     const long long place = (long long)row * columns + c;
-    const float z = gate ? silu(readElement(gate + place)) : 1.0f;
+    const float z = gate ? silu(readElement(gate + placeOf(view, row, columns) + c)) : 1.0f;
     sum += readElement(dy + place) * readElement(x + place) * inverse[row] * z;
   }
   partial[(long long)blockIdx.y * columns + c] = sum;
@@ -226,20 +288,20 @@ extern "C" __global__ void __launch_bounds__(256) addParts(
 }
 
 template <int n, int lanes>
-DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *y) {
+DEVICE void siluNormalizeRow(const ELEMENT *x, Heads view, int row, int columns, float epsilon, ELEMENT *y) {
   const int lane = threadIdx.x % lanes;
-  const long long first = (long long)row * columns;
+  const long long first = (long long)row * columns, from = placeOf(view, row, columns);
   float sum = 0;
   for (int c = lane * n; c < columns; c += lanes * n) {
     float v[n];
-    read(v, x + first + c);
+    read(v, x + from + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) sum += silu(v[i]) * silu(v[i]);
   }
   const float scale = rsqrtf(laneTotal<lanes>(sum) + epsilon);
   for (int c = lane * n; c < columns; c += lanes * n) {
     float v[n];
-    read(v, x + first + c);
+    read(v, x + from + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) v[i] = silu(v[i]) * scale;
     write(y + first + c, v);
@@ -249,30 +311,31 @@ DEVICE void siluNormalizeRow(const ELEMENT *x, int row, int columns, float epsil
 /// y = SiLU(x) / length of SiLU(x), a row a head; half a warp takes a row of at most 128 bfloat16. grid (rows / 16
 /// rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) siluNormalize(
-  const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *y) {
-  const bool isEven = movesEight(columns, x, y);
+  const ELEMENT *x, Heads view, int rows, int columns, float epsilon, ELEMENT *y) {
+  const bool isEven = view.stride % 8 == 0 && movesEight(columns, x, y);
   if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
     // All lanes of the warp take part in its sums.
     const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
-    siluNormalizeRow<8, 16>(x, last, columns, epsilon, y);
+    siluNormalizeRow<8, 16>(x, view, last, columns, epsilon, y);
     return;
   }
 #pragma unroll 1
   for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    isEven ? siluNormalizeRow<8, 32>(x, row, columns, epsilon, y)
-           : siluNormalizeRow<1, 32>(x, row, columns, epsilon, y);
+    isEven ? siluNormalizeRow<8, 32>(x, view, row, columns, epsilon, y)
+           : siluNormalizeRow<1, 32>(x, view, row, columns, epsilon, y);
 }
 
 template <int n, int lanes>
 DEVICE void siluNormalizeRowBackward(
-  const ELEMENT *dy, const ELEMENT *x, int row, int columns, float epsilon, ELEMENT *dx) {
+  const ELEMENT *dy, const ELEMENT *x, Heads view, int row, int columns, float epsilon, ELEMENT *dx, Heads dView) {
   const int lane = threadIdx.x % lanes;
-  const long long first = (long long)row * columns;
+  const long long first = (long long)row * columns, from = placeOf(view, row, columns);
+  const long long to = placeOf(dView, row, columns);
   float sum = 0, overlap = 0;
   for (int c = lane * n; c < columns; c += lanes * n) {
     float d[n], v[n];
     read(d, dy + first + c);
-    read(v, x + first + c);
+    read(v, x + from + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       const float a = silu(v[i]);
@@ -284,23 +347,23 @@ DEVICE void siluNormalizeRowBackward(
   for (int c = lane * n; c < columns; c += lanes * n) {
     float d[n], v[n];
     read(d, dy + first + c);
-    read(v, x + first + c);
+    read(v, x + from + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) d[i] = scale * (d[i] - silu(v[i]) * along) * siluSlope(v[i]);
-    write(dx + first + c, d);
+    write(dx + to + c, d);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(256) siluNormalizeBackward(
-  const ELEMENT *dy, const ELEMENT *x, int rows, int columns, float epsilon, ELEMENT *dx) {
-  const bool isEven = movesEight(columns, dy, x, dx);
+  const ELEMENT *dy, const ELEMENT *x, Heads view, int rows, int columns, float epsilon, ELEMENT *dx, Heads dView) {
+  const bool isEven = (view.stride | dView.stride) % 8 == 0 && movesEight(columns, dy, x, dx);
   if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
     const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
-    siluNormalizeRowBackward<8, 16>(dy, x, last, columns, epsilon, dx);
+    siluNormalizeRowBackward<8, 16>(dy, x, view, last, columns, epsilon, dx, dView);
     return;
   }
 #pragma unroll 1
   for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    isEven ? siluNormalizeRowBackward<8, 32>(dy, x, row, columns, epsilon, dx)
-           : siluNormalizeRowBackward<1, 32>(dy, x, row, columns, epsilon, dx);
+    isEven ? siluNormalizeRowBackward<8, 32>(dy, x, view, row, columns, epsilon, dx, dView)
+           : siluNormalizeRowBackward<1, 32>(dy, x, view, row, columns, epsilon, dx, dView);
 }

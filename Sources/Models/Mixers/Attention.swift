@@ -2,7 +2,8 @@ import NN
 import Ops
 import Tensors
 
-/// Grouped-query softmax attention with rotary positions, full or over a sliding window (Qwen2; RECIPE section 4).
+/// Grouped-query softmax attention with rotary positions, full or over a sliding window (RECIPE section 4), as the families
+/// have it: with biases, norms over the channels of queries and keys, a scale of its own.
 struct Attention: TokenMixer {
   private let projections: PackedLinear
   private let (q, k, v): (Int, Int, Int)
@@ -10,21 +11,36 @@ struct Attention: TokenMixer {
   private let heads: Int
   private let groups: Int
   private let size: Int
-  private let theta: Float
+  private let queryNorm: RMSNorm?
+  private let keyNorm: RMSNorm?
+  private let angles: RotaryAngles
+  /// What queries are multiplied by, beside the D^−½ of attention itself.
+  private let queryFactor: Float
   private var window: Int?
 
-  init(_ scope: ParameterScope, _ configuration: ModelConfiguration, window: Int?) {
+  init(_ scope: ParameterScope, _ configuration: Architecture, angles: RotaryAngles, window: Int?) {
     heads = configuration.attentionHeads
     groups = configuration.keyValueHeads
     size = configuration.headSize
-    theta = configuration.ropeTheta
+    self.angles = angles
     self.window = window
     let hidden = configuration.hiddenSize
     projections = PackedLinear(inputs: hidden)
-    q = projections.add(scope.scope("q_proj"), heads * size, bias: true)
-    k = projections.add(scope.scope("k_proj"), groups * size, bias: true)
-    v = projections.add(scope.scope("v_proj"), groups * size, bias: true)
-    o = Linear(scope.scope("o_proj"), heads * size, hidden)
+    let hasBias = configuration.hasQueryKeyValueBias
+    q = projections.add(scope.scope("q_proj"), heads * size, bias: hasBias)
+    k = projections.add(scope.scope("k_proj"), groups * size, bias: hasBias)
+    v = projections.add(scope.scope("v_proj"), groups * size, bias: hasBias)
+    o = Linear(scope.scope("o_proj"), heads * size, hidden, bias: configuration.hasOutputBias)
+    func headNorm(_ name: String) -> RMSNorm? {
+      guard configuration.hasQueryKeyNorms else { return nil }
+      return RMSNorm(
+        scope.scope(name), configuration.headSize, epsilon: configuration.normEpsilon,
+        addsOne: configuration.normsAddOne)
+    }
+    (queryNorm, keyNorm) = (headNorm("q_norm"), headNorm("k_norm"))
+    // Stretched angles may lengthen queries and keys: scores by the square.
+    let scale = configuration.queryScale * Float(size).squareRoot()
+    queryFactor = (abs(scale - 1) < 1e-6 ? 1 : scale) * Float(angles.magnitude * angles.magnitude)
   }
 
   /// The same parameters over a sliding window.
@@ -36,12 +52,13 @@ struct Attention: TokenMixer {
 
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
     let n = x.rows
-    func rotated(_ x: Tensor, _ heads: Int) -> Tensor {
-      rotaryEmbedding(x.reshaped([n, heads, size]), layout: batch.layout, theta: theta)
+    func rotated(_ x: Tensor, _ heads: Int, _ norm: RMSNorm?) -> Tensor {
+      let x = x.reshaped([n, heads, size])
+      return rotaryEmbedding(norm?(x) ?? x, layout: batch.layout, angles: angles)
     }
     let projected = projections(x)
-    let queries = rotated(projected[q], heads)
-    var keys = rotated(projected[k], groups)
+    let queries = scaled(rotated(projected[q], heads, queryNorm), by: queryFactor)
+    var keys = rotated(projected[k], groups, keyNorm)
     var values = projected[v].reshaped([n, groups, size])
     let spans: AttentionSpans
     if let cache = cache as? KeyValueCache {
@@ -102,12 +119,12 @@ final class KeyValueCache: MixerCache {
   private func relocate(_ sequences: [Int], capacity newCapacity: Int, kept: [Int]) {
     let newKeys = backend.empty([sequences.count * newCapacity] + shape)
     let newValues = backend.empty([sequences.count * newCapacity] + shape)
-    for (place, sequence) in sequences.enumerated() where kept[place] > 0 {
-      let end = sequence * capacity + counts[sequence]
-      let target = place * newCapacity..<place * newCapacity + kept[place]
-      backend.copy(keys.rows(end - kept[place]..<end), into: newKeys.rows(target))
-      backend.copy(values.rows(end - kept[place]..<end), into: newValues.rows(target))
+    let moves = sequences.enumerated().map { place, sequence in
+      RowMove(
+        from: sequence * capacity + counts[sequence] - kept[place], to: place * newCapacity, count: kept[place])
     }
+    backend.copyRows(keys, into: newKeys, moves)
+    backend.copyRows(values, into: newValues, moves)
     (keys, values, capacity, counts) = (newKeys, newValues, newCapacity, kept)
   }
 
@@ -124,13 +141,12 @@ final class KeyValueCache: MixerCache {
       let room = needed <= capacity ? capacity : window.map { needed + $0 } ?? needed + needed / 2
       relocate(Array(counts.indices), capacity: room, kept: kept)
     }
-    for (sequence, range) in ranges.enumerated() where !range.isEmpty {
-      let start = sequence * capacity
-      let filled = start + counts[sequence]
-      backend.copy(newKeys.rows(range), into: keys.rows(filled..<filled + range.count))
-      backend.copy(newValues.rows(range), into: values.rows(filled..<filled + range.count))
-      counts[sequence] += range.count
+    let moves = ranges.enumerated().map { sequence, range in
+      RowMove(from: range.lowerBound, to: sequence * capacity + counts[sequence], count: range.count)
     }
+    backend.copyRows(newKeys, into: keys, moves)
+    backend.copyRows(newValues, into: values, moves)
+    counts = zip(counts, ranges).map { $0 + $1.count }
     let place = Place(counts: counts, capacity: capacity, window: window)
     return (keys, values, layout.spans(place) { place.spans(ranges) })
   }

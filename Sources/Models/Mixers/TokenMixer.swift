@@ -42,12 +42,15 @@ extension TokenMixer {
 
 /// The mixer of a layer of this type, its parameters created under `scope`.
 func makeMixer(
-  _ type: LayerType, _ configuration: ModelConfiguration, _ scope: ParameterScope
+  _ type: LayerType, _ configuration: Architecture, _ scope: ParameterScope
 ) -> any TokenMixer {
   let hidden = configuration.hiddenSize
   return switch type {
-  case .attention: Attention(scope, configuration, window: nil)
-  case .slidingWindow: Attention(scope, configuration, window: configuration.slidingWindow)
+  case .attention: Attention(scope, configuration, angles: configuration.rope, window: nil)
+  case .slidingWindow:
+    Attention(
+      scope, configuration, angles: configuration.slidingRope ?? configuration.rope, window: configuration.slidingWindow
+    )
   case .jet: JetBlock(scope, hidden: hidden, configuration.jet!)
   case .gatedLinearAttention: GatedLinearAttention(scope, hidden: hidden, configuration.linear[type]!)
   case .retention: Retention(scope, hidden: hidden, configuration.linear[type]!)

@@ -41,9 +41,12 @@ extension ReferenceBackend {
   package static func sigmoid(_ x: Double) -> Double { 1 / (1 + exp(-x)) }
   private static func softplus(_ x: Double) -> Double { max(x, 0) + log1p(exp(-abs(x))) }
 
+  private static func geluArgument(_ x: Double) -> Double { (2 / Double.pi).squareRoot() * (x + 0.044715 * x * x * x) }
+
   private static func value(_ function: ElementFunction, _ x: Double) -> Double {
     switch function {
     case .silu: x * sigmoid(x)
+    case .gelu: 0.5 * x * (1 + tanh(geluArgument(x)))
     case .sigmoid: sigmoid(x)
     case .logSigmoid(let scale): -Double(scale) * softplus(-x)
     case .softplus: softplus(x)
@@ -58,6 +61,9 @@ extension ReferenceBackend {
   private static func slope(_ function: ElementFunction, x: Double, y: Double) -> Double {
     switch function {
     case .silu: sigmoid(x) * (1 + x * (1 - sigmoid(x)))
+    case .gelu:
+      0.5 * (1 + tanh(geluArgument(x)))
+        + 0.5 * x * (1 - pow(tanh(geluArgument(x)), 2)) * (2 / Double.pi).squareRoot() * (1 + 3 * 0.044715 * x * x)
     case .sigmoid: y * (1 - y)
     case .logSigmoid(let scale): Double(scale) * sigmoid(-x)
     case .softplus: sigmoid(x)

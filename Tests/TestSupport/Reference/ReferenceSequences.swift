@@ -3,13 +3,14 @@ import Tensors
 
 /// What moves information between tokens: as it is defined, token by token.
 extension ReferenceBackend {
-  package func rotate(_ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor) {
+  package func rotate(_ x: Tensor, layout: Layout, angles: RotaryAngles, direction: Float, into y: Tensor) {
     let (heads, size) = (x.shape[1], x.shape[2])
     let half = size / 2
     let (x, y, positions) = (view(x), view(y), view(layout.positions))
     for index in 0..<x.count {
       let (token, i) = (index / (heads * size), index % size)
-      let angle = positions[token] * pow(Double(theta), -2 * Double(i % half) / Double(size)) * Double(direction)
+      let frequency = pow(Double(angles.theta), -2 * Double(i % half) / Double(size))
+      let angle = positions[token] * angles.stretched(frequency, i % half, of: half) * Double(direction)
       let other = i < half ? -x[index + half] : x[index - half]
       y[index] = x[index] * cos(angle) + other * sin(angle)
     }
