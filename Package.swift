@@ -66,7 +66,7 @@ let package = Package(
     .target(
       name: "Checkpointing",
       dependencies: ["Files", "Hashing", "MPI", "NN", "Parallel", "Safetensors", "Tensors"]),
-    .target(name: "Reporting", dependencies: ["Tensors"]),
+    .target(name: "Reporting", dependencies: ["Files", "Tensors"]),
     .target(
       name: "Training",
       dependencies: [
@@ -126,7 +126,7 @@ let package = Package(
     .testTarget(name: "RankTests", dependencies: ["jettrain", "TestSupport"], swiftSettings: unoptimized),
     .executableTarget(
       name: "jettrain-faults",
-      dependencies: ["Checkpointing", "Files", "NN", "TestSupport", "TokenStreams", "Training"],
+      dependencies: ["Checkpointing", "Files", "MPI", "NN", "TestSupport", "TokenStreams", "Training"],
       path: "Tests/Faults", swiftSettings: unoptimized),
     .testTarget(
       name: "FaultTests", dependencies: ["jettrain", "jettrain-faults", "TestSupport"], swiftSettings: unoptimized),

@@ -11,5 +11,7 @@ static inline MPI_Datatype jettrain_int64(void) { return MPI_INT64_T; }
 static inline MPI_Op jettrain_sum(void) { return MPI_SUM; }
 static inline MPI_Op jettrain_max(void) { return MPI_MAX; }
 static inline void *jettrain_in_place(void) { return MPI_IN_PLACE; }
+static inline MPI_Info jettrain_info_null(void) { return MPI_INFO_NULL; }
+static inline int jettrain_type_shared(void) { return MPI_COMM_TYPE_SHARED; }
 static inline MPI_Errhandler jettrain_errors_return(void) { return MPI_ERRORS_RETURN; }
 static inline MPI_Status *jettrain_status_ignore(void) { return MPI_STATUS_IGNORE; }

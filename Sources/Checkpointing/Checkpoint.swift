@@ -13,6 +13,16 @@ package struct Checkpoint {
     manifest = try CheckpointManifest(path: path)
   }
 
+  private init(_ path: String, manifest: Data) throws {
+    self.path = path
+    self.manifest = try CheckpointManifest(manifest, path: path)
+  }
+
+  /// The same checkpoint where another host has it.
+  func moved(to path: String) -> Checkpoint { Checkpoint(path, manifest) }
+
+  private init(_ path: String, _ manifest: CheckpointManifest) { (self.path, self.manifest) = (path, manifest) }
+
   /// Compares every shard with the manifest; throws the first fault.
   package func verify() throws {
     for shard in manifest.shards { try CheckpointShard.verify(shard, folder: path) }
@@ -34,6 +44,61 @@ package struct Checkpoint {
     for shard in manifest.shards { try CheckpointShard.read(shard, folder: path, body) }
   }
 
+  /// Reads what `wanted` names, parts of arrays that do not overlap, each element once. Of shards with an index only the
+  /// frames that hold some of it are read.
+  ///
+  /// - Parameter share: of so many readers which one this is: each also looks at the headers of some shards, so that all
+  ///   of them have compared every byte
+  /// - Throws: `CheckpointError` where the checkpoint does not hold all of it, or is damaged; also after `body` was given
+  ///   something, which counts only once this returns
+  package func read(
+    _ wanted: [ShardKey], share: (reader: Int, of: Int) = (0, 1),
+    _ body: (_ key: ShardKey, _ elements: Range<Int>, _ values: UnsafeBufferPointer<Float>) throws -> Void
+  ) throws {
+    var ranges: [String: [Range<Int>]] = [:]
+    for key in wanted { ranges[ShardKey(key.role, key.name).description, default: []].append(key.range ?? 0..<0) }
+    var given: [String: [Range<Int>]] = [:]
+    for (number, shard) in manifest.shards.enumerated() {
+      if let index = shard.index {
+        try CheckpointShard.read(
+          shard, index, folder: path, wanted: ranges, checksHeader: number % share.of == share.reader
+        ) { key, elements, values in
+          given[ShardKey(key.role, key.name).description, default: []].append(elements)
+          try body(key, elements, values)
+        }
+      } else {
+        var found: [String: [Range<Int>]] = [:]
+        try readingAgain(path + "/" + shard.file) { _ in
+          found = [:]
+          try CheckpointShard.read(shard, folder: path) { key, elements, values in
+            let name = ShardKey(key.role, key.name).description
+            for range in ranges[name] ?? [] where range.overlaps(elements) {
+              let part = range.clamped(to: elements)
+              found[name, default: []].append(part)
+              let local = part.lowerBound - elements.lowerBound..<part.upperBound - elements.lowerBound
+              try body(key, part, UnsafeBufferPointer(rebasing: values[local]))
+            }
+          }
+        }
+        given.merge(found) { $0 + $1 }
+      }
+    }
+    for (name, ranges) in ranges where Self.joined(ranges) != Self.joined(given[name] ?? []) {
+      throw CheckpointError(path, "does not hold all of \(name), or some of it twice")
+    }
+  }
+
+  /// Ranges in order, those that follow each other as one; what overlaps stays apart.
+  private static func joined(_ ranges: [Range<Int>]) -> [Range<Int>] {
+    ranges.filter { !$0.isEmpty }.sorted { $0.lowerBound < $1.lowerBound }.reduce(into: []) { all, range in
+      if let last = all.last, last.upperBound == range.lowerBound {
+        all[all.count - 1] = last.lowerBound..<range.upperBound
+      } else {
+        all.append(range)
+      }
+    }
+  }
+
   /// All arrays put together, by role and name.
   package func assemble() throws -> [String: [Float]] {
     var pieces: [String: [(start: Int, values: [Float])]] = [:]
@@ -53,47 +118,55 @@ package struct Checkpoint {
       })
   }
 
-  /// The newest checkpoint of `run` whose files are all as they were written; the ranks share the reading. Newer ones,
-  /// which are damaged, are set aside under another name, so that their steps can be saved again.
+  /// Goes through the checkpoints of `run`, the newest first, until one is read whole by all ranks. Those that are damaged,
+  /// on a second look too, are then set aside under another name, so that their steps can be saved again. What the system
+  /// refuses is no damage: it ends the search.
   ///
   /// - Parameters:
   ///   - before: only those of earlier steps
-  ///   - sharing: how ranks that do not see the folder reach it; nil where all see it. Its
-  ///     ``FolderSharing/dispose()`` must be called once the checkpoint was read
+  ///   - sharing: how ranks that do not see the folder reach it. Its ``FolderSharing/dispose()`` must be called afterwards
+  ///   - take: reads what this rank needs; begins anew at each call
   /// - Returns: nil when the run has none at all.
   /// - Throws: When it has some, but none is good.
   package static func newestGood(
-    in run: RunFolder, before: Int = .max, world: Communicator, sharing: FolderSharing? = nil, warn: (String) -> Void
+    in run: RunFolder, before: Int = .max, world: Communicator, sharing: FolderSharing, warn: (String) -> Void,
+    take: (Checkpoint) throws -> Void
   ) throws -> Checkpoint? {
-    let sharing = sharing ?? FolderSharing(everywhere: run, world: world)
     // One rank's view of the folder counts; of network file systems the others may have another.
     let names = try world.broadcast(Array(run.steps.map(String.init).joined(separator: " ").utf8))
     let steps = String(decoding: names, as: UTF8.self).split(separator: " ").compactMap { Int($0) }.filter {
       $0 < before
     }
-    let readers = (0..<world.size).filter { !sharing.ranksWithoutFolder.contains($0) }
     var damaged: [Int] = []
     for step in steps.reversed() {
       let path = run.checkpoint(step: step)
-      var fault: String?
       var found: Checkpoint?
-      if let place = readers.firstIndex(of: world.rank) {
-        do {
-          let checkpoint = try Checkpoint(path)
-          for (index, shard) in checkpoint.manifest.shards.enumerated() where index % readers.count == place {
-            try CheckpointShard.verify(shard, folder: path)
+      var damage: String?
+      do {
+        // The coordinator reads the manifest for all.
+        var content = Data()
+        try agree(world) {
+          guard world.isCoordinator else { return }
+          content = try readingAgain(path) { _ in
+            let content = try CheckpointManifest.content(of: path)
+            _ = try CheckpointManifest(content, path: path)
+            return content
           }
-          found = checkpoint
-        } catch { fault = "\(error)" }
+        }
+        let checkpoint = try sharing.fetch(Checkpoint(path, manifest: Data(world.broadcast(Array(content)))))
+        try agree(world) { try take(checkpoint) }
+        found = checkpoint
+      } catch {
+        guard let text = damageText(error) else { throw error }
+        damage = text
       }
-      let faults = try world.allGather(Array((fault ?? "").utf8)).filter { !$0.isEmpty }
-      if faults.isEmpty {
+      if let found {
         if world.isCoordinator { for step in damaged { try run.setAside(step: step) } }
         try world.barrier()
-        return try sharing.fetch(found)
+        return found
       }
       damaged.append(step)
-      warn("checkpoint \(path) is damaged and skipped: \(String(decoding: faults[0], as: UTF8.self))")
+      warn("checkpoint \(path) is damaged and skipped: \(damage ?? "")")
     }
     guard steps.isEmpty else {
       throw CheckpointError(
@@ -101,22 +174,40 @@ package struct Checkpoint {
     }
     return nil
   }
+
+  /// What is damaged, where an error of this rank or another says so.
+  private static func damageText(_ error: any Error) -> String? {
+    switch error {
+    case let error as CheckpointError: error.isDamage ? error.description : nil
+    case let error as FileError: error.kind == .content ? error.description : nil
+    case let error as PeerError: error.isDamage ? error.reason : nil
+    default: nil
+    }
+  }
+
+  fileprivate static func isDamage(_ error: any Error) -> Bool { damageText(error) != nil }
 }
 
-/// Runs `body` on this rank and fails on all ranks when it fails on one, with the first rank's reason.
+/// Runs `body` on this rank and fails on all ranks when it fails on one: with its own error where that is not about damage,
+/// else with the first rank's reason that is not, else with that of the first rank that failed.
 package func agree(_ world: Communicator, _ body: () throws -> Void) throws {
   var fault: (any Error)?
   do { try body() } catch { fault = error }
-  let reasons = try world.allGather(Array((fault.map { "\($0)" } ?? "").utf8))
-  if let fault { throw fault }
-  if let rank = reasons.firstIndex(where: { !$0.isEmpty }) {
-    throw PeerError(rank: rank, reason: String(decoding: reasons[rank], as: UTF8.self))
-  }
+  let mark = fault.map { (Checkpoint.isDamage($0) ? "D" : "E") + "\($0)" } ?? ""
+  let reasons = try world.allGather(Array(mark.utf8)).map { String(decoding: $0, as: UTF8.self) }
+  let failed = reasons.indices.filter { !reasons[$0].isEmpty }
+  guard let first = failed.first(where: { reasons[$0].hasPrefix("E") }) ?? failed.first else { return }
+  // All ranks must take the same way: where one met more than damage, nobody goes on.
+  if let fault, mark.first == reasons[first].first { throw fault }
+  throw PeerError(
+    rank: first, reason: String(reasons[first].dropFirst()), isDamage: reasons[first].hasPrefix("D"))
 }
 
 /// Another rank failed; it prints the reason.
 package struct PeerError: Error, CustomStringConvertible {
   package let rank: Int
   package let reason: String
+  /// Whether what it read was not as it had been written.
+  package let isDamage: Bool
   package var description: String { "rank \(rank): \(reason)" }
 }

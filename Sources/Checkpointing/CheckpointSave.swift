@@ -4,8 +4,8 @@ import MPI
 import Parallel
 import Synchronization
 
-/// A checkpoint on its way to disk: the state was copied, a thread of its own compresses, hashes and writes it without
-/// any MPI, and the ranks give it its name together once all of them have written.
+/// A checkpoint on its way to disk: the state was copied, a thread of its own compresses, hashes and writes it, and brings it
+/// to the coordinator where the hosts share no folder, and the ranks give it its name together once all of that is done.
 package final class CheckpointSave {
   /// The most bytes that wait for compression, hashing and the disk.
   package static var waitingBytes: Int { DurableFile.waitingPieces * CheckpointShard.frameBytes }
@@ -26,6 +26,8 @@ package final class CheckpointSave {
     let slices: [SnapshotBuffer.Slice]
     /// What the slices read: its owner may let go of it.
     let buffer: SnapshotBuffer
+    let sharing: FolderSharing
+    let step: Int
     let path: String
     let level: Int32
     let digest: UInt64
@@ -34,14 +36,18 @@ package final class CheckpointSave {
     let finished = DispatchSemaphore(value: 0)
     /// Written by the thread before `isDone`.
     var result: Result<CheckpointManifest.Shard, any Error>?
+    /// What arrived of other ranks' parts.
+    var arrived: Result<[Int: String], any Error> = .success([:])
     var seconds = 0.0
 
     init(
-      slices: [SnapshotBuffer.Slice], of buffer: SnapshotBuffer, path: String, level: Int32, digest: UInt64,
+      slices: [SnapshotBuffer.Slice], of buffer: SnapshotBuffer, sharing: FolderSharing, step: Int, path: String,
+      level: Int32, digest: UInt64,
       isStale: Bool
     ) {
       (self.slices, self.buffer, self.path, self.level, self.digest) = (slices, buffer, path, level, digest)
       self.isStale = isStale
+      (self.sharing, self.step) = (sharing, step)
     }
 
     func write() {
@@ -57,6 +63,8 @@ package final class CheckpointSave {
         }
         return try CheckpointShard.write(slices, to: path, level: level, pool: ThreadPool(threads: 1), digest: digest)
       }
+      let part = try? result?.get().file
+      arrived = Result { try sharing.ship(part, step: step) }
       let elapsed = (ContinuousClock.now - start).components
       seconds = Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
       isDone.store(true, ordering: .releasing)
@@ -94,11 +102,10 @@ package final class CheckpointSave {
       try createFolder(partial)
     }
     if place != partial { try? createFolder(place) }
-    let digits = String(world.rank)
-    let name = "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
     let copy = buffer.take(slices)
     work = Work(
-      slices: copy.slices, of: buffer, path: place + "/" + name, level: level, digest: copy.digest,
+      slices: copy.slices, of: buffer, sharing: self.sharing, step: step,
+      path: place + "/" + CheckpointShard.fileName(of: world.rank), level: level, digest: copy.digest,
       isStale: copy.trained != nil && copy.trained == staleDigest)
     trainedDigest = copy.trained
     let thread = Thread { [work] in work.write() }
@@ -116,30 +123,36 @@ package final class CheckpointSave {
 
   /// Waits until this rank's part is written, and gives the checkpoint its name. Every rank must call it.
   ///
+  /// - Returns: on the coordinator, what failed when the checkpoint was there already: nothing is to be deleted then
   /// - Throws: On all ranks when it failed on one; there is no checkpoint then.
-  package func complete() throws {
+  @discardableResult package func complete() throws -> (any Error)? {
     if !isWritten { work.finished.wait() }
     var record = Data()
+    var flaw: (any Error)?
     do {
-      try agree(world) { record = try JSONEncoder().encode(work.result!.get()) }
+      var arrived: [Int: String] = [:]
+      try agree(world) {
+        record = try JSONEncoder().encode(work.result!.get())
+        arrived = try work.arrived.get()
+      }
       let shards = try world.allGather(Array(record)).map {
         try JSONDecoder().decode(CheckpointManifest.Shard.self, from: Data($0))
       }
-      try sharing.gather(shards.map(\.file), step: step)
       try agree(world) {
         guard world.isCoordinator else { return }
-        for rank in sharing.ranksWithoutFolder {
-          try CheckpointShard.verify(shards[rank], folder: run.partial(step: step))
-        }
         let partial = run.partial(step: step)
+        for rank in sharing.ranksWithoutFolder where arrived[rank] != shards[rank].sha256 {
+          throw CheckpointError(partial + "/" + shards[rank].file, "is not what rank \(rank) has sent")
+        }
         try FailPoint.reach(.beforeManifest, path: partial)
         try writeDurably(makeManifest(shards).encoded(), to: partial + "/" + CheckpointManifest.fileName)
         try FailPoint.reach(.beforeRename, path: partial)
-        try run.commit(step: step)
+        flaw = try run.commit(step: step)
       }
     } catch {
       if world.isCoordinator { try? FileManager.default.removeItem(atPath: run.partial(step: step)) }
       throw error
     }
+    return flaw
   }
 }

@@ -1,5 +1,6 @@
 import Files
 import Foundation
+import Hashing
 import Parallel
 import Safetensors
 
@@ -50,6 +51,12 @@ package struct ShardKey: Sendable, Equatable, CustomStringConvertible {
 
 /// One rank's part of a checkpoint: a safetensors file, compressed as zstd frames that end to end are one stream.
 enum CheckpointShard {
+  /// The file of a rank.
+  static func fileName(of rank: Int) -> String {
+    let digits = String(rank)
+    return "shard-" + String(repeating: "0", count: max(0, 5 - digits.count)) + digits + ".safetensors.zst"
+  }
+
   /// Bytes of one frame before compression: a unit for the threads.
   static let frameBytes = 4 << 20
 
@@ -73,8 +80,10 @@ enum CheckpointShard {
       }
     }
     let file = try DurableFile(path)
-    try header.bytes.withUnsafeBytes { try file.write(Zstd.compress($0, level: level)) }
+    let headerFrame = header.bytes.withUnsafeBytes { Zstd.compress($0, level: level) }
+    try file.write(headerFrame)
     try FailPoint.reach(.midShard, path: path)
+    var written: [ShardIndex.Frame] = []
     // A few frames at a time, compressed side by side and written in order.
     let batch = pool.threadCount * 2
     for first in stride(from: 0, to: spans.count, by: batch) {
@@ -84,12 +93,112 @@ enum CheckpointShard {
         let out = frames.baseAddress!
         pool.run(group.count) { out[$0] = Zstd.compress(group[first + $0], level: level) }
       }
-      for frame in frames { try file.write(frame) }
+      for frame in frames {
+        written.append(.init(bytes: frame.count, hash: hash(of: frame)))
+        try file.write(frame)
+      }
     }
     let bytes = file.byteCount
+    var rest = written[...]
+    let index = ShardIndex(
+      header: .init(bytes: headerFrame.count, hash: hash(of: headerFrame)),
+      slices: slices.map { slice in
+        let count = (slice.values.count + ShardIndex.frameElements - 1) / ShardIndex.frameElements
+        defer { rest = rest.dropFirst(count) }
+        return .init(key: slice.key, count: slice.values.count, frames: Array(rest.prefix(count)))
+      })
+    // The folder is flushed once, when all shards are there.
     return .init(
-      file: (path as NSString).lastPathComponent, bytes: bytes, sha256: try file.finish(),
-      state: String(digest, radix: 16))
+      file: (path as NSString).lastPathComponent, bytes: bytes, sha256: try file.finish(flushesFolder: false),
+      state: String(digest, radix: 16), index: index)
+  }
+
+  /// What an index says of a frame.
+  private static func hash(of frame: [UInt8]) -> String { String(sha256(Data(frame)).prefix(ShardIndex.digits)) }
+
+  /// Reads what of the slices of a shard overlaps `wanted`, by role and name, frame by frame, each compared with the index.
+  /// A file of which nothing is wanted is not opened.
+  ///
+  /// - Parameter checksHeader: whether to compare the header too, which this reading does without
+  static func read(
+    _ shard: CheckpointManifest.Shard, _ index: ShardIndex, folder: String, wanted: [String: [Range<Int>]],
+    checksHeader: Bool,
+    _ body: (_ key: ShardKey, _ elements: Range<Int>, _ values: UnsafeBufferPointer<Float>) throws -> Void
+  ) throws {
+    let path = folder + "/" + shard.file
+    var descriptor: Int32 = -1
+    defer { if descriptor >= 0 { close(descriptor) } }
+    /// The bytes of a frame, compared, which `body` may find damaged too.
+    func frame(_ frame: ShardIndex.Frame, at offset: Int, _ body: ([UInt8]) throws -> Void) throws {
+      try readingAgain(path) { attempt in
+        if descriptor < 0 || attempt > 0 {
+          if descriptor >= 0 { close(descriptor) }
+          descriptor = -1
+          descriptor = try open(path, anew: attempt > 0)
+        }
+        let bytes = try bytes(frame.bytes, at: offset, of: descriptor, path)
+        guard hash(of: bytes) == frame.hash else {
+          throw CheckpointError(path, "a frame differs from the manifest: bytes were changed", isDamage: true)
+        }
+        try body(bytes)
+      }
+    }
+    if checksHeader { try frame(index.header, at: 0) { _ in } }
+    var values = [Float](repeating: 0, count: ShardIndex.frameElements)
+    var offset = index.header.bytes
+    for slice in index.slices {
+      let start = slice.key.range?.lowerBound ?? 0
+      let ranges = wanted[ShardKey(slice.key.role, slice.key.name).description] ?? []
+      for (place, part) in slice.frames.enumerated() {
+        defer { offset += part.bytes }
+        let first = start + place * ShardIndex.frameElements
+        let elements = first..<min(first + ShardIndex.frameElements, start + slice.count)
+        let parts = ranges.map { $0.clamped(to: elements) }.filter { !$0.isEmpty }
+        guard !parts.isEmpty else { continue }
+        try frame(part, at: offset) { bytes in
+          try values.withUnsafeMutableBytes { values in
+            try bytes.withUnsafeBytes {
+              try Zstd.decompress(
+                $0, into: UnsafeMutableRawBufferPointer(rebasing: values[..<(elements.count * 4)]), path: path)
+            }
+          }
+        }
+        try values.withUnsafeBufferPointer { values in
+          for part in parts {
+            let local = part.lowerBound - first..<part.upperBound - first
+            try body(slice.key, part, UnsafeBufferPointer(rebasing: values[local]))
+          }
+        }
+      }
+    }
+  }
+
+  /// Opens a shard; `anew` lets go of what the system keeps of it, so that it is read from the disk once more.
+  private static func open(_ path: String, anew: Bool) throws -> Int32 {
+    let descriptor = Foundation.open(path, O_RDONLY | O_CLOEXEC)
+    guard descriptor >= 0 else {
+      throw errno == ENOENT
+        ? CheckpointError(path, "is missing", isDamage: true) : FileError.system(path, "cannot be opened")
+    }
+    FileOperations.opened()
+    if anew { posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED) }
+    return descriptor
+  }
+
+  private static func bytes(_ count: Int, at offset: Int, of descriptor: Int32, _ path: String) throws -> [UInt8] {
+    try FailPoint.reach(.checkpointRead, path: path)
+    var bytes = try [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+      while filled < count {
+        let part = pread(descriptor, buffer.baseAddress! + filled, count - filled, off_t(offset + filled))
+        if part < 0 && errno == EINTR { continue }
+        guard part >= 0 else { throw FileError.system(path, "cannot be read") }
+        guard part > 0 else { throw CheckpointError(path, "is cut off", isDamage: true) }
+        filled += part
+      }
+    }
+    FileOperations.read(count)
+    if FailPoint.flips(.checkpointRead) { bytes[count / 2] ^= 1 }
+    return bytes
   }
 
   /// The arrays of a shard and the elements that each holds, in the order of the file. Only the header is read.
@@ -115,7 +224,7 @@ enum CheckpointShard {
         try buffer.withUnsafeMutableBytes { bytes in
           let part = UnsafeMutableRawBufferPointer(rebasing: bytes[..<(length * 4)])
           guard try reader.read(into: part) == part.count else {
-            throw CheckpointError(path, "ends before \(key), which its header names")
+            throw CheckpointError(path, "ends before \(key), which its header names", isDamage: true)
           }
         }
         try buffer.withUnsafeBufferPointer {
@@ -125,10 +234,10 @@ enum CheckpointShard {
     }
     let hash = try reader.finish()
     guard reader.byteCount == shard.bytes else {
-      throw CheckpointError(path, "has \(reader.byteCount) bytes, the manifest says \(shard.bytes)")
+      throw CheckpointError(path, "has \(reader.byteCount) bytes, the manifest says \(shard.bytes)", isDamage: true)
     }
     guard hash == shard.sha256 else {
-      throw CheckpointError(path, "its SHA-256 differs from the manifest: bytes were changed")
+      throw CheckpointError(path, "its SHA-256 differs from the manifest: bytes were changed", isDamage: true)
     }
   }
 
@@ -137,12 +246,12 @@ enum CheckpointShard {
     func read(_ count: Int) throws -> [UInt8] {
       try [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
         filled = try reader.read(into: UnsafeMutableRawBufferPointer(buffer))
-        guard filled == count else { throw CheckpointError(path, "ends within its header") }
+        guard filled == count else { throw CheckpointError(path, "ends within its header", isDamage: true) }
       }
     }
     let length = try read(8).reversed().reduce(0 as UInt64) { $0 << 8 | UInt64($1) }
     guard length <= UInt64(SafetensorsHeader.mostBytes) else {
-      throw CheckpointError(path, "its header claims \(length) bytes")
+      throw CheckpointError(path, "its header claims \(length) bytes", isDamage: true)
     }
     let entries = try read(Int(length)).withUnsafeBytes {
       try SafetensorsFile.entries(header: $0, fileSize: .max, path: path).entries
@@ -150,10 +259,10 @@ enum CheckpointShard {
     var end = 8 + Int(length)
     return try entries.sorted { $0.value.bytes.lowerBound < $1.value.bytes.lowerBound }.map { name, entry in
       guard let key = ShardKey(name, count: entry.count) else {
-        throw CheckpointError(path, "holds an array of unknown kind: \(name)")
+        throw CheckpointError(path, "holds an array of unknown kind: \(name)", isDamage: true)
       }
       guard entry.type == .float32, entry.bytes.lowerBound == end else {
-        throw CheckpointError(path, "\(name) is not float32, or not where the array before it ends")
+        throw CheckpointError(path, "\(name) is not float32, or not where the array before it ends", isDamage: true)
       }
       end = entry.bytes.upperBound
       return (key, entry.count)
@@ -164,13 +273,13 @@ enum CheckpointShard {
   static func verify(_ shard: CheckpointManifest.Shard, folder: String) throws {
     let path = folder + "/" + shard.file
     guard let size = try? FileManager.default.attributesOfItem(atPath: path)[.size] as? Int else {
-      throw CheckpointError(path, "is missing")
+      throw CheckpointError(path, "is missing", isDamage: true)
     }
     guard size == shard.bytes else {
-      throw CheckpointError(path, "has \(size) bytes, the manifest says \(shard.bytes)")
+      throw CheckpointError(path, "has \(size) bytes, the manifest says \(shard.bytes)", isDamage: true)
     }
     guard try sha256(file: path) == shard.sha256 else {
-      throw CheckpointError(path, "its SHA-256 differs from the manifest: bytes were changed")
+      throw CheckpointError(path, "its SHA-256 differs from the manifest: bytes were changed", isDamage: true)
     }
   }
 }

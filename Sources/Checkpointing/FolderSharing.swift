@@ -5,7 +5,7 @@ import MPI
 /// Which ranks see the coordinator's run folder, and how files get to and from those that do not.
 ///
 /// A rank that does not see the folder writes its part of a checkpoint to its own disk, from where it travels to the
-/// coordinator; a checkpoint that is resumed travels the other way, once to every host.
+/// coordinator beside the training; a checkpoint that is resumed travels the other way, once to every host.
 package struct FolderSharing {
   private let run: RunFolder
   private let world: Communicator
@@ -59,34 +59,40 @@ package struct FolderSharing {
   /// Where this rank writes its part of the checkpoint of `step`.
   func place(step: Int) -> String { lacksFolder ? run.outbox : run.partial(step: step) }
 
-  /// Brings the parts of the ranks without the folder, by rank, to the coordinator. Every rank must call it.
-  func gather(_ files: [String], step: Int) throws {
-    for rank in ranksWithoutFolder {
-      try copy(
-        place(step: step) + "/" + files[rank], from: rank, to: 0, as: run.partial(step: step) + "/" + files[rank])
+  /// Brings the parts of the ranks without the folder to the coordinator, host after host. Every rank calls it on a thread
+  /// of its own, beside the training, once it has written its part or failed to.
+  ///
+  /// - Parameter part: this rank's file
+  /// - Returns: on the coordinator, the SHA-256 of what arrived, by rank
+  func ship(_ part: String?, step: Int) throws -> [Int: String] {
+    var hashes: [Int: String] = [:]
+    var fault: (any Error)?
+    if lacksFolder {
+      let path = part.map { place(step: step) + "/" + $0 }
+      do { try Self.send(path, to: 0, world.files.send) } catch { fault = error }
+      try? FileManager.default.removeItem(atPath: place(step: step))
+    } else if world.isCoordinator {
+      for rank in ranksWithoutFolder {
+        let path = run.partial(step: step) + "/" + CheckpointShard.fileName(of: rank)
+        do { hashes[rank] = try Self.receive(as: path) { try world.files.receive(from: rank) } } catch { fault = error }
+      }
     }
-    if lacksFolder { try? FileManager.default.removeItem(atPath: place(step: step)) }
+    if let fault { throw fault }
+    return hashes
   }
 
   /// Where this rank finds the checkpoint, which the coordinator has: its files travel to hosts that do not see it. Every
   /// rank must call it, and ``dispose()`` once it has read them.
-  func fetch(_ checkpoint: Checkpoint?) throws -> Checkpoint? {
+  func fetch(_ checkpoint: Checkpoint) throws -> Checkpoint {
     guard !ranksWithoutFolder.isEmpty else { return checkpoint }
-    let names = try world.broadcast(
-      Array(
-        (checkpoint.map { [CheckpointManifest.fileName] + $0.manifest.shards.map(\.file) } ?? [])
-          .joined(separator: "\n").utf8))
-    guard !names.isEmpty else { return nil }
-    let files = String(decoding: names, as: UTF8.self).split(separator: "\n").map(String.init)
+    let files = checkpoint.manifest.shards.map(\.file)
     try agree(world) { if leaders.contains(world.rank) { try createFolder(run.inbox) } }
     for leader in leaders {
       for file in files {
-        try copy((checkpoint?.path ?? "") + "/" + file, from: 0, to: leader, as: run.inbox + "/" + file)
+        try copy(checkpoint.path + "/" + file, from: 0, to: leader, as: run.inbox + "/" + file)
       }
     }
-    var found = checkpoint
-    try agree(world) { if lacksFolder { found = try Checkpoint(run.inbox) } }
-    return found
+    return lacksFolder ? checkpoint.moved(to: run.inbox) : checkpoint
   }
 
   /// Removes what ``fetch(_:)`` brought.
@@ -102,34 +108,37 @@ package struct FolderSharing {
   private func copy(_ path: String, from source: Int, to target: Int, as other: String) throws {
     try agree(world) {
       if world.rank == source {
-        try send(path, to: target)
+        try Self.send(path, to: target, world.send)
       } else if world.rank == target {
-        try receive(from: source, as: other)
+        _ = try Self.receive(as: other) { try world.receive(from: source) }
       }
     }
   }
 
-  /// In pieces, of which an empty one is the last.
-  private func send(_ path: String, to target: Int) throws {
+  /// In pieces, of which an empty one is the last; nothing else where there is no file.
+  private static func send(_ path: String?, to target: Int, _ send: ([UInt8], Int) throws -> Void) throws {
     var fault: (any Error)?
-    do {
-      let file = FileHandle(forReadingAtPath: path)
-      guard let file else { throw FileError.system(path, "cannot be read") }
-      while let data = try file.read(upToCount: 8 << 20), !data.isEmpty { try world.send(Array(data), to: target) }
-    } catch { fault = error }
+    if let path {
+      do {
+        let file = FileHandle(forReadingAtPath: path)
+        guard let file else { throw FileError.system(path, "cannot be read") }
+        while let data = try file.read(upToCount: 8 << 20), !data.isEmpty { try send(Array(data), target) }
+      } catch { fault = error }
+    }
     // The other side waits for it whatever happened here.
-    try world.send([], to: target)
+    try send([], target)
     if let fault { throw fault }
   }
 
-  private func receive(from source: Int, as path: String) throws {
+  /// - Returns: SHA-256 of what arrived
+  private static func receive(as path: String, _ next: () throws -> [UInt8]) throws -> String {
     var fault: (any Error)?
     var file: DurableFile?
     do { file = try DurableFile(path) } catch { fault = error }
-    while case let bytes = try world.receive(from: source), !bytes.isEmpty {
+    while case let bytes = try next(), !bytes.isEmpty {
       do { if fault == nil { try file?.write(bytes) } } catch { fault = error }
     }
     if let fault { throw fault }
-    _ = try file?.finish()
+    return try file?.finish(flushesFolder: false) ?? ""
   }
 }

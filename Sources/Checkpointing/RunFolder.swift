@@ -40,6 +40,9 @@ package struct RunFolder: Sendable {
     return name.hasPrefix(Self.prefix) ? Int(name.dropFirst(Self.prefix.count)) : nil
   }
 
+  /// The log of the run.
+  package var metrics: String { path + "/metrics.jsonl" }
+
   /// Files on their way between hosts, and the one by which ranks learn whether they see this folder.
   var outbox: String { path + "/.outbox-" + session }
   var inbox: String { path + "/.inbox-" + session }
@@ -58,20 +61,32 @@ package struct RunFolder: Sendable {
 
   /// Refuses a folder, which may come from elsewhere, in which links stand where a run writes.
   package func refuseLinks() throws {
-    for name in ["metrics.jsonl", "model", "logs", ".heartbeats", "latest"] {
+    func refuse(_ name: String) throws {
       if (try? FileManager.default.destinationOfSymbolicLink(atPath: path + "/" + name)) != nil {
         throw FileError(path + "/" + name, "is a link, and a run writes nothing outside its folder: remove it")
       }
     }
+    for name in ["metrics.jsonl", "model", "logs", ".heartbeats", "latest", ".lock"] { try refuse(name) }
+    // mpirun writes into folders of its own below the logs.
+    for folder in ["logs", ".heartbeats"] {
+      let names = FileManager.default.enumerator(atPath: path + "/" + folder)?.compactMap { $0 as? String } ?? []
+      for name in names { try refuse(folder + "/" + name) }
+    }
   }
 
-  /// Gives a finished save its name and makes it the latest.
-  func commit(step: Int) throws {
+  /// Gives a finished save its name and makes it the latest. From the renaming on the checkpoint is there, whatever fails.
+  ///
+  /// - Returns: what failed behind the renaming; nil when nothing did
+  func commit(step: Int) throws -> (any Error)? {
     try flushFolder(partial(step: step))
-    try renameDurably(partial(step: step), to: checkpoint(step: step))
-    try FailPoint.reach(.beforeLatest, path: path + "/latest")
-    try writeDurably(Data((Self.name(step: step) + "\n").utf8), to: path + "/latest")
-    try FailPoint.reach(.afterLatest, path: path)
+    try renameFile(partial(step: step), to: checkpoint(step: step))
+    do {
+      try flushFolder(path)
+      try FailPoint.reach(.beforeLatest, path: path + "/latest")
+      try writeDurably(Data((Self.name(step: step) + "\n").utf8), to: path + "/latest")
+      try FailPoint.reach(.afterLatest, path: path)
+    } catch { return error }
+    return nil
   }
 
   /// Renames a checkpoint to `step-N.damaged`, or what else `reason` says, or the first such name that is free.
@@ -81,21 +96,26 @@ package struct RunFolder: Sendable {
     try renameDurably(checkpoint(step: step), to: name)
   }
 
-  /// Deletes old checkpoints but the last `keepLast`, every `keepEvery`-th step (0: none), and `source`, which the
-  /// running program resumed from.
-  package func retain(keepLast: Int, keepEvery: Int, source: Int?) {
-    for step in steps.dropLast(keepLast) where step != source && !(keepEvery > 0 && step % keepEvery == 0) {
-      // Renamed first, so that a kill in between leaves no half of a checkpoint.
-      let doomed = partial(step: step)
-      if rename(checkpoint(step: step), doomed) == 0 { try? FileManager.default.removeItem(atPath: doomed) }
+  /// Takes old checkpoints away but the last `keepLast`, every `keepEvery`-th step (0: none), and those of the steps
+  /// `needed`: what the running program resumed from, and what it may have to roll back to.
+  ///
+  /// - Returns: folders to be deleted, at leisure: a start deletes what is left of them
+  package func retain(keepLast: Int, keepEvery: Int, needed: [Int]) -> [String] {
+    var doomed: [String] = []
+    for step in steps.dropLast(keepLast) where !needed.contains(step) && !(keepEvery > 0 && step % keepEvery == 0) {
+      // Renamed first, so that a kill in between leaves no half of a checkpoint; to a name that no save ever has.
+      let name = checkpoint(step: step) + "." + String(UInt64.random(in: 0 ... .max), radix: 36) + Self.partialSuffix
+      if rename(checkpoint(step: step), name) == 0 { doomed.append(name) }
     }
+    return doomed
   }
 
   /// The checkpoint that `path` means: itself, or the latest of a run folder.
   package static func resolve(_ path: String) throws -> String {
     if FileManager.default.fileExists(atPath: path + "/" + CheckpointManifest.fileName) { return path }
     let folder = RunFolder(path)
-    guard let step = folder.latest ?? folder.steps.last else {
+    // What lies there, not what `latest` says: that is for people, and may not have been written.
+    guard let step = folder.steps.last else {
       throw CheckpointError(path, "is neither a checkpoint nor a run folder that holds one")
     }
     return folder.checkpoint(step: step)

@@ -22,6 +22,7 @@ package final class DurableFile {
     unlink(temporary)
     let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)
     guard descriptor >= 0 else { throw FileError.system(temporary, "cannot be created") }
+    FileOperations.opened()
     writer = Writer(descriptor, path: temporary)
   }
 
@@ -33,10 +34,11 @@ package final class DurableFile {
 
   /// Flushes, renames to the final name, and flushes the folder.
   ///
+  /// - Parameter flushesFolder: false where somebody flushes it once for many files
   /// - Returns: The SHA-256 of the content, in hexadecimal.
-  package func finish() throws -> String {
+  package func finish(flushesFolder: Bool = true) throws -> String {
     let hash = try writer.flush()
-    try renameDurably(temporary, to: path)
+    if flushesFolder { try renameDurably(temporary, to: path) } else { try renameFile(temporary, to: path) }
     return hash
   }
 
@@ -80,6 +82,7 @@ package final class DurableFile {
       while !rest.isEmpty, fault == nil {
         let written = Foundation.write(descriptor, rest.baseAddress, FailPoint.length(rest.count))
         if written >= 0 {
+          FileOperations.wrote(written)
           rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(written))
         } else if errno != EINTR {
           fault = FileError.system(path, "cannot be written")
@@ -98,6 +101,7 @@ package final class DurableFile {
       try queue.sync {
         if let fault { throw fault }
         guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
+        FileOperations.synced()
       }
       return hashQueue.sync { hasher.finish() }
     }
@@ -106,8 +110,14 @@ package final class DurableFile {
 
 /// Renames `old` to `new` and flushes the folder, so that the new name survives a crash.
 package func renameDurably(_ old: String, to new: String) throws {
-  guard rename(old, new) == 0 else { throw FileError.system(new, "cannot be renamed from \(old)") }
+  try renameFile(old, to: new)
   try flushFolder((new as NSString).deletingLastPathComponent)
+}
+
+/// Renames `old` to `new`, which a crash may still undo.
+package func renameFile(_ old: String, to new: String) throws {
+  guard rename(old, new) == 0 else { throw FileError.system(new, "cannot be renamed from \(old)") }
+  FileOperations.synced()
 }
 
 /// Flushes the entries of a folder to disk.
@@ -116,6 +126,7 @@ package func flushFolder(_ path: String) throws {
   guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
   defer { close(descriptor) }
   guard fsync(descriptor) == 0 else { throw FileError.system(path, "cannot be flushed") }
+  FileOperations.synced()
 }
 
 /// Replaces the file at `path` by `content`, durably and at once.
@@ -136,9 +147,11 @@ package func createFolder(_ path: String) throws {
 
 /// The whole content of a file.
 package func readFile(_ path: String) throws -> Data {
+  FileOperations.opened()
   guard let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
     throw FileError(path, "cannot be read; is it there, and readable?", kind: .system)
   }
+  FileOperations.read(data.count)
   return data
 }
 
@@ -147,12 +160,14 @@ package func sha256(file path: String) throws -> String {
   let descriptor = open(path, O_RDONLY | O_CLOEXEC)
   guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
   defer { close(descriptor) }
+  FileOperations.opened()
   var hasher = SHA256()
   var buffer = [UInt8](repeating: 0, count: 1 << 20)
   while true {
     let count = read(descriptor, &buffer, buffer.count)
     guard count >= 0 else { throw FileError.system(path, "cannot be read") }
     if count == 0 { return hasher.finish() }
+    FileOperations.read(count)
     hasher.update(buffer[..<count])
   }
 }

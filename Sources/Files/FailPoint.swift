@@ -12,6 +12,11 @@ package enum FailPoint: String, Sendable, CaseIterable {
   case beforeRename = "before-rename"
   case beforeLatest = "before-latest"
   case afterLatest = "after-latest"
+  case metrics
+  case heartbeat
+  /// Reading of a checkpoint, and of a frame of a token shard.
+  case checkpointRead = "checkpoint-read"
+  case shardRead = "shard-read"
 
   /// What happens.
   package enum Action: String, Sendable, CaseIterable {
@@ -100,6 +105,14 @@ package enum FailPoint: String, Sendable, CaseIterable {
       plan.step <= currentStep.load(ordering: .relaxed)
     else { return }
     usleep(30_000)
+  }
+
+  /// Whether the disk is broken here, from the step on for ever.
+  package static func isBroken(_ point: FailPoint) -> Bool {
+    guard let plan, plan.point == point, plan.rank == currentRank.load(ordering: .relaxed),
+      plan.step <= currentStep.load(ordering: .relaxed)
+    else { return false }
+    return plan.action == .eio
   }
 
   /// Whether a bit in memory shall change here, once.

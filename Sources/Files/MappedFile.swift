@@ -13,6 +13,7 @@ package final class MappedFile: @unchecked Sendable {
     self.path = path
     let descriptor = open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
+    FileOperations.opened()
     defer { close(descriptor) }
     var status = stat()
     guard fstat(descriptor, &status) == 0 else { throw FileError.system(path, "cannot be read") }

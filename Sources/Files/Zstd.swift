@@ -70,6 +70,7 @@ package final class ZstdReader {
     hash = hashes ? SHA256() : nil
     descriptor = open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
+    FileOperations.opened()
   }
 
   deinit {
@@ -89,6 +90,7 @@ package final class ZstdReader {
           break
         }
         (position, filled) = (0, count)
+        FileOperations.read(count)
         byteCount += count
         input.withUnsafeBytes { hash?.update(UnsafeRawBufferPointer(rebasing: $0[..<count])) }
       }

@@ -18,8 +18,9 @@ package struct MPIError: Error, CustomStringConvertible {
 
 /// The processes of one job. A process that no launcher started is a world of one, and calls no MPI at all.
 ///
-/// Every collective is blocking and must be entered by all ranks in the same order, by one thread. A second thread may
-/// exchange large arrays over ``background`` meanwhile; MPI itself is only ever entered by one of the two.
+/// Every collective returns when it is done and must be entered by all ranks in the same order, by one thread. A second
+/// thread may exchange large arrays over ``background`` meanwhile; MPI itself is only ever entered by one of the two, and
+/// neither waits inside it.
 package final class Communicator {
   package let rank: Int
   package let size: Int
@@ -30,6 +31,8 @@ package final class Communicator {
   private let handle: MPI_Comm?
   /// The same ranks again, for a second thread, whose exchanges are not mistaken for those of the first.
   package let background: BackgroundCommunicator
+  /// The same once more, for the thread that brings files to another host.
+  package let files: BackgroundCommunicator
 
   private init(rank: Int, size: Int, localSize: Int, handle: MPI_Comm?) throws {
     self.rank = rank
@@ -37,11 +40,13 @@ package final class Communicator {
     self.localSize = localSize
     self.handle = handle
     background = try BackgroundCommunicator(duplicating: handle)
+    files = try BackgroundCommunicator(duplicating: handle)
   }
 
   private init(size: Int) {
     (rank, self.size, localSize, handle) = (0, size, size, nil)
     background = BackgroundCommunicator()
+    files = BackgroundCommunicator()
   }
 
   /// A world of this process alone.
@@ -71,8 +76,16 @@ package final class Communicator {
     var size: Int32 = 0
     try check("MPI_Comm_rank", MPI_Comm_rank(jettrain_comm_world(), &rank))
     try check("MPI_Comm_size", MPI_Comm_size(jettrain_comm_world(), &size))
-    let local = ProcessInfo.processInfo.environment["OMPI_COMM_WORLD_LOCAL_SIZE"].flatMap { Int($0) }
-    return try Communicator(rank: Int(rank), size: Int(size), localSize: local ?? 1, handle: jettrain_comm_world())
+    // Launchers other than mpirun do not say how many ranks share a host.
+    var neighbours: MPI_Comm?
+    var local: Int32 = 1
+    try check(
+      "MPI_Comm_split_type",
+      MPI_Comm_split_type(
+        jettrain_comm_world(), jettrain_type_shared(), rank, jettrain_info_null(), &neighbours))
+    try check("MPI_Comm_size", MPI_Comm_size(neighbours, &local))
+    try check("MPI_Comm_free", MPI_Comm_free(&neighbours))
+    return try Communicator(rank: Int(rank), size: Int(size), localSize: Int(local), handle: jettrain_comm_world())
   }
 
   /// One thread at a time is inside MPI.
@@ -96,24 +109,65 @@ package final class Communicator {
     return try Communicator(rank: Int(rank), size: Int(size), localSize: localSize, handle: handle)
   }
 
+  /// Messages that this process gave to MPI, collectives counting as one each, and their bytes.
+  package static var traffic: (messages: Int, bytes: Int) {
+    (messages.load(ordering: .relaxed), bytes.load(ordering: .relaxed))
+  }
+
+  private static let messages = Atomic(0)
+  private static let bytes = Atomic(0)
+
+  fileprivate static func count(_ bytes: Int) {
+    messages.add(1, ordering: .relaxed)
+    Self.bytes.add(bytes, ordering: .relaxed)
+  }
+
+  /// Looks at an operation before the waiting thread sleeps between looks, and how long it sleeps, in microseconds.
+  private static let eagerLooks = 50
+  private static let pause: UInt32 = 50
+
+  /// Runs a collective, or a message, to its end. Between looks the other thread may enter MPI: what it has to begin would
+  /// otherwise wait for the slowest rank's arrival here.
+  fileprivate static func complete(
+    _ operation: String, bytes: Int, _ start: (inout MPI_Request?) -> Int32
+  ) throws {
+    count(bytes)
+    var request: MPI_Request?
+    try check(operation, start(&request))
+    var looks = 0
+    while true {
+      var isDone: Int32 = 0
+      try check(operation, MPI_Test(&request, &isDone, jettrain_status_ignore()))
+      if isDone != 0 { return }
+      looks += 1
+      if looks < eagerLooks { sched_yield() } else { usleep(pause) }
+    }
+  }
+
   /// Sums `values` element by element over all ranks, in place.
   package func sum(_ values: inout [Int64]) throws {
     guard size > 1 else { return }
-    try Self.check(
-      "MPI_Allreduce",
-      MPI_Allreduce(
-        jettrain_in_place(), &values, Int32(values.count), jettrain_int64(), jettrain_sum(), handle))
+    try values.withUnsafeMutableBufferPointer { values in
+      try Self.complete("MPI_Iallreduce", bytes: 8 * values.count) {
+        MPI_Iallreduce(
+          jettrain_in_place(), values.baseAddress, Int32(values.count), jettrain_int64(), jettrain_sum(), handle, &$0)
+      }
+    }
   }
 
   /// Every rank's `values`, in rank order; each rank must give the same number of them.
   package func allGather(_ values: [Double]) throws -> [Double] {
     guard size > 1 else { return values }
     var gathered = [Double](repeating: 0, count: values.count * size)
-    try Self.check(
-      "MPI_Allgather",
-      MPI_Allgather(
-        values, Int32(values.count), jettrain_double(), &gathered, Int32(values.count), jettrain_double(),
-        handle))
+    try gathered.withUnsafeMutableBufferPointer { gathered in
+      try values.withUnsafeBufferPointer { values in
+        try Self.complete("MPI_Iallgather", bytes: 8 * values.count) {
+          MPI_Iallgather(
+            values.baseAddress, Int32(values.count), jettrain_double(), gathered.baseAddress, Int32(values.count),
+            jettrain_double(), handle, &$0)
+        }
+      }
+    }
     return gathered
   }
 
@@ -127,11 +181,19 @@ package final class Communicator {
     var displacements = [Int32](repeating: 0, count: size)
     for r in 1..<size { displacements[r] = displacements[r - 1] + lengths[r - 1] }
     var gathered = [UInt8](repeating: 0, count: Int(counts.reduce(0, +)))
-    try Self.check(
-      "MPI_Allgatherv",
-      MPI_Allgatherv(
-        bytes, lengths[rank], jettrain_byte(), &gathered, lengths, displacements, jettrain_byte(),
-        handle))
+    try gathered.withUnsafeMutableBufferPointer { gathered in
+      try lengths.withUnsafeBufferPointer { lengths in
+        try displacements.withUnsafeBufferPointer { displacements in
+          try bytes.withUnsafeBufferPointer { bytes in
+            try Self.complete("MPI_Iallgatherv", bytes: bytes.count) {
+              MPI_Iallgatherv(
+                bytes.baseAddress, lengths[rank], jettrain_byte(), gathered.baseAddress, lengths.baseAddress,
+                displacements.baseAddress, jettrain_byte(), handle, &$0)
+            }
+          }
+        }
+      }
+    }
     return (0..<size).map { Array(gathered[Int(displacements[$0])..<Int(displacements[$0] + lengths[$0])]) }
   }
 
@@ -141,34 +203,58 @@ package final class Communicator {
     var count = [Int64(rank == root ? bytes.count : 0)]
     try sum(&count)
     var buffer = rank == root ? bytes : [UInt8](repeating: 0, count: Int(count[0]))
-    try Self.check(
-      "MPI_Bcast",
-      MPI_Bcast(&buffer, Int32(buffer.count), jettrain_byte(), Int32(root), handle))
+    try buffer.withUnsafeMutableBytes { try broadcast($0, from: root) }
     return buffer
   }
 
-  /// Gives `bytes` to another rank, which must call ``receive(from:)``.
-  package func send(_ bytes: [UInt8], to rank: Int) throws {
-    var count = Int64(bytes.count)
-    try Self.check("MPI_Send", MPI_Send(&count, 1, jettrain_int64(), Int32(rank), 0, handle))
-    try Self.check("MPI_Send", MPI_Send(bytes, Int32(bytes.count), jettrain_byte(), Int32(rank), 0, handle))
+  /// Fills `buffer`, of the same size on every rank, with what `root` holds in it.
+  package func broadcast(_ buffer: UnsafeMutableRawBufferPointer, from root: Int = 0) throws {
+    guard size > 1 else { return }
+    // MPI counts in 32 bits.
+    for first in stride(from: 0, to: buffer.count, by: 1 << 30) {
+      let count = min(1 << 30, buffer.count - first)
+      try Self.complete("MPI_Ibcast", bytes: rank == root ? count : 0) {
+        MPI_Ibcast(buffer.baseAddress! + first, Int32(count), jettrain_byte(), Int32(root), handle, &$0)
+      }
+    }
   }
 
+  /// Gives `bytes` to another rank, which must call ``receive(from:)``.
+  package func send(_ bytes: [UInt8], to rank: Int) throws { try Self.send(bytes, to: rank, handle) }
+
   /// What another rank sends by ``send(_:to:)``.
-  package func receive(from rank: Int) throws -> [UInt8] {
+  package func receive(from rank: Int) throws -> [UInt8] { try Self.receive(from: rank, handle) }
+
+  fileprivate static func send(_ bytes: [UInt8], to rank: Int, _ handle: MPI_Comm?) throws {
+    var count = Int64(bytes.count)
+    try withUnsafeMutablePointer(to: &count) { count in
+      try complete("MPI_Isend", bytes: 8) { MPI_Isend(count, 1, jettrain_int64(), Int32(rank), 0, handle, &$0) }
+    }
+    try bytes.withUnsafeBufferPointer { bytes in
+      try complete("MPI_Isend", bytes: bytes.count) {
+        MPI_Isend(bytes.baseAddress, Int32(bytes.count), jettrain_byte(), Int32(rank), 0, handle, &$0)
+      }
+    }
+  }
+
+  fileprivate static func receive(from rank: Int, _ handle: MPI_Comm?) throws -> [UInt8] {
     var count: Int64 = 0
-    try Self.check(
-      "MPI_Recv", MPI_Recv(&count, 1, jettrain_int64(), Int32(rank), 0, handle, jettrain_status_ignore()))
+    try withUnsafeMutablePointer(to: &count) { count in
+      try complete("MPI_Irecv", bytes: 0) { MPI_Irecv(count, 1, jettrain_int64(), Int32(rank), 0, handle, &$0) }
+    }
     var bytes = [UInt8](repeating: 0, count: Int(count))
-    try Self.check(
-      "MPI_Recv", MPI_Recv(&bytes, Int32(count), jettrain_byte(), Int32(rank), 0, handle, jettrain_status_ignore()))
+    try bytes.withUnsafeMutableBufferPointer { bytes in
+      try complete("MPI_Irecv", bytes: 0) {
+        MPI_Irecv(bytes.baseAddress, Int32(bytes.count), jettrain_byte(), Int32(rank), 0, handle, &$0)
+      }
+    }
     return bytes
   }
 
   /// Waits until every rank is here.
   package func barrier() throws {
     guard size > 1 else { return }
-    try Self.check("MPI_Barrier", MPI_Barrier(handle))
+    try Self.complete("MPI_Ibarrier", bytes: 0) { MPI_Ibarrier(handle, &$0) }
   }
 
   /// Ends every process of the job at once, with `code`; what an error path calls, since a rank that merely
@@ -203,15 +289,23 @@ package final class BackgroundCommunicator: @unchecked Sendable {
     send: UnsafePointer<Element>, sendCounts: [Int], sendDisplacements: [Int],
     receive: UnsafeMutablePointer<Element>, receiveCounts: [Int], receiveDisplacements: [Int]
   ) throws -> PendingExchange {
-    try PendingExchange("MPI_Ialltoallv", [sendCounts, sendDisplacements, receiveCounts, receiveDisplacements]) {
+    Communicator.count(sendCounts.reduce(0, +) * MemoryLayout<Element>.size)
+    return try PendingExchange("MPI_Ialltoallv", [sendCounts, sendDisplacements, receiveCounts, receiveDisplacements]) {
       MPI_Ialltoallv(
         send, $0[0], $0[1], Element.mpiType, receive, $0[2], $0[3], Element.mpiType, handle, &$1)
     }
   }
 
+  /// Gives `bytes` to another rank, which must call ``receive(from:)``; returns when they have left.
+  package func send(_ bytes: [UInt8], to rank: Int) throws { try Communicator.send(bytes, to: rank, handle) }
+
+  /// What another rank sends by ``send(_:to:)``; returns when it is there.
+  package func receive(from rank: Int) throws -> [UInt8] { try Communicator.receive(from: rank, handle) }
+
   /// Begins to find the largest of the ranks' `word`s, which takes its place.
   package func maximum(_ word: UnsafeMutablePointer<Int64>) throws -> PendingExchange {
-    try PendingExchange("MPI_Iallreduce", []) {
+    Communicator.count(8)
+    return try PendingExchange("MPI_Iallreduce", []) {
       MPI_Iallreduce(jettrain_in_place(), word, 1, jettrain_int64(), jettrain_max(), handle, &$1)
     }
   }
@@ -253,6 +347,7 @@ package final class PendingExchange {
   private var request: MPI_Request?
   /// MPI reads the counts until the exchange ends.
   private let counts: [UnsafeMutablePointer<Int32>]
+  private var isOver = false
 
   fileprivate init(
     _ operation: String, _ counts: [[Int]], start: ([UnsafeMutablePointer<Int32>], inout MPI_Request?) -> Int32
@@ -266,13 +361,15 @@ package final class PendingExchange {
     try Communicator.check(operation, start(self.counts, &request))
   }
 
-  deinit { for copy in counts { copy.deallocate() } }
+  // What an error left under way MPI may still read: its counts are never given back.
+  deinit { if isOver { for copy in counts { copy.deallocate() } } }
 
   /// Whether it has ended; lets MPI go on with it.
   package func isDone() throws -> Bool {
     var isDone: Int32 = 0
     try Communicator.check(operation, MPI_Test(&request, &isDone, jettrain_status_ignore()))
-    return isDone != 0
+    if isDone != 0 { isOver = true }
+    return isOver
   }
 }
 

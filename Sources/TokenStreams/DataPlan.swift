@@ -41,9 +41,11 @@ package final class DataPlan {
   ///   - previous: the plan that this one follows, and the first index that it may take over; it does at the end of the
   ///     block
   ///   - cache: holds the open shards, of all plans of a run together
+  ///   - checksFiles: whether to look at every shard; of many ranks one does. A shard is compared again when it is opened
   package init(
     mix: Mix, root: String, context: Int, seed: UInt64, label: String, trains: Bool = true,
-    after previous: (plan: DataPlan, index: Int)? = nil, cache: ShardCache = ShardCache()
+    after previous: (plan: DataPlan, index: Int)? = nil, cache: ShardCache = ShardCache(),
+    checksFiles: Bool = true
   ) throws {
     self.mix = mix
     self.context = context
@@ -52,7 +54,7 @@ package final class DataPlan {
     sources = try mix.sources.enumerated().sorted { ($1.element.weight, $0.offset) < ($0.element.weight, $1.offset) }
       .map { _, source in
         let dataset = try Dataset(root + "/" + source.name, cache: cache)
-        try dataset.checkFiles()
+        if checksFiles { try dataset.checkFiles() }
         let count = dataset.manifest.shards.count
         guard count > mix.validationShards || !trains else {
           throw FileError(

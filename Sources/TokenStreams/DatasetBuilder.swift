@@ -47,6 +47,8 @@ package struct DatasetBuilder {
     let tokenizerHash: String
     var shards: [ShardRecord]
     var documents: Int
+    /// Sizes and times of the inputs; a build of before they were kept does not know.
+    var inputs: [String]?
   }
 
   private static let progressName = "building.json"
@@ -69,13 +71,25 @@ package struct DatasetBuilder {
     let progressPath = folder + "/" + Self.progressName
     try checkFolder()
     try createFolder(folder)
+    let lock = try FolderLock(folder, remedy: "wait for it, stop it, or build into another folder")
+    defer { lock.remove() }
+    // It may have been finished while this one waited.
+    try checkFolder()
     var progress = Progress(
-      identity: recipe.identity, tokenizerHash: tokenizer.hash, shards: [], documents: 0)
+      identity: recipe.identity, tokenizerHash: tokenizer.hash, shards: [], documents: 0,
+      inputs: try inputs.map(Self.state))
     if FileManager.default.fileExists(atPath: progressPath) {
       guard let old = try? JSONDecoder().decode(Progress.self, from: readFile(progressPath)),
         old.identity == progress.identity, old.tokenizerHash == progress.tokenizerHash
       else {
         throw FileError(folder, "holds an unfinished build of other inputs or settings; remove it or finish it")
+      }
+      guard old.inputs == nil || old.inputs == progress.inputs else {
+        let changed = zip(inputs, zip(old.inputs!, progress.inputs!)).first { $1.0 != $1.1 }?.0
+        throw FileError(
+          folder,
+          "holds an unfinished build, and \(changed ?? "the list of its inputs") has changed since; remove the folder and "
+            + "build anew")
       }
       progress = old
     }
@@ -134,7 +148,7 @@ package struct DatasetBuilder {
 
   /// Refuses a folder that holds a dataset, or anything but the beginning of one.
   private func checkFolder() throws {
-    let names = try? FileManager.default.contentsOfDirectory(atPath: folder)
+    let names = try? FileManager.default.contentsOfDirectory(atPath: folder).filter { $0 != FolderLock.fileName }
     guard let names, !names.isEmpty else { return }
     guard !names.contains(Manifest.fileName) else {
       throw FileError(folder, "already holds a dataset; datasets never change: choose another folder or remove it")
@@ -156,6 +170,13 @@ package struct DatasetBuilder {
     let file = try TokenFile(path, format: format, endOfText: tokenizer.endOfText)
     _ = try file.prove(tokenizer)
     return TokenReader(file)
+  }
+
+  /// What tells that an input was changed.
+  private static func state(_ path: String) throws -> String {
+    var status = stat()
+    guard stat(path, &status) == 0 else { throw FileError.system(path, "cannot be read") }
+    return "\(path) \(status.st_size) \(status.st_mtim.tv_sec).\(status.st_mtim.tv_nsec)"
   }
 
   /// The files below `path`, or `path` itself.

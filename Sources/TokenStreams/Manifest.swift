@@ -138,7 +138,8 @@ package final class Dataset {
   package func shard(_ ordinal: Int) throws -> ShardReader {
     try cache.reader(.init(folder: folder, fingerprint: manifest.fingerprint, ordinal: ordinal)) {
       let record = manifest.shards[ordinal]
-      let reader = try ShardReader(folder + "/" + record.file, codebook: codebook, record: record)
+      let path = folder + "/" + record.file
+      let reader = try readingAgain(path) { _ in try ShardReader(path, codebook: codebook, record: record) }
       guard reader.header.tokenizer == manifest.tokenizerHash, reader.header.ordinal == ordinal,
         reader.header.dataset == manifest.name
       else { throw FileError(reader.path, "belongs to another dataset or place than the manifest says") }
@@ -151,6 +152,7 @@ package final class Dataset {
     for record in manifest.shards {
       let path = folder + "/" + record.file
       var status = stat()
+      FileOperations.looked()
       guard stat(path, &status) == 0 else {
         throw FileError(path, "shard is missing; restore it or build the dataset anew")
       }

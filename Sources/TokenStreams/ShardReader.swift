@@ -24,6 +24,7 @@ package final class ShardReader {
         ? FileError(path, "shard is missing; restore it or build the dataset anew")
         : FileError.system(path, "cannot be opened")
     }
+    FileOperations.opened()
     defer { close(descriptor) }
     let size = Int(lseek(descriptor, 0, SEEK_END))
     if let record, record.bytes != size {
@@ -106,6 +107,7 @@ package final class ShardReader {
         guard part > 0 else { throw FileError(path, "is truncated") }
         filled += part
       }
+      FileOperations.read(count)
     }
   }
 
@@ -126,7 +128,7 @@ package final class ShardReader {
   /// All tokens of one frame.
   package func frame(_ ordinal: Int) throws -> [UInt32] {
     if let cache, cache.frame == ordinal { return cache.tokens }
-    let tokens = try decode(ordinal)
+    let tokens = try readingAgain(path) { _ in try decode(ordinal) }
     cache = (ordinal, tokens)
     return tokens
   }
@@ -140,7 +142,9 @@ package final class ShardReader {
     let descriptor = open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
     defer { close(descriptor) }
-    let compressed = try Self.read(descriptor, path, entry.offset, entry.compressed)
+    FileOperations.opened()
+    var compressed = try Self.read(descriptor, path, entry.offset, entry.compressed)
+    if FailPoint.flips(.shardRead) { compressed[compressed.count / 2] ^= 1 }
     let place = "\(path): frame \(ordinal)"
     // Four bytes more than needed, so that the decoder may read whole words.
     var raw = [UInt8](repeating: 0, count: entry.decompressed + 4)

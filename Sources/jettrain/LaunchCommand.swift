@@ -28,15 +28,16 @@ struct Launch: ParsableCommand {
       let supervisor = try Supervisor(
         LaunchPlan(
           ranks: ranks, hostfile: hostfile, maxRestarts: maxRestarts, crashesAtAStep: crashesAtAStep, backoff: backoff,
-          mpirunArguments: mpirunArguments, command: [path] + command, runFolder: runFolder()))
+          mpirunArguments: mpirunArguments, command: [path] + command, runFolder: runFolder(ranks: ranks),
+          accepts: { (try? runFolder(ranks: $0)) != nil }))
       Supervisor.child.forward([SIGUSR1, SIGUSR2, SIGTERM, SIGINT])
       let status = try supervisor.supervise()
       if status != 0 { Foundation.exit(status) }
     }
   }
 
-  /// Where the job keeps its checkpoints, as the job itself will find it.
-  private func runFolder() throws -> String {
+  /// Where the job keeps its checkpoints, as the job itself will find it; fails where so many ranks cannot run it.
+  private func runFolder(ranks: Int) throws -> String {
     guard !command.isEmpty else { throw Self.noJob }
     var parsed: any ParsableCommand
     // What the command itself would say to these arguments, its help included.

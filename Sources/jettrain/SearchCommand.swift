@@ -125,6 +125,8 @@ extension StopOptions {
   func search(in folder: String, _ world: Communicator, _ body: (StopRequest) throws -> Void) throws {
     try refusePlace(folder, "--run-dir")
     let stop = try request(runFolder: folder, isCoordinator: world.isCoordinator)
+    let lock = try RunLock(folder, world)
+    defer { lock.giveBack() }
     do { try body(stop) } catch let stopped as Stopped {
       if world.isCoordinator { stop.consume() }
       throw stopped

@@ -17,25 +17,30 @@ struct StopOptions: ParsableArguments {
       valueName: "auto|date"))
   var deadline: String?
 
+  @Option(
+    help: "With --deadline: seconds from the wish to stop to a checkpoint on disk, until a save has shown it.",
+    transform: Real.from(0, to: 86_400))
+  var deadlineLead = Deadline.firstNeed
+
   /// - Parameter isCoordinator: whether this rank's deadline counts
   func request(runFolder: String, isCoordinator: Bool) throws -> StopRequest {
     StopRequest(
       runFolder: runFolder, maxSeconds: maxTime,
-      deadline: isCoordinator ? try deadline.map(Self.moment) : nil)
+      deadline: isCoordinator ? try deadline.map(moment) : nil)
   }
 
-  private static func moment(_ text: String) throws -> Deadline {
+  private func moment(_ text: String) throws -> Deadline {
     guard text == "auto" else {
       guard let date = ISO8601DateFormatter().date(from: text) else {
         throw JobError(.usage, "--deadline \(text): expected auto, or a date such as 2026-11-30T08:00:00Z")
       }
-      return Deadline(at: date)
+      return Deadline(at: date, lead: deadlineLead)
     }
     guard let job = ProcessInfo.processInfo.environment["SLURM_JOB_ID"] else {
       throw JobError(
         .usage, "--deadline auto: SLURM_JOB_ID is not set, this is no Slurm job; give --max-time or a date")
     }
-    return try Deadline(slurmJob: job)
+    return try Deadline(slurmJob: job, lead: deadlineLead)
   }
 
   /// The longest time that can be asked for.

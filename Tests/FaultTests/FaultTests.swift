@@ -21,8 +21,8 @@ import Testing
   private func faults(_ arguments: String..., in surroundings: [String] = []) throws {
     let process = Process()
     let command = surroundings + [Self.harness] + arguments
-    process.executableURL = URL(fileURLWithPath: command[0])
-    process.arguments = Array(command.dropFirst())
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = command
     let pipe = Pipe()
     process.standardOutput = pipe
     process.standardError = pipe
@@ -38,6 +38,15 @@ import Testing
   @Test func signalsStopRunsAtACheckpoint() throws { try faults("signals", "4") }
   @Test func flippedBytesAreNoticed() throws { try faults("flips", "23") }
   @Test func spikesAreSkippedAndPassedOver() throws { try faults("spikes") }
+  @Test func whatOperatorsMeetIsOvercome() throws { try faults("operators") }
+  @Test func aWaitingRankHoldsUpNoExchange() throws {
+    try faults(
+      "exchange",
+      in: [
+        "env", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", "mpirun", "--oversubscribe", "--bind-to",
+        "none", "-n", "2",
+      ])
+  }
   @Test func stoppedRanksAreNamed() throws { try faults("hang") }
   @Test(.enabled(if: hasTestbed, "needs root, iproute2, openssh-server and faketime (Cluster/testbed)"))
   func hostsMayStopOrDie() throws { try faults("hosts", in: [Self.testbed, "2"]) }

@@ -6,6 +6,8 @@
 //   jettrain-faults flips [STRIDE]     every byte, or every so many, of a small checkpoint and token shard
 //   jettrain-faults hang               a stopped rank
 //   jettrain-faults spikes             losses that are not finite
+//   jettrain-faults operators          what operators meet: disks, locks, suspended jobs, bad reads
+//   jettrain-faults exchange           under mpirun: what one thread waits for does not hold up the other
 //   jettrain-faults hosts              faults of hosts and links: Cluster/testbed/testbed 2 jettrain-faults hosts
 // Prints how many cases there were and how many failed; exits with 1 when any did. `JETTRAIN` names the program.
 
@@ -26,10 +28,12 @@ do {
   case "flips": tally = try flips(every: max(1, numbers.first ?? 1))
   case "hang": tally = try hang()
   case "spikes": tally = try spikes()
+  case "operators": tally = try operators()
+  case "exchange": tally = try exchange()
   case "hosts": tally = try hosts()
   default:
     print(
-      "usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | stops COUNT [SEED] | flips [STRIDE] | hang | spikes | hosts"
+      "usage: jettrain-faults points [SEED] | kills COUNT [SEED] | signals COUNT [SEED] | stops COUNT [SEED] | flips [STRIDE] | hang | spikes | operators | exchange | hosts"
     )
     exit(64)
   }

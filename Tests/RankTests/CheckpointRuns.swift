@@ -103,6 +103,16 @@ extension RankTests {
       #expect(output.contains("run/\(name): is a link"), "\(output)")
       try FileManager.default.removeItem(atPath: folder + "/run/" + name)
     }
+    // Nor do links further down, where mpirun and the watchdog write.
+    for name in ["logs/attempt-1", ".heartbeats/one"] {
+      let path = folder + "/run/" + name
+      try FileManager.default.createDirectory(
+        atPath: (path as NSString).deletingLastPathComponent, withIntermediateDirectories: true)
+      try FileManager.default.createSymbolicLink(atPath: path, withDestinationPath: folder)
+      let output = try jettrain(ranks: 2, job, expecting: 65)
+      #expect(output.contains("run/\(name): is a link"), "\(output)")
+      try FileManager.default.removeItem(atPath: (path as NSString).deletingLastPathComponent)
+    }
     for name in ["latest.partial", "step-00000005.partial"] {
       try FileManager.default.createSymbolicLink(atPath: folder + "/run/" + name, withDestinationPath: outside)
     }
@@ -122,7 +132,7 @@ extension RankTests {
     for name in ["../outside", "/etc/passwd", ".hidden"] {
       // Version 1 has no checksum, which would speak first.
       let changed = text.replacingOccurrences(of: "shard-00000.safetensors.zst", with: name)
-        .replacingOccurrences(of: "\"version\" : 2", with: "\"version\" : 1")
+        .replacingOccurrences(of: "\"version\" : 3", with: "\"version\" : 1")
       try write("run/step-00000005/manifest.json", changed)
       let refused = try jettrain("checkpoint", "verify", "run/step-00000005", expecting: 65)
       #expect(refused.contains("names a file outside its folder"), "\(refused)")

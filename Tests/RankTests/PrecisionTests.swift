@@ -117,7 +117,7 @@ extension RankTests {
         )
         #expect(older.count < text.count)
         // The first version had no checksum of its manifest.
-        let first = older.replacingOccurrences(of: "\"version\" : 2", with: "\"version\" : 1")
+        let first = older.replacingOccurrences(of: "\"version\" : 3", with: "\"version\" : 1")
         #expect(first != older)
         try write("wide/step-00000003/manifest.json", first)
       }

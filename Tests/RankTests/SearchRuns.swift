@@ -217,7 +217,7 @@ extension RankTests {
     #expect(exists("launched/result.json") && exists("launched/logs/report.txt"))
     #expect(
       try jettrain("launch", "--ranks", "1", "--", "search", "show", "launched", expecting: 64).contains(
-        "behind search"))
+        "behind -- stands"))
   }
 
   /// Aligning a supernet trains it, to the same bits at any number of ranks.

@@ -19,10 +19,10 @@ import Testing
       step: 1, in: run, world: .alone, level: -1, buffer: SnapshotBuffer()
     ) { shards in
       CheckpointManifest(
-        step: 1, tokens: 0, phase: 0, phaseStep: 1, sequences: 0, worldSize: 1, spikes: .init(),
+        step: 1, tokens: 0, phase: 0, phaseStep: 1, sequences: 0, worldSize: 1, spikes: .init(), updates: [1],
         identity: .init(kind: "test", model: "", frozen: "", teacher: "", plans: []), job: [:], shards: shards)
     }
-    try save.complete()
+    #expect(try save.complete() == nil)
     let arrays = try Checkpoint(run.checkpoint(step: 1)).assemble()
     #expect(arrays.count == 1 && arrays[ShardKey(.parameter, "w").description] == values)
   }

@@ -1,4 +1,5 @@
 import CUDA
+import Foundation
 import Tensors
 
 /// Elements, rows, columns and tables (Kernels/Core.cu).
@@ -44,16 +45,21 @@ extension CUDABackend {
 
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {
     require(x.count == y.count, "add of \(x.shape) into \(y.shape)")
-    launch("addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), lie(x, y, y), A(scale)])
+    launch(
+      "addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), lie(x, y, y), A(scale)])
   }
 
   package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {
-    launch("addScaled", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(Float(1))])
+    launch(
+      "addScaled", grid: eights(x.count),
+      [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(Float(1))])
   }
 
   package func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {
     require(x.count == y.count && y.count == out.count, "product of \(x.shape) and \(y.shape)")
-    launch("product", grid: eights(x.count), [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(adds ? 1 : 0)])
+    launch(
+      "product", grid: eights(x.count),
+      [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(adds ? 1 : 0)])
   }
 
   /// The number of a function in Core.cu, and its constants.
@@ -68,6 +74,7 @@ extension CUDABackend {
     case .scaledSigmoid(let scale): (6, scale, 0)
     case .sigmoidMinusOne: (7, 1, 0)
     case .inverseRoot(let scale, let epsilon): (8, scale, epsilon)
+    case .gelu: (9, 1, 0)
     }
   }
 
@@ -179,31 +186,34 @@ extension CUDABackend {
   /// Cosines and sines of the angles of positions 0, 1, …: `[positions, half]` each.
   struct RotaryTables {
     let half: Int
-    let theta: Float
+    let angles: RotaryAngles
     let cosines: Tensor
     let sines: Tensor
   }
 
   /// The tables for these angles, kept for as long as the backend: a model may have several kinds.
-  private func rotaryTables(_ limit: Int, half: Int, theta: Float) -> RotaryTables {
-    if let known = rotary.first(where: { $0.half == half && $0.theta == theta }) {
+  private func rotaryTables(_ limit: Int, half: Int, angles: RotaryAngles) -> RotaryTables {
+    if let known = rotary.first(where: { $0.half == half && $0.angles == angles }) {
       if known.cosines.rows >= limit { return known }
-      rotary.removeAll { $0.half == half && $0.theta == theta }
+      rotary.removeAll { $0.half == half && $0.angles == angles }
     }
     var positions = 256
     while positions < limit { positions *= 2 }
     let tables = RotaryTables(
-      half: half, theta: theta, cosines: empty([positions, half]), sines: empty([positions, half]))
+      half: half, angles: angles, cosines: empty([positions, half]), sines: empty([positions, half]))
+    let frequencies = empty([half], .float64)
+    (0..<half).map { angles.stretched(pow(Double(angles.theta), -Double($0) / Double(half)), $0, of: half) }
+      .withUnsafeBytes { upload($0, into: frequencies).wait() }
     launch(
       "rotaryTables", threads: positions * half,
-      [tables.cosines.floats, tables.sines.floats, A(wide: positions * half), A(half), A(Double(theta))])
+      [tables.cosines.floats, tables.sines.floats, A(wide: positions * half), A(half), frequencies.doubles])
     rotary.append(tables)
     return tables
   }
 
-  package func rotate(_ x: Tensor, layout: Layout, theta: Float, direction: Float, into y: Tensor) {
+  package func rotate(_ x: Tensor, layout: Layout, angles: RotaryAngles, direction: Float, into y: Tensor) {
     let (heads, size) = (x.shape[1], x.shape[2])
-    let tables = rotaryTables(layout.positionLimit, half: size / 2, theta: theta)
+    let tables = rotaryTables(layout.positionLimit, half: size / 2, angles: angles)
     let pairs = x.rows * heads * (size / 2)
     launch(
       "rotate", threads: pairs,

@@ -13,7 +13,8 @@ extension BackendCheck {
 
   private static func elements(_ n: Int) -> [Case] {
     let functions: [(String, ElementFunction)] = [
-      ("silu", .silu), ("sigmoid", .sigmoid), ("log sigmoid", .logSigmoid(scale: 0.25)), ("softplus", .softplus),
+      ("silu", .silu), ("gelu", .gelu), ("sigmoid", .sigmoid), ("log sigmoid", .logSigmoid(scale: 0.25)),
+      ("softplus", .softplus),
       ("tanh", .tanh), ("negative exponential", .negativeExponential), ("scaled sigmoid", .scaledSigmoid(scale: -0.6)),
       ("sigmoid minus one", .sigmoidMinusOne),
     ]
@@ -69,7 +70,8 @@ extension BackendCheck {
   // MARK: - Matrices
 
   private static func matrices(small: Bool) -> [Case] {
-    let shapes = small ? [(3, 5, 7)] : [(1, 1, 1), (1, 64, 33), (63, 65, 10), (65, 12, 1000), (1000, 136, 96), (128, 256, 512)]
+    let shapes =
+      small ? [(3, 5, 7)] : [(1, 1, 1), (1, 64, 33), (63, 65, 10), (65, 12, 1000), (1000, 136, 96), (128, 256, 512)]
     return shapes.map { m, n, k in
       Case(name: "products", shape: "\(m) x \(n) x \(k)") { make in
         let (a, b) = (make.random([m, k], 1), make.random([k, n], 2))
@@ -183,7 +185,9 @@ extension BackendCheck {
             dG: dG, dBeta: dBeta, a: x, beta: beta, aLog: aLog, dtBias: bias, dA: dA, dB: dB, dALog: dALog,
             dDtBias: dBias)
           let labels = b.tensor((0..<rows).map { $0 == 2 ? Int32(-100) : Int32($0 * 7 % columns) })
-          let (logits, teacher) = (make.random([rows, columns], 9, scale: 2), make.random([rows, columns], 10, scale: 2))
+          let (logits, teacher) = (
+            make.random([rows, columns], 9, scale: 2), make.random([rows, columns], 10, scale: 2)
+          )
           let (crossEntropy, kl) = (b.empty([rows]), b.empty([rows]))
           b.vocabularyLoss(
             logits: logits, teacherLogits: teacher, labels: labels, crossEntropyScale: 0.25, klScale: 0.5,
@@ -233,8 +237,8 @@ extension BackendCheck {
         Case(name: "rotary positions", shape: name) { make in
           let layout = make.layout(documents, starts: documents.indices.map { $0 * 1000 })
           let (x, y, dx) = (make.random([n, 3, 10], 1), make.output([n, 3, 10]), make.output([n, 3, 10]))
-          make.backend.rotate(x, layout: layout, theta: 10_000, direction: 1, into: y)
-          make.backend.rotate(x, layout: layout, theta: 10_000, direction: -1, into: dx)
+          make.backend.rotate(x, layout: layout, angles: RotaryAngles(theta: 10_000), direction: 1, into: y)
+          make.backend.rotate(x, layout: layout, angles: RotaryAngles(theta: 10_000), direction: -1, into: dx)
           let (repeated, folded) = (make.output([n, 6, 10]), make.output([n, 3, 10]))
           make.backend.repeatHeads(x, into: repeated)
           make.backend.repeatHeadsBackward(repeated, into: folded)
@@ -275,7 +279,8 @@ extension BackendCheck {
       let dy = make.random([n, width], 3)
       let weight = make.floats([size], 4, scale: 0.3, shift: 1)
       let (y, unit, gated, moved, activated) = (
-        make.output([n, width]), make.output(shape), make.output([n, width]), make.output(shape), make.output([n, width])
+        make.output([n, width]), make.output(shape), make.output([n, width]), make.output(shape),
+        make.output([n, width])
       )
       b.swiGLU(gate: x[0], up: x[1], into: y)
       b.siluNormalize(x[2].reshaped(shape), epsilon: 1e-6, into: unit)
@@ -290,7 +295,7 @@ extension BackendCheck {
           dy, normed, gate: x[3], weight: weight, inverse: inverse, dx: dNormed, dGate: $0, dWeight: dWeight,
           addsWeight: false)
       }
-      b.rotate(x[4].reshaped(shape), layout: layout, theta: 10_000, direction: 1, into: moved)
+      b.rotate(x[4].reshaped(shape), layout: layout, angles: RotaryAngles(theta: 10_000), direction: 1, into: moved)
       b.apply(.silu, x[4], into: activated)
       gradient(4 * width..<5 * width, [n, width]) { b.applyBackward(.silu, dy, x: x[4], y: activated, into: $0) }
       let (aLog, bias) = (make.floats([3], 6), make.floats([3], 7))
@@ -325,12 +330,16 @@ extension BackendCheck {
     let shapes: [([Int], Int?)] =
       small
       ? [([1, 40], nil)]
-      : [([1], nil), ([63, 65], nil), ([1000], nil), ([17, 64, 1, 128, 300], 33), ([400], 1), ([300], 129), ([1, 400, 193, 700], nil), ([1000, 500], 200)]
+      : [
+        ([1], nil), ([63, 65], nil), ([1000], nil), ([17, 64, 1, 128, 300], 33), ([400], 1), ([300], 129),
+        ([1, 400, 193, 700], nil), ([1000, 500], 200),
+      ]
     return sizes.flatMap { size in
       shapes.map { documents, window in
         let n = documents.reduce(0, +)
         return Case(
-          name: "attention", shape: "\(documents.count == 1 ? "\(n)" : "\(n) in \(documents.count)"), heads of \(size)"
+          name: "attention",
+          shape: "\(documents.count == 1 ? "\(n)" : "\(n) in \(documents.count)"), heads of \(size)"
             + (window.map { ", window \($0)" } ?? "")
         ) { make in
           let b = make.backend
@@ -360,7 +369,8 @@ extension BackendCheck {
           let spans = AttentionSpans(
             Maker.ranges(fresh).enumerated().map { index, range in
               AttentionSpan(
-                queries: range, keys: index * capacity..<index * capacity + filled[index], window: index == 2 ? 60 : nil)
+                queries: range, keys: index * capacity..<index * capacity + filled[index], window: index == 2 ? 60 : nil
+              )
             })
           let (o, logSums) = (make.output([74, 4, size]), b.empty([74, 4]))
           b.attend(q, k, v, spans: spans, into: o, logSums: logSums)
@@ -372,10 +382,12 @@ extension BackendCheck {
   // MARK: - Recurrences
 
   private static func recurrences(small: Bool) -> [Case] {
-    let shapes = small ? [(8, 12, [1, 65])] : [(16, 16, [65]), (24, 40, [1, 130, 63]), (64, 64, [200]), (96, 256, [70])]
+    let shapes =
+      small ? [(8, 12, [1, 65])] : [(16, 16, [65]), (24, 40, [1, 130, 63]), (64, 64, [200]), (96, 256, [70])]
     return shapes.map { keys, values, documents in
       let n = documents.reduce(0, +)
-      return Case(name: "diagonal plus low rank", shape: "\(keys) x \(values), \(n) tokens in \(documents.count)") { make in
+      return Case(name: "diagonal plus low rank", shape: "\(keys) x \(values), \(n) tokens in \(documents.count)") {
+        make in
         let b = make.backend
         let layout = make.layout(documents)
         let heads = 2

@@ -74,11 +74,14 @@ extern "C" __global__ void __launch_bounds__(256) product(
 // As Tensors/Kernels.swift numbers them in CUDABackend/CoreKernels.swift.
 enum Function {
   silu_ = 0, sigmoid_, logSigmoid_, softplus_, tanh_, negativeExponential_, scaledSigmoid_, sigmoidMinusOne_,
-  inverseRoot_
+  inverseRoot_, gelu_
 };
 
 DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(exactExponential(-fabsf(x))); }
 DEVICE float exactSigmoid(float x) { return 1.0f / (1.0f + exactExponential(-x)); }
+
+/// √(2/π) (x + 0.044715 x³), u of gelu: ½ x (1 + tanh u) = x · sigmoid(2u).
+DEVICE float geluArgument(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
 
 DEVICE float valueOf(int function, float x, float scale, float epsilon) {
   switch (function) {
@@ -90,6 +93,7 @@ DEVICE float valueOf(int function, float x, float scale, float epsilon) {
   case negativeExponential_: return -exactExponential(x);
   case scaledSigmoid_: return scale * exactSigmoid(x);
   case sigmoidMinusOne_: return -exactSigmoid(-x);
+  case gelu_: return x * exactSigmoid(2.0f * geluArgument(x));
   default: return 1.0f / sqrtf(scale * x + epsilon);
   }
 }
@@ -98,6 +102,10 @@ DEVICE float slopeOf(int function, float x, float y, float scale) {
   case silu_: {
     const float s = exactSigmoid(x);
     return s * (1.0f + x * (1.0f - s));
+  }
+  case gelu_: {
+    const float s = exactSigmoid(2.0f * geluArgument(x));
+    return s + 2.0f * x * s * (1.0f - s) * 0.7978845608028654f * (1.0f + 3 * 0.044715f * x * x);
   }
   case sigmoid_: return y * (1.0f - y);
   case logSigmoid_: return scale * exactSigmoid(-x);
@@ -294,13 +302,13 @@ extern "C" __global__ void __launch_bounds__(256) scatterAddRows(
 
 // MARK: Rotary positions
 
-/// Cosines and sines of the angles position theta^(-i / half), for all positions: [positions, half] each. In double
+/// Cosines and sines of the angles position · frequency, radians a position and pair, for all positions: [positions, half] each. In double
 /// precision: float32 loses a turn at large positions. grid (count / 256 rounded up)
 extern "C" __global__ void __launch_bounds__(256) rotaryTables(
-  float *cosines, float *sines, long long count, int half, double theta) {
+  float *cosines, float *sines, long long count, int half, const double *frequencies) {
   const long long i = ownElement();
   if (i >= count) return;
-  const double angle = (double)(i / half) * pow(theta, -(double)(i % half) / half);
+  const double angle = (double)(i / half) * frequencies[i % half];
   double s, c;
   sincos(angle, &s, &c);
   cosines[i] = (float)c;

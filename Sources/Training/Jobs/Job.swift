@@ -73,12 +73,14 @@ package struct Job: Sendable {
   package var totalTokens: Int { phases.reduce(0) { $0 + $1.tokens } }
 
   /// The order of data of phase `index`, through all changes of its mix.
-  package func dataPlan(ofPhase index: Int, cache: ShardCache = ShardCache()) throws -> DataPlan {
+  package func dataPlan(ofPhase index: Int, cache: ShardCache = ShardCache(), checksFiles: Bool = true)
+    throws -> DataPlan
+  {
     let phase = phases[index]
     func plan(_ mix: String, after previous: (plan: DataPlan, index: Int)?) throws -> DataPlan {
       try DataPlan(
         mix: Mix(mix, folder: mixFolder), root: dataRoot, context: phase.context, seed: seed, label: phase.name,
-        after: previous, cache: cache)
+        after: previous, cache: cache, checksFiles: checksFiles)
     }
     return try phase.changes.reduce(plan(mixName, after: nil)) { before, change in
       try change.mixName.map { try plan($0, after: (before, phase.sequences(before: change.step))) } ?? before

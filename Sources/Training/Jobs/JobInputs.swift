@@ -8,14 +8,17 @@ import Tokenizers
 extension Job {
   /// The data plan of every phase.
   ///
+  /// - Parameter checksFiles: whether to look at every shard; of many ranks one does
   /// - Throws: where a plan would run out of data, was built with another tokenizer than the job's, or has ids that the
   ///   models have no rows for
-  package func dataPlans(student: ModelConfiguration, teacher: ModelConfiguration?) throws -> [DataPlan] {
+  package func dataPlans(student: ModelConfiguration, teacher: ModelConfiguration?, checksFiles: Bool = true)
+    throws -> [DataPlan]
+  {
     let tokenizer = try makeTokenizer(tokenizer)
     // Phases that read the same shards share what they have open.
     let openShards = ShardCache()
     return try phases.indices.map { index in
-      let plan = try dataPlan(ofPhase: index, cache: openShards)
+      let plan = try dataPlan(ofPhase: index, cache: openShards, checksFiles: checksFiles)
       try plan.checkSupply(sequences: phases[index].sequences(before: phases[index].steps))
       let manifest = plan.manifest
       guard tokenizer.hash == manifest.tokenizerHash else {

@@ -32,7 +32,7 @@ package struct PathSampling: Sendable, Equatable {
 /// the steps that drew them.
 package struct PathUpdates {
   /// By group: 0 for what every path uses, then the attention and the linear mixer of every layer.
-  private var counts: [Int]
+  package private(set) var counts: [Int]
   private let sampling: PathSampling?
   private let layers: Int
   private let seed: UInt64
@@ -48,6 +48,15 @@ package struct PathUpdates {
   package mutating func replay(_ steps: Range<Int>) {
     counts = counts.map { _ in 0 }
     for step in steps { _ = count(step) }
+  }
+
+  /// Goes on from what a checkpoint has counted; one of another number of groups is none of this model.
+  ///
+  /// - Returns: whether it fits
+  package mutating func restore(_ counts: [Int]) -> Bool {
+    guard counts.count == self.counts.count else { return false }
+    self.counts = counts
+    return true
   }
 
   /// Counts the update of `step`.

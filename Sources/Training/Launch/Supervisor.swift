@@ -1,8 +1,9 @@
 import Checkpointing
+import Files
 import Foundation
 
 /// What is launched and how often.
-package struct LaunchPlan: Sendable {
+package struct LaunchPlan {
   package var ranks: Int
   package var hostfile: String?
   package var maxRestarts: Int
@@ -15,11 +16,12 @@ package struct LaunchPlan: Sendable {
   /// The program and what it is to do.
   package var command: [String]
   package var runFolder: String
+  /// Whether the job can be run by so many ranks.
+  package var accepts: (_ ranks: Int) -> Bool
 
   package init(
     ranks: Int, hostfile: String?, maxRestarts: Int, crashesAtAStep: Int, backoff: Double, mpirunArguments: [String],
-    command: [String],
-    runFolder: String
+    command: [String], runFolder: String, accepts: @escaping (_ ranks: Int) -> Bool = { _ in true }
   ) {
     self.ranks = ranks
     self.hostfile = hostfile
@@ -29,6 +31,13 @@ package struct LaunchPlan: Sendable {
     self.mpirunArguments = mpirunArguments
     self.command = command
     self.runFolder = runFolder
+    self.accepts = accepts
+  }
+
+  /// The largest number of ranks, none more than were asked for, that has room in `slots` and that the job accepts; nil
+  /// where there is none.
+  package func ranks(in slots: Int) -> Int? {
+    stride(from: min(ranks, slots), to: 0, by: -1).first(where: accepts)
   }
 }
 
@@ -41,8 +50,9 @@ package final class Supervisor {
   private var hosts: [(name: String, slots: Int)] = []
   private var faults: [String: Int] = [:]
 
-  /// Exit codes that no restart mends: usage, bad data.
-  private static let hopeless: Set<Int32> = [64, 65]
+  /// Exit codes that no restart mends: usage; and bad data, unless the attempt came forward, and what it then met may have
+  /// been a moment's.
+  private static let (usage, badData): (Int32, Int32) = (64, 65)
   private static let stoppedOnRequest: Int32 = 75
   /// A host is left out after this many crashes that began on it.
   private static let faultsOfAHost = 2
@@ -90,9 +100,9 @@ package final class Supervisor {
     try createLogs()
     var pause = plan.backoff
     while true {
-      let present = answeringHosts()
+      let present = try answeringHosts()
       var attempt = Attempt(
-        begin: Date(), hosts: present, ranks: ranks(on: present), from: Self.saved(in: plan.runFolder))
+        begin: Date(), hosts: present, ranks: try ranks(on: present), from: Self.saved(in: plan.runFolder))
       try launch(&attempt)
       attempt.seconds = Date().timeIntervalSince(attempt.begin)
       attempt.reached = Self.reached(in: plan.runFolder)
@@ -100,7 +110,9 @@ package final class Supervisor {
       if let status = endedBySignal() { return status }
       if attempt.status == 0 && !attempt.bySignal { return report("finished") }
       if !attempt.bySignal, attempt.status == Self.stoppedOnRequest { return report("stopped on request") }
-      if !attempt.bySignal, Self.hopeless.contains(attempt.status) {
+      let isHopeless =
+        attempt.status == Self.usage || (attempt.status == Self.badData && attempt.reached <= attempt.from)
+      if !attempt.bySignal, isHopeless {
         return report("given up: no restart mends exit code \(attempt.status)")
       }
       let last = attempts.suffix(plan.crashesAtAStep)
@@ -112,7 +124,7 @@ package final class Supervisor {
         faults[host, default: 0] += 1
         if faults[host] == Self.faultsOfAHost, hosts.count > 1 {
           hosts.removeAll { $0.name == host }
-          say("host \(host) failed \(Self.faultsOfAHost) times and is left out; \(ranks(on: hosts)) ranks go on")
+          say("host \(host) failed \(Self.faultsOfAHost) times and is left out; \(try ranks(on: hosts)) ranks go on")
         }
       }
       pause = attempt.reached > attempt.from ? plan.backoff : min(60, pause * 2)
@@ -137,18 +149,20 @@ package final class Supervisor {
     }
   }
 
-  /// Ranks to start: as many as asked for, or when hosts were left out the largest power of two that has room.
-  private func ranks(on hosts: [(name: String, slots: Int)]) -> Int {
+  /// Ranks to start: as many as asked for, or when hosts were left out as many as have room and the job accepts.
+  private func ranks(on hosts: [(name: String, slots: Int)]) throws -> Int {
     let slots = hosts.reduce(0) { $0 + $1.slots }
     guard !hosts.isEmpty, slots < plan.ranks else { return plan.ranks }
-    var count = 1
-    while 2 * count <= slots { count *= 2 }
+    guard let count = plan.ranks(in: slots) else {
+      throw JobError(
+        .usage, "\(plan.runFolder): no number of ranks up to \(slots), for which there is room, can run the job")
+    }
     return count
   }
 
   /// The hosts that ssh reaches: one that does not answer is left out of this attempt. All of them, when none answers,
   /// since mpirun may have another way to them.
-  private func answeringHosts() -> [(name: String, slots: Int)] {
+  private func answeringHosts() throws -> [(name: String, slots: Int)] {
     let agent = (ProcessInfo.processInfo.environment["OMPI_MCA_plm_rsh_agent"] ?? "ssh").split(separator: " ").map(
       String.init)
     guard let program = agent.first, program == "ssh" || program.hasSuffix("/ssh") else { return hosts }
@@ -175,7 +189,7 @@ package final class Supervisor {
       }
     }
     guard !present.isEmpty, !absent.isEmpty else { return hosts }
-    say("\(absent.joined(separator: ", ")): no answer; \(ranks(on: present)) ranks go on without")
+    say("\(absent.joined(separator: ", ")): no answer; \(try ranks(on: present)) ranks go on without")
     return present
   }
 
@@ -187,7 +201,7 @@ package final class Supervisor {
     if !attempt.hosts.isEmpty {
       let path = logs + "/hosts-\(number)"
       let text = attempt.hosts.map { "\($0.name) slots=\($0.slots)\n" }.joined()
-      try Data(text.utf8).write(to: URL(fileURLWithPath: path))
+      try writeDurably(Data(text.utf8), to: path)
       arguments += ["--hostfile", path]
     }
     // What decides about bits and threads here decides on the other hosts too.
@@ -207,15 +221,28 @@ package final class Supervisor {
   ]
 
   /// The host on which the first rank failed, as mpirun or the watchdog says.
-  private static func faultyHost(_ text: String, among hosts: [String]) -> String? {
+  package static func faultyHost(_ text: String, among hosts: [String]) -> String? {
     for marker in [
       "is silent since", "exited on signal", "lost communication", "Remote daemon", "exit code", "on node",
     ] {
       for line in text.split(separator: "\n") where line.contains(marker) {
-        if let host = hosts.first(where: { line.contains(" \($0)") }) { return host }
+        if let host = host(named: line, among: hosts) { return host }
       }
     }
     return nil
+  }
+
+  /// The host that a line names by a whole word: `node1` is not `node12`. `node1` may stand for `node1.cluster`.
+  private static func host(named line: Substring, among hosts: [String]) -> String? {
+    let words = line.split { !($0.isLetter || $0.isNumber || $0 == "-" || $0 == "." || $0 == "_") }.map { word in
+      String(word.reversed().drop { $0 == "." }.reversed())
+    }
+    if let host = hosts.first(where: words.contains) { return host }
+    func short(_ name: String) -> Substring { name.prefix { $0 != "." } }
+    let alike = hosts.filter { host in
+      words.contains { short($0) == short(host) && ($0.contains(".") != host.contains(".")) }
+    }
+    return alike.count == 1 ? alike[0] : nil
   }
 
   private var logs: String { plan.runFolder + "/logs" }
@@ -252,11 +279,14 @@ package final class Supervisor {
 
   /// The last step in the log of the run.
   private static func lastStep(_ folder: String) -> Int {
-    guard let data = FileManager.default.contents(atPath: folder + "/metrics.jsonl"),
-      let line = data.split(separator: UInt8(ascii: "\n")).last,
-      let object = try? JSONSerialization.jsonObject(with: Data(line)) as? [String: Any]
-    else { return 0 }
-    return object["step"] as? Int ?? 0
+    guard let data = FileManager.default.contents(atPath: folder + "/metrics.jsonl") else { return 0 }
+    // A kill may have left half a line.
+    for line in data.split(separator: UInt8(ascii: "\n")).suffix(2).reversed() {
+      if let object = try? JSONSerialization.jsonObject(with: Data(line)) as? [String: Any] {
+        return object["step"] as? Int ?? 0
+      }
+    }
+    return 0
   }
 
   private func say(_ text: String) { FileHandle.standardError.write(Data("jettrain launch: \(text)\n".utf8)) }
@@ -282,7 +312,7 @@ package final class Supervisor {
         + cell(String(format: "%.1f", attempt.seconds), 9) + cell("\(attempt.from)", 11) + cell("\(attempt.reached)", 9)
         + "  " + Self.ending(attempt) + (attempt.host.map { " (host \($0))" } ?? "") + "\n"
     }
-    try? Data(page.utf8).write(to: URL(fileURLWithPath: logs + "/report.txt"))
+    try? writeDurably(Data(page.utf8), to: logs + "/report.txt")
     FileHandle.standardError.write(Data(("jettrain launch: " + page).utf8))
     return last.bySignal ? 128 + last.status : last.status
   }

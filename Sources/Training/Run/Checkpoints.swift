@@ -15,11 +15,12 @@ extension Trainer {
     identity.plans = inputs.orders(at: position)
     let (position, size, spikes) = (position, world.size, spikes.state)
     let fields = try job.manifestFields(student: models.student.configuration, kernels: backend.kernelIdentity)
-    try saver.begin(state.slices(isCoordinator: world.isCoordinator), step: position.step) { [identity] shards in
+    try saver.begin(state.slices(isCoordinator: world.isCoordinator), step: position.step) {
+      [identity, updates = updates.counts] shards in
       CheckpointManifest(
         step: position.step, tokens: position.tokens, phase: position.phase, phaseStep: position.phaseStep,
-        sequences: position.sequences, worldSize: size, spikes: spikes, identity: identity, job: fields,
-        shards: shards)
+        sequences: position.sequences, worldSize: size, spikes: spikes, updates: updates,
+        identity: identity, job: fields, shards: shards)
     }
   }
 }

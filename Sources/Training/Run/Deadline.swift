@@ -10,14 +10,14 @@ package final class Deadline: Sendable {
     /// When Slurm was last asked.
     var asked = Date.distantPast
     /// Seconds from the wish to stop to a checkpoint on disk.
-    var need = Deadline.firstNeed
+    var need: Double
   }
 
   private let state: Mutex<State>
   private let asksSlurm: Bool
 
-  /// What is allowed for a first save, of which nothing is known.
-  private static let firstNeed = 120.0
+  /// Seconds that are allowed for a first save, of which nothing is known, unless somebody knows better.
+  package static let firstNeed = 120.0
   /// What is added to what saves have taken.
   private static let margin = 30.0
   private static let interval = 600.0
@@ -25,16 +25,19 @@ package final class Deadline: Sendable {
   private static let patience = 30.0
 
   /// A fixed moment.
-  package init(at end: Date) {
-    state = Mutex(State(end: end))
+  ///
+  /// - Parameter lead: seconds that are allowed for a first save
+  package init(at end: Date, lead: Double = firstNeed) {
+    state = Mutex(State(end: end, need: lead))
     asksSlurm = false
   }
 
   /// The end of the Slurm job `identifier`, asked for by a thread of its own from now on.
   ///
+  /// - Parameter lead: seconds that are allowed for a first save
   /// - Throws: When Slurm cannot be asked at all
-  package init(slurmJob identifier: String) throws {
-    state = Mutex(State(end: try Self.askSlurm(identifier), asked: Date()))
+  package init(slurmJob identifier: String, lead: Double = firstNeed) throws {
+    state = Mutex(State(end: try Self.askSlurm(identifier), asked: Date(), need: lead))
     asksSlurm = true
     let thread = Thread { [weak self] in
       while let pause = self?.pause {

@@ -29,14 +29,11 @@ extension Trainer {
           "\(run.path) holds checkpoints up to step \(step), which are never overwritten: choose another --run-dir")
       }
     }
-    guard policy != .never,
-      let checkpoint = try Checkpoint.newestGood(in: run, world: world, sharing: sharing, warn: say)
-    else {
+    guard policy != .never, let checkpoint = try goToNewestCheckpoint() else {
       guard policy != .must else { throw JobError(.data, "\(run.path): there is no checkpoint to go on from") }
+      try agree(world) { if world.isCoordinator { try beginAnew(policy) } }
       return enterPhase()
     }
-    try agree(world) { try restore(checkpoint) }
-    try sharing.dispose()
     say(
       "resuming \(run.path) from step \(position.step), saved by \(checkpoint.manifest.worldSize) ranks, on \(world.size)"
     )
@@ -47,8 +44,43 @@ extension Trainer {
     }
   }
 
-  /// Takes over what `checkpoint` holds, once it is known to be of this run.
-  func restore(_ checkpoint: Checkpoint) throws {
+  /// A folder without checkpoints may have had some: what speaks of them is neither ignored nor lost.
+  private func beginAnew(_ policy: ResumePolicy) throws {
+    let run = inputs.run
+    if policy == .auto, let step = run.latest {
+      throw JobError(
+        .data,
+        "\(run.path): \(RunFolder.name(step: step)) was its newest checkpoint, and there is none any more: put its checkpoints "
+          + "back, or remove the file `latest` to begin anew")
+    }
+    let log = run.metrics
+    guard let last = FileManager.default.contents(atPath: log)?.count(where: { $0 == UInt8(ascii: "\n") }), last > 0
+    else { return }
+    let kept = run.path + "/metrics-without-checkpoint.jsonl"
+    try renameFile(log, to: kept)
+    say("WARNING: \(run.path) has a log of \(last) lines and no checkpoint: it begins anew, the old log is \(kept)")
+  }
+
+  /// Goes to the newest checkpoint that can be read whole, of earlier steps than `before`.
+  ///
+  /// - Returns: nil when there is none at all
+  func goToNewestCheckpoint(before: Int = .max) throws -> Checkpoint? {
+    let checkpoint = try Checkpoint.newestGood(
+      in: inputs.run, before: before, world: world, sharing: inputs.sharing, warn: say, take: take)
+    guard let checkpoint else { return nil }
+    try inputs.sharing.dispose()
+    try state.share(world)
+    if let updates = checkpoint.manifest.updates, position.phaseStep > 0 {
+      guard self.updates.restore(updates) else {
+        throw CheckpointError(checkpoint.path, "counts the updates of another model")
+      }
+    }
+    saver.resume(from: position.step)
+    return checkpoint
+  }
+
+  /// Reads this rank's part of `checkpoint`, once it is known to be of this run.
+  private func take(_ checkpoint: Checkpoint) throws {
     let manifest = checkpoint.manifest
     let saved = Position(manifest)
     try compare(checkpoint, savedAt: saved)
@@ -61,8 +93,7 @@ extension Trainer {
       spikes.beginPhase()
     }
     enterPhase()
-    try state.restore(checkpoint, hasMoments: !isPhaseDone)
-    saver.resume(from: position.step)
+    try state.restore(checkpoint, hasMoments: !isPhaseDone, world: world)
   }
 
   /// Refuses a checkpoint of another run; says what of the job was changed since.

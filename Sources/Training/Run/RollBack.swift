@@ -13,9 +13,8 @@ extension Trainer {
     try saver.finish()
     try runner.waitForParameters()
     guard skipped.state.returns < 3,
-      let checkpoint = try Checkpoint.newestGood(
-        in: run, before: first, world: world, sharing: inputs.sharing, warn: say),
-      checkpoint.manifest.phase == last.phase, checkpoint.manifest.phaseStep < phase.steps
+      let checkpoint = try goToNewestCheckpoint(before: first), checkpoint.manifest.phase == last.phase,
+      checkpoint.manifest.phaseStep < phase.steps
     else {
       throw JobError(
         .diverged,
@@ -26,8 +25,6 @@ extension Trainer {
       guard world.isCoordinator else { return }
       for newer in run.steps where newer > checkpoint.manifest.step { try run.setAside(step: newer, as: "rolled-back") }
     }
-    try agree(world) { try restore(checkpoint) }
-    try inputs.sharing.dispose()
     spikes = skipped
     spikes.rollBack(to: checkpoint.manifest.spikes ?? .init(), end: end)
     let sequences = spikes.state.skippedWindows.reduce(0) { $0 + $1[1] - $1[0] }

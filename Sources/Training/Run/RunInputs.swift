@@ -1,4 +1,5 @@
 import Checkpointing
+import Files
 import Foundation
 import Hashing
 import MPI
@@ -17,13 +18,37 @@ struct RunInputs {
   let identity: CheckpointManifest.Identity
   private let sampling: PathSampling?
 
-  /// Reads models and data, and agrees on them over the ranks.
-  init(_ job: Job, world: Communicator, backend: any Backend) throws {
+  /// The run folder of `job`, for one session.
+  static func folder(_ job: Job, world: Communicator) throws -> RunFolder {
     var run = RunFolder(job.runFolder)
+    try run.refuseLinks()
+    let session = String(UInt64.random(in: 0 ... .max), radix: 36)
+    run.session = String(decoding: try world.broadcast(Array(session.utf8)), as: UTF8.self)
+    return run
+  }
+
+  /// Keeps the folder to this run: the coordinator's, nil on other ranks. What other sessions left of their signs of life
+  /// goes.
+  static func lock(_ run: RunFolder, world: Communicator) throws -> FolderLock? {
+    var lock: FolderLock?
+    try agree(world) {
+      guard world.isCoordinator else { return }
+      try createFolder(run.path)
+      lock = try FolderLock(
+        run.path, signs: Watchdog.signs(ofRun: run.path, session: run.session),
+        remedy: "wait for it, stop it, or choose another --run-dir")
+      Watchdog.removeOld(in: run.path, but: run.session)
+    }
+    return lock
+  }
+
+  /// Reads models and data, and agrees on them over the ranks.
+  init(_ job: Job, run: RunFolder, world: Communicator, backend: any Backend) throws {
     let models = try ModelSetup(job, backend: backend)
     self.models = models
     sampling = job.supernet
-    plans = try job.dataPlans(student: models.student.configuration, teacher: models.teacher?.configuration)
+    plans = try job.dataPlans(
+      student: models.student.configuration, teacher: models.teacher?.configuration, checksFiles: world.isCoordinator)
     // Hashing billions of weights once is enough.
     var hashes = Data()
     if world.isCoordinator {
@@ -31,11 +56,10 @@ struct RunInputs {
         job.phases.allSatisfy { !$0.trains(parameter, of: models.student) }
       }
       let teacher = models.teacher.map { ModelSetup.hash($0) } ?? ""
-      hashes = Data("\(frozen) \(teacher) \(String(UInt64.random(in: 0 ... .max), radix: 36))".utf8)
+      hashes = Data("\(frozen) \(teacher)".utf8)
     }
     let agreed = String(decoding: try world.broadcast(Array(hashes)), as: UTF8.self).split(
       separator: " ", omittingEmptySubsequences: false)
-    run.session = String(agreed[2])
     self.run = run
     identity = CheckpointManifest.Identity(
       kind: job.kind.rawValue, model: sha256(models.student.configuration.json), frozen: String(agreed[0]),

@@ -26,6 +26,7 @@ struct RunMetrics {
       "losses": result.losses.named(phase.losses), "lr": learningRate, "grad_norm": result.gradientNorm,
       "seconds": seconds, "tokens_per_s": tokensPerSecond, "mfu": utilization, "peak_memory": Machine.peakMemory,
       "sequences": [sequences.lowerBound, sequences.upperBound], "skipped": result.isSkipped,
+      "operations": result.operations.named,
     ]
   }
 

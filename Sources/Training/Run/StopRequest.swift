@@ -1,3 +1,4 @@
+import Files
 import Foundation
 
 /// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2), a time limit, the end of the batch
@@ -31,10 +32,15 @@ package final class StopRequest {
   }
 
   /// Why this rank wants to stop; nil when it does not.
-  package var reason: String? {
+  package var reason: String? { reason(looking: true) }
+
+  /// The same, `looking` for the file only where that is asked: one rank of a host does for all.
+  func reason(looking: Bool) -> String? {
     if signalled != 0 { return signalled == SIGUSR1 ? "SIGUSR1" : "SIGUSR2" }
     if let end, ContinuousClock.now >= end { return "--max-time" }
     if let deadline, deadline.isNear { return "--deadline" }
+    guard looking else { return nil }
+    FileOperations.looked()
     return access(file, F_OK) == 0 ? file : nil
   }
 

@@ -18,6 +18,10 @@ extension Trainer {
     let phase = phase
     var clock = PhaseClock()
     FailPoint.at(rank: world.rank, step: position.step + 1)
+    // Another batch takes another time.
+    if position.phaseStep > 0, phase.batch(at: position.phaseStep) != phase.batch(at: position.phaseStep - 1) {
+      watchdog.forget()
+    }
     watchdog.enter(.data, step: position.step + 1)
     try FailPoint.reach(.loader)
     let sequences = self.sequences(ofStep: position.phaseStep, from: position.sequences)
@@ -33,13 +37,16 @@ extension Trainer {
       batches, updates: counted.count(position.step), learningRate: learningRate, dataSeconds: clock.seconds["data"]!,
       accepts: { [self] in try accepts(loss: $0, norm: $1, sequences: sequences) }, flags: { [self] in flags(stop) })
     guard let result else { return .left }
-    updates = counted
+    // A step whose update was left out counts in no bias correction.
+    if !result.isSkipped { updates = counted }
     clock.mark("step")
+    saver.firstSkippedStep = spikes.state.skips > 0 ? spikes.state.firstStep : nil
     if result.isSaveWritten { try saver.finish() }
     clock.mark("save")
     saver.hasUpdated = saver.hasUpdated || !result.isSkipped
     position.advance(reading: sequences.count, to: sequences.upperBound, context: phase.context)
     if job.replicaCheckEvery > 0, isDue(job.replicaCheckEvery) { try checkReplicas() }
+    attend(toMuteRanks: result.muteRanks)
     for text in [
       stragglers.data.report(result.rankSeconds.data, step: clock.total),
       stragglers.compute.report(result.rankSeconds.compute, step: clock.total),
@@ -68,10 +75,23 @@ extension Trainer {
 
   private func flags(_ stop: StopRequest?) -> RankFlags {
     var flags: RankFlags = []
-    if stop?.reason != nil { flags.insert(.wantsStop) }
+    if stop?.reason(looking: watchdog.speaksForHost) != nil { flags.insert(.wantsStop) }
     if world.isCoordinator, saver.isDueByClock { flags.insert(.wantsSave) }
     if saver.hasWritten { flags.insert(.hasWritten) }
+    if watchdog.isMute { flags.insert(.isMute) }
     return flags
+  }
+
+  /// Says when a host cannot show that it lives, and judges nobody by files meanwhile.
+  private func attend(toMuteRanks ranks: [Int]) {
+    guard ranks != muteRanks else { return }
+    muteRanks = ranks
+    watchdog.ignoreFiles(!ranks.isEmpty)
+    say(
+      ranks.isEmpty
+        ? "all hosts can write into \(inputs.run.path)/.heartbeats again"
+        : "WARNING: rank \(ranks.map(String.init).joined(separator: ", ")) cannot write into \(inputs.run.path)/.heartbeats: the "
+          + "run goes on; a host that is lost meanwhile is noticed by the time that a step takes")
   }
 
   /// Whether this step's numbers lead to an update.

@@ -1,4 +1,5 @@
 import Checkpointing
+import Files
 import MPI
 import Models
 import Reporting
@@ -18,6 +19,8 @@ package final class Trainer {
   let world: Communicator
   let backend: any Backend
   let inputs: RunInputs
+  /// The coordinator keeps the run folder to this run.
+  private let lock: FolderLock?
   let loader: BatchLoader
   let watchdog: Watchdog
   let saver: Saver
@@ -27,6 +30,8 @@ package final class Trainer {
   var position = Position()
   var runner: StepRunner!
   var updates: PathUpdates
+  /// Ranks whose host cannot show that it lives.
+  var muteRanks: [Int] = []
   var spikes: SpikeGuard
   /// What one rank holds the others up with.
   var stragglers = (data: Straggler(phase: "data"), compute: Straggler(phase: "compute"))
@@ -44,9 +49,11 @@ package final class Trainer {
     _ job: Job, world: Communicator, backend: any Backend, resume policy: ResumePolicy, isQuiet: Bool = false
   ) throws {
     (self.job, self.world, self.backend, self.isQuiet) = (job, world, backend, isQuiet)
-    try RunFolder(job.runFolder).refuseLinks()
-    watchdog = Watchdog(rank: world.rank, size: world.size, runFolder: job.runFolder, floor: job.watchdogFloor)
-    inputs = try RunInputs(job, world: world, backend: backend)
+    FailPoint.at(rank: world.rank, step: 0)
+    let run = try RunInputs.folder(job, world: world)
+    lock = try RunInputs.lock(run, world: world)
+    watchdog = try Watchdog(world, runFolder: run.path, session: run.session, floor: job.watchdogFloor)
+    inputs = try RunInputs(job, run: run, world: world, backend: backend)
     loader = BatchLoader(inputs.plans)
     spikes = SpikeGuard(job.spikes)
     updates = PathUpdates(of: inputs.models.student, job.supernet, seed: job.seed)
@@ -54,6 +61,7 @@ package final class Trainer {
     saver = Saver(job, run: inputs.run, world: world, sharing: inputs.sharing, watchdog: watchdog) {
       if isCoordinator && !isQuiet { progress.print($0) }
     }
+    if let former = lock?.takenOver { say("\(run.path): taken over from \(former), which ended without a word") }
     for warning in Set(inputs.plans.flatMap(\.warnings)).sorted() { say("WARNING: \(warning)") }
     if let warning = try RunInputs.kernelWarning(of: backend, world: world) { say(warning) }
     try resume(policy)
@@ -75,6 +83,7 @@ package final class Trainer {
     StepRunner.replace(
       &runner, for: phase, of: job.phases, student: models.student, teacher: models.teacher, world: world,
       backend: backend)
+    watchdog.forget()
     runner.watchdog = watchdog
     updates.replay(position.step - position.phaseStep..<position.step)
     operations = StepEstimate.modelOperations(
@@ -83,7 +92,7 @@ package final class Trainer {
 
   /// Trains to the end, until step `stopStep` has been saved, or until `stop` says so.
   package func train(stopStep: Int? = nil, stop: StopRequest? = nil) throws -> RunOutcome {
-    var metrics = try openMetrics()
+    var metrics = openMetrics()
     matrixRate = Machine.matrixRate(backend)
     say(
       "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
@@ -107,7 +116,7 @@ package final class Trainer {
       }
       if spikes.isExhausted {
         try rollBack()
-        metrics = try openMetrics()
+        metrics = openMetrics(after: metrics)
         continue
       }
       let isLast = position.step == job.totalSteps
@@ -117,12 +126,13 @@ package final class Trainer {
         mustStop = try !validate(metrics, endsPhase ? nil : stop) || mustStop
       }
       if isLast || mustStop || isDue(job.checkpointEvery) || isSaveDue || saver.isRetryDue {
-        try metrics?.flush()
+        metrics?.flush()
         try save()
       }
     }
     try saver.saveFinalState(step: position.step) { try save() }
     watchdog.stop()
+    metrics?.finish()
     if position.step < job.totalSteps {
       say("stopped at step \(position.step)\(stop?.reason.map { " (\($0))" } ?? "")")
       return .stopped(step: position.step)
@@ -140,9 +150,9 @@ package final class Trainer {
     say("phase \(phase.name)")
   }
 
-  private func openMetrics() throws -> MetricsLog? {
-    world.isCoordinator
-      ? try MetricsLog(inputs.run.path + "/metrics.jsonl", keepingStepsTo: position.step) : nil
+  private func openMetrics(after former: MetricsLog? = nil) -> MetricsLog? {
+    guard world.isCoordinator else { return nil }
+    return MetricsLog(inputs.run.metrics, keepingStepsTo: position.step, after: former) { [self] in say($0) }
   }
 
   /// The trained model as a Hugging Face folder.

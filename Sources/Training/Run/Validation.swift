@@ -80,7 +80,7 @@ extension Trainer {
         of: models.student, teacher: models.teacher, weights: weights,
         plan: inputs.plans[position.phase].part(of: position.sequences), sequences: job.validationSequences,
         world: world, backend: backend
-      ) { stop?.reason != nil }
+      ) { stop?.reason(looking: watchdog.speaksForHost) != nil }
     }
     guard let validation else { return false }
     let losses = validation.losses

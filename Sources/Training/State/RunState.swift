@@ -1,4 +1,5 @@
 import Checkpointing
+import MPI
 import Models
 import NN
 import Tensors
@@ -39,7 +40,7 @@ struct RunState {
       }
     }
     guard isCoordinator else { return slices }
-    for parameter in student.store.parameters where !parameter.isTrained && trainsEver(parameter) {
+    for parameter in resting {
       slices.append(
         StateSlice(
           ShardKey(.parameter, parameter.name), shape: parameter.shape, values: parameter.value, isTrained: false))
@@ -47,31 +48,55 @@ struct RunState {
     return slices
   }
 
-  /// Reads `checkpoint` into the parameters and, where its moments belong to the phase at hand, into this rank's part of
-  /// them.
-  func restore(_ checkpoint: Checkpoint, hasMoments: Bool) throws {
-    let offsets = Dictionary(uniqueKeysWithValues: runner.arena.entries.map { ($0.parameter.name, $0.offset) })
-    var restored = 0
-    try checkpoint.read { key, elements, values in
-      guard let parameter = student.store[key.name], elements.upperBound <= parameter.count, trainsEver(parameter)
-      else {
-        throw CheckpointError(checkpoint.path, "holds \(key.name), which the model does not have or no phase trains")
-      }
-      let range = offsets[key.name].map { $0 + elements.lowerBound..<$0 + elements.upperBound }
-      if key.role == .parameter {
-        if let range { runner.optimizer.set(range, to: values) } else { parameter.set(elements, to: values) }
-        restored += elements.count
-      } else if hasMoments, let range {
-        let moment = key.role == .firstMoment ? runner.optimizer.firstMoment : runner.optimizer.secondMoment
-        for (part, local) in runner.optimizer.parts(of: range) {
-          let source = part.lowerBound - range.lowerBound
-          moment.rows(local).upload(UnsafeBufferPointer(rebasing: values[source..<source + part.count]))
+  /// What this rank reads of a checkpoint: what it owns of the parameters and, where they belong to the phase at hand, of
+  /// the moments. The coordinator also reads what rests now.
+  private func wanted(hasMoments: Bool, isCoordinator: Bool) -> [ShardKey] {
+    var keys: [ShardKey] = []
+    for entry in runner.arena.entries {
+      for (range, _) in runner.optimizer.parts(of: entry.range) {
+        let elements = range.lowerBound - entry.offset..<range.upperBound - entry.offset
+        for role in hasMoments ? [ShardKey.Role.parameter, .firstMoment, .secondMoment] : [.parameter] {
+          keys.append(ShardKey(role, entry.parameter.name, elements))
         }
       }
     }
-    let trained = student.store.parameters.reduce(0) { $0 + (trainsEver($1) ? $1.count : 0) }
-    guard restored == trained else {
-      throw CheckpointError(checkpoint.path, "holds \(restored) trained weights, the job has \(trained)")
+    if isCoordinator { keys += resting.map { ShardKey(.parameter, $0.name, 0..<$0.count) } }
+    return keys
+  }
+
+  /// What only other phases train.
+  private var resting: [Parameter] { student.store.parameters.filter { !$0.isTrained && trainsEver($0) } }
+
+  /// Reads this rank's part of `checkpoint`, each element once. The others' parameters come by ``share(_:)``.
+  ///
+  /// - Parameter hasMoments: whether its moments belong to the phase at hand
+  func restore(_ checkpoint: Checkpoint, hasMoments: Bool, world: Communicator) throws {
+    let (arena, optimizer) = (runner.arena, runner.optimizer)
+    let offsets = Dictionary(uniqueKeysWithValues: arena.entries.map { ($0.parameter.name, $0.offset) })
+    let wanted = wanted(hasMoments: hasMoments, isCoordinator: world.isCoordinator)
+    try checkpoint.read(wanted, share: (world.rank, world.size)) { key, elements, values in
+      guard let offset = offsets[key.name] else {
+        student.store[key.name]?.set(elements, to: values)
+        return
+      }
+      let range = offset + elements.lowerBound..<offset + elements.upperBound
+      guard key.role != .parameter else { return optimizer.set(range, to: values) }
+      let moment = key.role == .firstMoment ? optimizer.firstMoment : optimizer.secondMoment
+      for (part, local) in optimizer.parts(of: range) {
+        let source = part.lowerBound - range.lowerBound
+        moment.rows(local).upload(UnsafeBufferPointer(rebasing: values[source..<source + part.count]))
+      }
+    }
+  }
+
+  /// Gives every rank what the others have read. All ranks call it, once all have read.
+  func share(_ world: Communicator) throws {
+    try runner.shareParameters()
+    guard world.hasOthers else { return }
+    for parameter in resting {
+      var values = parameter.value.toArray()
+      try values.withUnsafeMutableBytes { try world.broadcast($0) }
+      values.withUnsafeBufferPointer { parameter.set(0..<parameter.count, to: $0) }
     }
   }
 }

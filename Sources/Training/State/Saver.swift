@@ -33,6 +33,9 @@ final class Saver {
   private var lastBegun = ContinuousClock.now
   /// Seconds that training waited for copies since this was last taken.
   private var stall = 0.0
+  /// The first of the updates that were left out in a row; nil when the last one was not.
+  var firstSkippedStep: Int?
+  private let deletions = DispatchQueue(label: "jettrain.deletions", qos: .utility)
   /// The most seconds that a save has taken, from the copy to the disk.
   private(set) var longest = 0.0
 
@@ -88,15 +91,23 @@ final class Saver {
     // A phase of its own, since a copy takes a moment, and a disk or the way to it what it takes.
     watchdog.enter(.write)
     do {
-      try save.complete()
+      let flaw = try save.complete()
       watchdog.learn(.write, seconds: save.writeSeconds)
       longest = max(longest, save.stall + save.writeSeconds)
       failures = 0
       lastGood = save.step
-      if world.isCoordinator {
-        run.retain(keepLast: job.keepLast, keepEvery: job.keepEvery, source: resumedFrom)
-      }
+      if let flaw { say("WARNING: the checkpoint of step \(save.step) is whole, but \(flaw); older ones are kept") }
+      if world.isCoordinator, flaw == nil { retain() }
     } catch { try handle(error, step: save.step) }
+  }
+
+  /// Deletes what is too many, beside the training.
+  private func retain() {
+    // While updates are left out, the run may have to go back to the newest checkpoint before them.
+    let target = firstSkippedStep.flatMap { first in run.steps.last { $0 < first } }
+    let doomed = run.retain(
+      keepLast: job.keepLast, keepEvery: job.keepEvery, needed: [resumedFrom, target].compactMap { $0 })
+    deletions.async { for folder in doomed { try? FileManager.default.removeItem(atPath: folder) } }
   }
 
   /// At the end of a run the state of `step` must be on disk, or the run fails.
@@ -117,6 +128,7 @@ final class Saver {
       try save()
       try finish()
     }
+    deletions.sync {}
   }
 
   /// A save failed, on all ranks alike: what the job says happens.

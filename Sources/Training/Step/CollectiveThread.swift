@@ -18,6 +18,14 @@ final class CollectiveThread: @unchecked Sendable {
     let finish: () -> any Event
   }
 
+  /// One that an error left under way.
+  private final class Abandoned {
+    let collective: Collective
+    let transfer: any Transfer
+
+    init(collective: Collective, transfer: any Transfer) { (self.collective, self.transfer) = (collective, transfer) }
+  }
+
   /// How many are under way at once.
   static let depth = 2
 
@@ -93,6 +101,10 @@ final class CollectiveThread: @unchecked Sendable {
     } catch {
       condition.withLock { failure = error }
       for _ in underWay { count() }
+      // MPI may still read and write what these exchange, for as long as the process lives.
+      for each in underWay {
+        _ = Unmanaged.passRetained(Abandoned(collective: each.collective, transfer: each.transfer))
+      }
       underWay = []
       if next != nil { count() }
     }

@@ -23,6 +23,10 @@ package struct StepResult {
   package var isSaveDue: Bool
   /// Whether all ranks have written their parts of the save under way.
   package var isSaveWritten: Bool
+  /// What all ranks have asked of file systems and of each other since they began.
+  package var operations: Operations
+  /// Ranks whose host cannot show that it lives.
+  package var muteRanks: [Int]
   /// Whether the update was left out.
   package var isSkipped: Bool
   /// Seconds that each rank took to read its data, and for its micro-batches.
@@ -37,6 +41,8 @@ package struct RankFlags: OptionSet, Sendable {
   package static let hasWritten = RankFlags(rawValue: 2)
   /// Of the coordinator alone, whose clock counts.
   package static let wantsSave = RankFlags(rawValue: 4)
+  /// The file that shows that this rank's host lives cannot be written.
+  package static let isMute = RankFlags(rawValue: 8)
 }
 
 /// One optimizer step over all ranks: every rank's micro-batches forward and backward, the reduction, the update.
@@ -162,6 +168,12 @@ package final class StepRunner {
   /// Waits until this rank has all parameters. Whoever reads them between steps calls it first.
   package func waitForParameters() throws { try exchange.waitForParameters() }
 
+  /// Gives every rank the parameters that the others own, as a step does behind its update.
+  func shareParameters() throws {
+    for bucket in exchange.updateOrder { exchange.shareParameters(bucket) }
+    try waitForParameters()
+  }
+
   /// Gives all parameters their float32 values, put together from the masters of all ranks where compute copies stand: what
   /// the next phase begins from, and the final model. Every rank must call it, and none trains on; this rank's gradients go.
   package func raise() throws {
@@ -210,13 +222,21 @@ package final class StepRunner {
     // Sums of all micro-batches, in their global order on every rank, and behind those of each rank its flags and how
     // long it took.
     let gathered = try world.allGather(
-      found.losses.flatMap(\.values) + [Double(flags().rawValue), dataSeconds, clock.seconds["compute"]!])
+      found.losses.flatMap(\.values) + [Double(flags().rawValue), dataSeconds, clock.seconds["compute"]!]
+        + Operations.ofThisRank.counts)
     var total = [Double](repeating: 0, count: LossSums.names.count)
     var everyFlag: [RankFlags] = []
     var rankSeconds: (data: [Double], compute: [Double]) = ([], [])
+    var operations = Operations()
     let width = gathered.count / world.size
+    let behind = Operations.names.count
     for (index, value) in gathered.enumerated() {
-      switch width - index % width {
+      let place = width - behind - index % width
+      guard place > 0 else {
+        operations.add(value, at: -place)
+        continue
+      }
+      switch place {
       case 1: rankSeconds.compute.append(value)
       case 2: rankSeconds.data.append(value)
       case 3: everyFlag.append(RankFlags(rawValue: Int(value)))
@@ -245,7 +265,9 @@ package final class StepRunner {
       losses: means, loss: loss, gradientNorm: norm, seconds: clock.seconds,
       isStopAsked: everyFlag.contains { $0.contains(.wantsStop) },
       isSaveDue: everyFlag.contains { $0.contains(.wantsSave) },
-      isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) }, isSkipped: !isAccepted,
+      isSaveWritten: everyFlag.allSatisfy { $0.contains(.hasWritten) },
+      operations: operations, muteRanks: everyFlag.indices.filter { everyFlag[$0].contains(.isMute) },
+      isSkipped: !isAccepted,
       rankSeconds: rankSeconds)
   }
 }
