@@ -186,7 +186,8 @@ func expectGood(_ name: String, _ report: GradientReport, output: Double = 2e-6,
       checkGradients(inputs) { x in
         let parts = split(linear(x[0], Array(x[1..<x.count - 2]), biases: [x[x.count - 2]]), widths)
         let layout = Layout(Segments(count: 1, length: n), on: x[0].backend)
-        let rotated = rotaryEmbedding(parts[0].reshaped([n, 2, 12]), layout: layout, theta: 100).reshaped([n, 24])
+        let rotated = rotaryEmbedding(parts[0].reshaped([n, 2, 12]), layout: layout, angles: RotaryAngles(theta: 100))
+          .reshaped([n, 24])
         let normed = siluNormalize(parts[0].reshaped([n, 2, 12])).reshaped([n, 24])
         let gated = gatedRMSNorm(rotated.reshaped([n, 2, 12]), gate: parts[0], weight: x[x.count - 1], epsilon: 1e-5)
         // Of the last part no gradient is asked but through its first columns.
