@@ -33,7 +33,7 @@ package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
     }
     func withWeight(_ dWeight: Tensor?, _ addsWeight: Bool) {
       guard node[0].isAsked else { return run(nil, onto: nil, dWeight, addsWeight) }
-      node[0].accumulate(onto: { dx, base in run(dx, onto: base, dWeight, addsWeight) })
+      node[0].write { dx, base in run(dx, onto: base, dWeight, addsWeight) }
     }
     if node[1].isAsked {
       node[1].accumulate { dWeight, adds in withWeight(dWeight, adds) }

@@ -55,7 +55,7 @@ package final class GradientSlot {
   }
 
   /// Lets `contribute` write the sum of `base`, which may be `destination` itself, and its own.
-  package func accumulate(onto contribute: (_ destination: Tensor, _ base: Tensor?) -> Void) {
+  package func write(onto contribute: (_ destination: Tensor, _ base: Tensor?) -> Void) {
     let destination: Tensor
     if let gradient, !isShared {
       destination = gradient

@@ -59,8 +59,8 @@ package struct InputGradient {
   package func add(_ contribution: Tensor) { slot?.accumulate(contribution) }
 
   /// Lets a kernel write the sum of what is there already and its own.
-  package func accumulate(onto contribute: (_ destination: Tensor, _ base: Tensor?) -> Void) {
-    slot?.accumulate(onto: contribute)
+  package func write(onto contribute: (_ destination: Tensor, _ base: Tensor?) -> Void) {
+    slot?.write(onto: contribute)
   }
 
   /// Lets a kernel that can add write or add to the gradient.
