@@ -41,9 +41,11 @@ package final class CPUBackend: Backend {
 
   package var deviceDescription: String { "\(pool.threadCount) thread\(pool.threadCount == 1 ? "" : "s")" }
 
-  /// Whose kernels OpenBLAS uses for matrix products, `Haswell` or `SkylakeX` for example: it decides at start by the
-  /// processor, or as `OPENBLAS_CORETYPE` says. Others round otherwise.
-  package var kernelIdentity: String { String(cString: openblas_get_corename()) }
+  /// The microkernel of large products, and whose kernels OpenBLAS uses for small ones, `Haswell` or `SkylakeX` for example:
+  /// it decides at start by the processor, or as `OPENBLAS_CORETYPE` says. Others round otherwise.
+  package var kernelIdentity: String {
+    "\(Microkernel.rows)x\(Microkernel.columns), \(String(cString: openblas_get_corename()))"
+  }
 
   package var takesColumnViews: Bool { true }
 

@@ -13,14 +13,15 @@ package struct DecoderLayer {
   private let mixedNorm: RMSNorm?
   private let feedForwardNorm: RMSNorm
   private let outputNorm: RMSNorm?
-  private let mlp: GatedFeedForward
+  private let feedForward: GatedFeedForward
 
   init(_ scope: ParameterScope, _ type: LayerType, _ configuration: Architecture) {
     self.type = type
     let hidden = configuration.hiddenSize
     func norm(_ name: String) -> RMSNorm {
       RMSNorm(
-        scope.scope(name, group: .norms), hidden, epsilon: configuration.normEpsilon, addsOne: configuration.normsAddOne)
+        scope.scope(name, group: .norms), hidden, epsilon: configuration.normEpsilon, addsOne: configuration.normsAddOne
+      )
     }
     inputNorm = norm("input_layernorm")
     let mixer = makeMixer(
@@ -36,7 +37,7 @@ package struct DecoderLayer {
     mixedNorm = configuration.hasPostNorms ? afterMixer : nil
     feedForwardNorm = configuration.hasPostNorms ? norm("pre_feedforward_layernorm") : afterMixer
     outputNorm = configuration.hasPostNorms ? norm("post_feedforward_layernorm") : nil
-    mlp = GatedFeedForward(
+    feedForward = GatedFeedForward(
       scope.scope("mlp", group: .mlp), hidden: hidden, intermediate: configuration.intermediateSize,
       activation: configuration.activation == .silu ? .silu : .gelu)
   }
@@ -46,16 +47,16 @@ package struct DecoderLayer {
 
   /// The layer's output, given its input and what the mixer made of it.
   package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
-    let x = add(x, fromMixer(mixed))
-    return add(x, feedForward(x))
+    let x = add(x, normed(mixed: mixed))
+    return add(x, fedForward(x))
   }
 
-  /// What the mixer adds to the residual stream.
-  func fromMixer(_ mixed: Tensor) -> Tensor { mixedNorm?(mixed) ?? mixed }
+  /// What the residual stream gets of a mixer's output.
+  func normed(mixed: Tensor) -> Tensor { mixedNorm?(mixed) ?? mixed }
 
-  /// What the MLP adds to the residual stream behind the mixer.
-  func feedForward(_ x: Tensor) -> Tensor {
-    let y = mlp(feedForwardNorm(x))
+  /// What it gets behind the mixer of the MLP.
+  func fedForward(_ x: Tensor) -> Tensor {
+    let y = feedForward(feedForwardNorm(x))
     return outputNorm?(y) ?? y
   }
 
@@ -138,6 +139,22 @@ package final class HybridLM {
     scaled(embedding(embeddings.value, batch.tokens), by: configuration.embeddingScale)
   }
 
+  /// The output of layer `index` for the input x, `[N, hidden]` each.
+  ///
+  /// - Parameter afterMixer: is called between the layer's halves, unless they are computed again together
+  package func run(
+    layer index: Int, _ x: Tensor, _ batch: Batch, cache: (any MixerCache)? = nil,
+    recompute: LayerRecomputation = .none,
+    afterMixer: () -> Void = {}
+  ) -> Tensor {
+    let (layer, mixer) = (layers[index], activeMixer(index))
+    func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: cache) }
+    if recompute == LayerRecomputation(.layer) { return checkpointed(x) { layer.complete($0, mixed: mixed($0)) } }
+    let x = add(x, recomputing(recompute.mixer, x) { layer.normed(mixed: mixed($0)) })
+    afterMixer()
+    return add(x, recomputing(recompute.mlp, x, layer.fedForward))
+  }
+
   /// `[N, hidden]`, the last hidden states after the final norm.
   package func finish(_ x: Tensor) -> Tensor { norm(x) }
 
@@ -166,14 +183,7 @@ package final class HybridLM {
     var x = embed(batch)
     for (index, layer) in layers.enumerated() {
       willRun(.layer(index))
-      let mixer = activeMixer(index)
-      func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: caches?[index]) }
-      if recompute == LayerRecomputation(.layer) {
-        x = checkpointed(x) { layer.complete($0, mixed: mixed($0)) }
-      } else {
-        x = add(x, recomputing(recompute.mixer, x) { layer.fromMixer(mixed($0)) })
-        x = add(x, recomputing(recompute.mlp, x, layer.feedForward))
-      }
+      x = run(layer: index, x, batch, cache: caches?[index], recompute: recompute)
       try observe(index, x)
     }
     willRun(.head)

@@ -58,6 +58,11 @@ package struct InputGradient {
   /// Adds `contribution` to the gradient.
   package func add(_ contribution: Tensor) { slot?.accumulate(contribution) }
 
+  /// Lets a kernel write the sum of what is there already and its own.
+  package func write(onto contribute: (_ destination: Tensor, _ base: Tensor?) -> Void) {
+    slot?.write(onto: contribute)
+  }
+
   /// Lets a kernel that can add write or add to the gradient.
   package func accumulate(_ contribute: (_ destination: Tensor, _ adds: Bool) -> Void) { slot?.accumulate(contribute) }
 }

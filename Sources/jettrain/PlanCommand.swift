@@ -19,6 +19,10 @@ struct PlanCommand: ParsableCommand {
     help: "Measured tokens per second of all ranks; default: half of this machine's SGEMM rate.",
     transform: Real.above(0, to: 1e15)) var rate: Double?
 
+  @Option(
+    help: "Gigabytes of a rank: names the cheapest recomputation with which each phase fits.",
+    transform: Real.above(0, to: 1e6)) var memory: Double?
+
   func run() {
     withoutWorld {
       let declared = try kind ?? Job.declaredKind(of: job)
@@ -59,6 +63,17 @@ struct PlanCommand: ParsableCommand {
         }
       }
       print(Format.table(rows))
+      for phase in job.phases where phase.crossesLayers {
+        let kept = KeptBytes(phase, student: student)
+        print(
+          "\(phase.name) keeps \(Format.bytes(kept.total)) a token for backward (recompute \(phase.recompute)): "
+            + kept.parts.filter { $0.bytes >= 1 }.map { "\($0.name) \(Format.bytes($0.bytes))" }
+            .joined(separator: ", "))
+      }
+      if let memory {
+        let held = Double(openShards + Machine.baseMemory(threads: threads))
+        printFitting(job, student, teacher, bytes: memory * 1e9, held: held)
+      }
       print(
         "time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")"
       )
@@ -74,6 +89,29 @@ struct PlanCommand: ParsableCommand {
           }
         }
       }
+    }
+  }
+
+  /// The first way of ``LayerRecomputation/byCost`` that fits, of every phase.
+  ///
+  /// - Parameter held: bytes that a rank takes besides
+  private func printFitting(
+    _ job: Job, _ student: ModelConfiguration, _ teacher: ModelConfiguration?, bytes: Double, held: Double
+  ) {
+    let ways = LayerRecomputation.byCost.map { way in
+      let phases = job.phases.map { phase in
+        var phase = phase
+        phase.recompute = way
+        return phase
+      }
+      return (way, StepEstimate.phases(phases, student: student, teacher: teacher, ranks: ranks))
+    }
+    for (index, phase) in job.phases.enumerated() {
+      let fitting = ways.first { Double($0.1[index].peakBytes) + held <= bytes }
+      print(
+        fitting.map {
+          "\(phase.name) fits with recompute \($0.0): \(Format.bytes(Double($0.1[index].peakBytes) + held)) a rank"
+        } ?? "\(phase.name) does not fit: make micro_batch or context smaller, or let more ranks share the state")
     }
   }
 }

@@ -113,7 +113,9 @@ extension TrainingTests {
     for step in 0..<400 {
       student.path = sampling.path(step: step, layers: 4, seed: 1)
       let data = (0..<2).map { Self.batch(UInt64(step * 2 + $0)) }
-      _ = try runner.run(data, updates: updates.count(step), learningRate: 1e-2)
+      // To zero in the end: at a constant rate where it stops is a matter of rounding (0.68 to 0.74 of layer 1, by the
+      // kernels that OpenBLAS chooses).
+      _ = try runner.run(data, updates: updates.count(step), learningRate: 1e-2 * (1 - Double(step) / 400))
     }
     try runner.waitForParameters()
     let after = aligned()

@@ -89,6 +89,9 @@ package struct Phase: Sendable, Equatable {
 }
 
 extension Phase {
+  /// Whether gradients cross layers, so that what all of them keep exists at once.
+  package var crossesLayers: Bool { losses.hidden + losses.logits + losses.crossEntropy > 0 }
+
   /// Whether `parameter` of `model` trains in this phase.
   package func trains(_ parameter: Parameter, of model: HybridLM) -> Bool {
     !frozen.contains(parameter.group)
