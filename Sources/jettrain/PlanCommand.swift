@@ -26,6 +26,7 @@ struct PlanCommand: ParsableCommand {
       guard let kind = JobKind(rawValue: declared) else { throw JobError(.usage, "--kind \(declared): unknown") }
       let job = try Job(kind, path: job, overrides: overrides, ranks: ranks)
       let (student, teacher) = try job.configurations()
+      if let teacher { try Self.check(student, of: job.student, against: teacher, of: job.teacher ?? "") }
       print(
         "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(Format.counted(ranks, "rank"))"
       )
@@ -59,9 +60,12 @@ struct PlanCommand: ParsableCommand {
         }
       }
       print(Format.table(rows))
-      print(
-        "time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")"
-      )
+      let assumed =
+        rate == nil
+        ? "assuming that every rank has a machine such as this one (\(Int(matrixRate / Double(ranks) / 1e9)) GF/s measured) and "
+          + "makes half of that; --rate gives measured tokens a second of all ranks"
+        : "at the given rate"
+      print("time \(Format.duration(total)), \(assumed)")
       if let mix = try? job.mix(job.mixName) {
         for source in mix.sources {
           if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {
@@ -73,7 +77,25 @@ struct PlanCommand: ParsableCommand {
             print("source \(source.name): weight \(source.weight), not in \(job.dataRoot)")
           }
         }
+        // What a run would refuse of the data, where they are all here.
+        if mix.sources.allSatisfy({ FileManager.default.fileExists(atPath: job.dataRoot + "/" + $0.name) }) {
+          _ = try job.dataPlans(student: student, teacher: teacher)
+        }
       }
+    }
+  }
+
+  /// Refuses a student that is not of this teacher: layer by layer, and width by width.
+  private static func check(
+    _ student: ModelConfiguration, of path: String, against teacher: ModelConfiguration, of teacherPath: String
+  ) throws {
+    let pairs = [
+      ("layers", student.layerTypes.count, teacher.layerTypes.count),
+      ("channels", student.hiddenSize, teacher.hiddenSize),
+      ("rows of the vocabulary", student.vocabularySize, teacher.vocabularySize),
+    ]
+    for (what, own, others) in pairs where own != others {
+      throw JobError(.data, "\(path): has \(own) \(what), its teacher \(teacherPath) \(others): another model's")
     }
   }
 }
