@@ -3,6 +3,7 @@ import Evaluation
 import Files
 import Foundation
 import Models
+import Reporting
 import Search
 import Tensors
 import TokenStreams

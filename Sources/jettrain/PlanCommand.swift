@@ -30,6 +30,7 @@ struct PlanCommand: ParsableCommand {
       guard let kind = JobKind(rawValue: declared) else { throw JobError(.usage, "--kind \(declared): unknown") }
       let job = try Job(kind, path: job, overrides: overrides, ranks: ranks)
       let (student, teacher) = try job.configurations()
+      if let teacher { try Self.check(student, of: job.student, against: teacher, of: job.teacher ?? "") }
       print(
         "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(Format.counted(ranks, "rank"))"
       )
@@ -74,9 +75,12 @@ struct PlanCommand: ParsableCommand {
         let held = Double(openShards + Machine.baseMemory(threads: threads))
         printFitting(job, student, teacher, bytes: memory * 1e9, held: held)
       }
-      print(
-        "time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")"
-      )
+      let assumed =
+        rate == nil
+        ? "assuming that every rank has a machine such as this one (\(Int(matrixRate / Double(ranks) / 1e9)) GF/s measured) and "
+          + "makes half of that; --rate gives measured tokens a second of all ranks"
+        : "at the given rate"
+      print("time \(Format.duration(total)), \(assumed)")
       if let mix = try? job.mix(job.mixName) {
         for source in mix.sources {
           if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {
@@ -88,6 +92,10 @@ struct PlanCommand: ParsableCommand {
             print("source \(source.name): weight \(source.weight), not in \(job.dataRoot)")
           }
         }
+        // What a run would refuse of the data, where they are all here.
+        if mix.sources.allSatisfy({ FileManager.default.fileExists(atPath: job.dataRoot + "/" + $0.name) }) {
+          _ = try job.dataPlans(student: student, teacher: teacher)
+        }
       }
     }
   }
@@ -96,7 +104,7 @@ struct PlanCommand: ParsableCommand {
   ///
   /// - Parameter held: bytes that a rank takes besides
   private func printFitting(
-    _ job: Job, _ student: ModelConfiguration, _ teacher: ModelConfiguration?, bytes: Double, held: Double
+    _ job: Job, _ student: Architecture, _ teacher: Architecture?, bytes: Double, held: Double
   ) {
     let ways = LayerRecomputation.byCost.map { way in
       let phases = job.phases.map { phase in
@@ -112,6 +120,20 @@ struct PlanCommand: ParsableCommand {
         fitting.map {
           "\(phase.name) fits with recompute \($0.0): \(Format.bytes(Double($0.1[index].peakBytes) + held)) a rank"
         } ?? "\(phase.name) does not fit: make micro_batch or context smaller, or let more ranks share the state")
+    }
+  }
+
+  /// Refuses a student that is not of this teacher: layer by layer, and width by width.
+  private static func check(
+    _ student: Architecture, of path: String, against teacher: Architecture, of teacherPath: String
+  ) throws {
+    let pairs = [
+      ("layers", student.layerTypes.count, teacher.layerTypes.count),
+      ("channels", student.hiddenSize, teacher.hiddenSize),
+      ("rows of the vocabulary", student.vocabularySize, teacher.vocabularySize),
+    ]
+    for (what, own, others) in pairs where own != others {
+      throw JobError(.data, "\(path): has \(own) \(what), its teacher \(teacherPath) \(others): another model's")
     }
   }
 }

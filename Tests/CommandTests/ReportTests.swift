@@ -13,7 +13,8 @@ private let chromium = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/
   init() throws {
     small = try SmallRun()
     let made = try small.run([
-      "tokens", "make-questions", "--task", "roll-call", "--items", "5", "--queries", "2", "--split", "held-out", "--count",
+      "tokens", "make-questions", "--task", "roll-call", "--items", "5", "--queries", "2", "--split", "held-out",
+      "--count",
       "4", "--output", "questions.jsonl",
     ])
     #expect(made.status == 0, "\(made.output)")
@@ -43,7 +44,8 @@ private let chromium = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/
     let process = Process()
     process.executableURL = URL(fileURLWithPath: try #require(chromium))
     process.arguments = [
-      "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--user-data-dir=\(small.folder)/browser",
+      "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000",
+      "--user-data-dir=\(small.folder)/browser",
       "--dump-dom", "file://\(small.folder)/report.html",
     ]
     let output = Pipe()
@@ -53,7 +55,9 @@ private let chromium = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/
     let page = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     process.waitUntilExit()
     #expect(process.terminationStatus == 0)
-    for part in ["<h1>Models side by side</h1>", "<td>teacher</td>", "<td>again</td>", "Memory and speed", "Side by side"] {
+    for part in [
+      "<h1>Models side by side</h1>", "<td>teacher</td>", "<td>again</td>", "Memory and speed", "Side by side",
+    ] {
       #expect(page.contains(part), "\(part) is missing from\n\(page.prefix(2000))")
     }
   }

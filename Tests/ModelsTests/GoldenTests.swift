@@ -32,7 +32,7 @@ import Testing
     arguments: ["mistral", "linear", "yarn", "yarn-attention", "gemma-scale"],
     [TestBackend.cpu(threads: 2), .reference])
   func familyMatchesReference(_ name: String, backend: TestBackend) throws {
-    try compare(goldenFolder + "/families/" + name, backend, checkpointing: false)
+    try compare(goldenFolder + "/families/" + name, backend, .none)
   }
 
   /// Those of the workplace.

@@ -7,7 +7,9 @@ import Tokenizers
 
 /// A stranger's own data: one shard, and JSON that nobody said how to read.
 @Suite struct OwnDataTests {
-  private func build(_ text: String, _ name: String, format: DocumentFormat, in folder: TemporaryFolder) throws -> Manifest {
+  private func build(_ text: String, _ name: String, format: DocumentFormat, in folder: TemporaryFolder) throws
+    -> Manifest
+  {
     let path = folder.path + "/" + name
     try Data(text.utf8).write(to: URL(fileURLWithPath: path))
     let recipe = DatasetRecipe(
