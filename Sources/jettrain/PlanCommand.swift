@@ -104,7 +104,7 @@ struct PlanCommand: ParsableCommand {
   ///
   /// - Parameter held: bytes that a rank takes besides
   private func printFitting(
-    _ job: Job, _ student: Architecture, _ teacher: Architecture?, bytes: Double, held: Double
+    _ job: Job, _ student: ModelConfiguration, _ teacher: ModelConfiguration?, bytes: Double, held: Double
   ) {
     let ways = LayerRecomputation.byCost.map { way in
       let phases = job.phases.map { phase in
@@ -125,7 +125,7 @@ struct PlanCommand: ParsableCommand {
 
   /// Refuses a student that is not of this teacher: layer by layer, and width by width.
   private static func check(
-    _ student: Architecture, of path: String, against teacher: Architecture, of teacherPath: String
+    _ student: ModelConfiguration, of path: String, against teacher: ModelConfiguration, of teacherPath: String
   ) throws {
     let pairs = [
       ("layers", student.layerTypes.count, teacher.layerTypes.count),
