@@ -144,9 +144,9 @@ let package = Package(
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
       exclude: [
-        "hub_server.py", "jet_twin.py", "make_chat_fixtures.py", "make_family_goldens.py", "make_gguf_fixtures.py",
-        "make_golden.py", "make_layer_fixtures.py", "make_reference.py", "make_tokenizer_fixtures.py", "parity.py",
-        "tokenizer_parity.py",
+        "hub_server.py", "hybrid_parity.py", "jet_twin.py", "make_chat_fixtures.py", "make_family_goldens.py",
+        "make_gguf_fixtures.py", "make_golden.py", "make_layer_fixtures.py", "make_reference.py",
+        "make_tokenizer_fixtures.py", "parity.py", "tokenizer_parity.py",
       ],
       swiftSettings: unoptimized),
   ],

@@ -34,45 +34,48 @@ private func altered(_ bytes: [UInt8], below end: Int, _ random: inout Generator
   return out
 }
 
-let modelFileKinds: [(name: String, run: (inout Generator) throws -> Void)] = [
-  (
-    "GGUF headers and arrays",
-    { random in
-      let bytes =
-        Bool.random(using: &random)
-        ? mutate(arraysOfEveryType, &random) : altered(arraysOfEveryType, below: 700, &random)
-      let file = try GGUFFile(content: bytes, path: "fuzz.gguf")
-      for name in file.entries.keys { _ = try file.floats(name) }
-    }
-  ),
-  (
-    "GGUF models",
-    { random in
-      let path = folder + "/mutated.gguf"
-      _ = FileManager.default.createFile(
-        atPath: path, contents: Data(altered(llama, below: llamaHeader, &random)))
-      let configuration = try ModelConfiguration(path: path)
-      _ = HybridLM(configuration).cacheBytes(context: 65_536)
-      let tokenizer = try makeTokenizer(path)
-      _ = tokenizer.decode(tokenizer.encode("the theme \u{301} of <|endoftext|>\n 12".utf8, special: .recognized))
-    }
-  ),
-  (
-    "tokenizers of families",
-    { random in
-      let bytes = families.randomElement(using: &random)!
-      let tokenizer = try BPETokenizer(json: Data(mutate(bytes, &random)), path: "tokenizer.json")
-      let ids = tokenizer.encode("the  theme \u{301} of <s>\n\n12 <table>".utf8, special: .recognized)
-      _ = tokenizer.decode(ids + [0, 258, 4_000_000])
-    }
-  ),
-  (
-    "chat templates",
-    { random in
-      let source = String(decoding: mutate(templates.randomElement(using: &random)!, &random), as: UTF8.self)
-      let template = try ChatTemplate(source, beginOfText: "<bos>", endOfText: "<eos>")
-      _ = try template.text(
-        [.init(role: "system", content: "a"), .init(role: "user", content: "b")], asksForAnswer: true)
-    }
-  ),
-]
+/// - Parameter folder: where a case may write files
+func modelFileKinds(folder: String) -> [(name: String, run: (inout Generator) throws -> Void)] {
+  [
+    (
+      "GGUF headers and arrays",
+      { random in
+        let bytes =
+          Bool.random(using: &random)
+          ? mutate(arraysOfEveryType, &random) : altered(arraysOfEveryType, below: 700, &random)
+        let file = try GGUFFile(content: bytes, path: "fuzz.gguf")
+        for name in file.entries.keys { _ = try file.floats(name) }
+      }
+    ),
+    (
+      "GGUF models",
+      { random in
+        let path = folder + "/mutated.gguf"
+        _ = FileManager.default.createFile(
+          atPath: path, contents: Data(altered(llama, below: llamaHeader, &random)))
+        let configuration = try ModelConfiguration(path: path)
+        _ = HybridLM(configuration).cacheBytes(context: 65_536)
+        let tokenizer = try makeTokenizer(path)
+        _ = tokenizer.decode(tokenizer.encode("the theme \u{301} of <|endoftext|>\n 12".utf8, special: .recognized))
+      }
+    ),
+    (
+      "tokenizers of families",
+      { random in
+        let bytes = families.randomElement(using: &random)!
+        let tokenizer = try BPETokenizer(json: Data(mutate(bytes, &random)), path: "tokenizer.json")
+        let ids = tokenizer.encode("the  theme \u{301} of <s>\n\n12 <table>".utf8, special: .recognized)
+        _ = tokenizer.decode(ids + [0, 258, 4_000_000])
+      }
+    ),
+    (
+      "chat templates",
+      { random in
+        let source = String(decoding: mutate(templates.randomElement(using: &random)!, &random), as: UTF8.self)
+        let template = try ChatTemplate(source, beginOfText: "<bos>", endOfText: "<eos>")
+        _ = try template.text(
+          [.init(role: "system", content: "a"), .init(role: "user", content: "b")], asksForAnswer: true)
+      }
+    ),
+  ]
+}

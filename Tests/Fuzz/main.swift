@@ -265,7 +265,7 @@ let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
       }
     }
   ),
-] + modelFileKinds
+] + modelFileKinds(folder: folder)
 
 // 1 GiB beyond what the process has now is far more than any case may ask for.
 let pages = (try? String(contentsOfFile: "/proc/self/statm", encoding: .utf8))?.split(separator: " ").first

@@ -45,7 +45,8 @@ import Tokenizers
       parts += tokenizer.encode(text[start..<i], continuing: start > 0)
       start = i
     }
-    #expect(start > 0)
+    // The tokens of Gemma's stand-in reach over spaces everywhere.
+    #expect(start > 0 || kind == "gemma")
     parts += tokenizer.encode(text[start...], continuing: true)
     #expect(parts == tokenizer.encode(text))
   }

@@ -191,8 +191,8 @@ class Attention(nn.Module):
         theta, scaling = config.hybrid["rope_theta"], config.hybrid["rope_scaling"]
         if gemma and window:
             theta, scaling = config.hybrid["rope_local_base_freq"] or 10000.0, None
-        self.frequencies, self.magnitude = inverse_frequencies(
-            self.size, theta, scaling, config.get("max_position_embeddings"))
+        # Computed when it runs: a model may be made where tensors have no values.
+        self.angles = (self.size, theta, scaling, config.get("max_position_embeddings"))
         self.scale = (config.get("query_pre_attn_scalar", 256) if gemma else self.size) ** -0.5
 
     def forward(self, x, cache, first):
@@ -202,7 +202,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).reshape(b, t, self.groups, self.size)
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rotate(y, first, self.frequencies, self.magnitude) for y in (q, k))
+        frequencies, magnitude = inverse_frequencies(*self.angles)
+        q, k = (rotate(y, first, frequencies, magnitude) for y in (q, k))
         if "k" in cache:
             k, v = torch.cat([cache["k"], k], 1), torch.cat([cache["v"], v], 1)
         keep = self.window or k.shape[1]
@@ -433,6 +434,8 @@ class JettrainHybridForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = JettrainHybridConfig
     base_model_prefix = "model"
     _is_stateful = True
+    # Its attention is its own, whichever is asked for.
+    _supports_sdpa = True
     # A list until version 4, the source of each since 5.
     _tied_weights_keys = (
         {"lm_head.weight": "model.embed_tokens.weight"} if int(transformers.__version__.split(".")[0]) >= 5
