@@ -181,7 +181,7 @@ package final class HybridLM {
   ) rethrows -> Tensor {
     willRun(.embeddings)
     var x = embed(batch)
-    for (index, layer) in layers.enumerated() {
+    for index in layers.indices {
       willRun(.layer(index))
       x = run(layer: index, x, batch, cache: caches?[index], recompute: recompute)
       try observe(index, x)
