@@ -100,7 +100,7 @@ run "$jettrain" checkpoint verify Checkpoints/finetune
 
 step "7. Side by side"
 run "$jettrain" compare --data "$data" --mix demo --context 512 --sequences 64 --items 20 --queries 16 --seed "$seed" \
-  --accuracy roll-call-letters --accuracy roll-call-sums --samples "$data/held-out.jsonl" --match equals \
+  --accuracy roll-call-letters --accuracy roll-call-sums --samples "$data/held-out.jsonl" --show 12 --match equals \
   --title "jettrain's demo: one attention layer of four" --report Checkpoints/demo/report.html \
   --note "Roll calls: of a row of 20 letters the capital ones are there (1), the small ones not (0); sums stand between." \
   --note "No roll that is asked here was trained on; 20 letters are the longest rolls of the training." \
