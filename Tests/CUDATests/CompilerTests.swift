@@ -18,11 +18,15 @@ import Testing
       ["KEY_SIZE": "16", "VALUE_SIZE": "16", "BACKWARD_STAGES": "2"],
     ]
     let plain = ["GatedDeltaRuleExact.cu", "Normalization.cu", "DynamicConvolution.cu", "Elementwise.cu", "Losses.cu"]
-    return parts.flatMap { file in sizes.map { (file, $0) } }
-      + plain.flatMap { file in ["float", "bf16"].map { (file, ["ELEMENT": $0]) } }
-      + ["128", "64", "16"].flatMap { size in
-        ["Attention.cu", "AttentionExact.cu"].map { ($0, ["HEAD_SIZE": size]) }
-      } + [("Recurrence.cu", ["KEY_SIZE": "64"]), ("Core.cu", [:]), ("AttentionHopper.cu", [:])]
+    var variants: [(file: String, defines: [String: String])] = []
+    for file in parts { for size in sizes { variants.append((file, size)) } }
+    for file in plain { for type in ["float", "bf16"] { variants.append((file, ["ELEMENT": type])) } }
+    for size in ["128", "64", "16"] {
+      for file in ["Attention.cu", "AttentionExact.cu"] { variants.append((file, ["HEAD_SIZE": size])) }
+    }
+    variants.append(("Recurrence.cu", ["KEY_SIZE": "64"]))
+    for file in ["Core.cu", "AttentionHopper.cu"] { variants.append((file, [:])) }
+    return variants
   }()
 
   @Test(
