@@ -65,7 +65,10 @@ package final class Compiler: @unchecked Sendable {
     _ source: Source, headers: [Source], defines: [String: String], architecture: String, caches: Bool = true
   ) throws -> Output {
     let options =
-      ["--gpu-architecture=\(architecture)", "--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v"]
+      [
+        "--gpu-architecture=\(architecture)", "--std=c++17", "--device-as-default-execution-space",
+        "--ptxas-options=-v",
+      ]
       + defines.sorted { $0.key < $1.key }.map { "-D\($0.key)=\($0.value)" }
     var hash = SHA256()
     for text in [source.name, source.text] + headers.flatMap({ [$0.name, $0.text] }) + options {

@@ -143,7 +143,8 @@ package final class Event: @unchecked Sendable {
   package init(_ device: Device, isTimed: Bool = true) throws {
     var handle: CUevent?
     // CU_EVENT_DISABLE_TIMING
-    try device.driver.check(device.driver.cuEventCreate(&handle, isTimed ? 0 : 2), "making an event on card \(device.index)")
+    try device.driver.check(
+      device.driver.cuEventCreate(&handle, isTimed ? 0 : 2), "making an event on card \(device.index)")
     (self.handle, self.device) = (handle!, device)
   }
 

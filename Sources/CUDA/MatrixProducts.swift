@@ -124,7 +124,9 @@ package final class MatrixProducts: @unchecked Sendable {
   private func check(_ status: cublasStatus_t, _ action: String, _ shape: Shape) throws {
     guard status != 0 else { return }
     throw CUDAError(
-      .fault, "cuBLASLt (\(path)): \(action) of [\(shape.m), \(shape.k)] and [\(shape.k), \(shape.n)] failed with status \(status)")
+      .fault,
+      "cuBLASLt (\(path)): \(action) of [\(shape.m), \(shape.k)] and [\(shape.k), \(shape.n)] failed with status \(status)"
+    )
   }
 
   private func plan(_ name: PlanName) throws -> Plan? {

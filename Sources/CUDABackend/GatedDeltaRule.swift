@@ -126,7 +126,8 @@ package final class GatedDeltaRule: @unchecked Sendable {
   ///   - initial: the states before the first tokens; zero when nil
   ///   - saved: receives what `backward` needs
   package func forward(
-    q: any DeviceMemory, k: any DeviceMemory, v: any DeviceMemory, g: any DeviceMemory, beta: any DeviceMemory, scale: Float,
+    q: any DeviceMemory, k: any DeviceMemory, v: any DeviceMemory, g: any DeviceMemory, beta: any DeviceMemory,
+    scale: Float,
     chunks: ChunkTable, initial: (any DeviceMemory)?, o: any DeviceMemory, final: (any DeviceMemory)?, saved: Saved?,
     workspace: any DeviceMemory
   ) throws {
@@ -159,9 +160,11 @@ package final class GatedDeltaRule: @unchecked Sendable {
   ///   - dFinal: the gradient of the states after the last tokens; zero when nil
   ///   - saved: of the forward pass over the same inputs and chunks
   package func backward(
-    dO: any DeviceMemory, dFinal: (any DeviceMemory)?, q: any DeviceMemory, k: any DeviceMemory, v: any DeviceMemory, g: any DeviceMemory,
+    dO: any DeviceMemory, dFinal: (any DeviceMemory)?, q: any DeviceMemory, k: any DeviceMemory, v: any DeviceMemory,
+    g: any DeviceMemory,
     beta: any DeviceMemory, scale: Float, chunks: ChunkTable, saved: Saved, dQ: any DeviceMemory, dK: any DeviceMemory,
-    dV: any DeviceMemory, dG: any DeviceMemory, dBeta: any DeviceMemory, dInitial: (any DeviceMemory)?, workspace: any DeviceMemory
+    dV: any DeviceMemory, dG: any DeviceMemory, dBeta: any DeviceMemory, dInitial: (any DeviceMemory)?,
+    workspace: any DeviceMemory
   ) throws {
     check(chunks, q, k, v, g, beta, dO, workspace)
     check(chunks, dQ, dK, dV, dG, dBeta, dO, workspace)

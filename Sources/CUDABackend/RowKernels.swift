@@ -28,7 +28,8 @@ package final class RowKernels: @unchecked Sendable {
     (device, self.elements) = (library.device, elements)
     let files = [
       "Normalization.cu": [
-        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeBackwardByColumns", "normalizeWeightParts", "addParts",
+        "normalize", "normalizeBackward", "normalizeBackwardWithParts", "normalizeBackwardByColumns",
+        "normalizeWeightParts", "addParts",
         "siluNormalize", "siluNormalizeBackward",
       ],
       "DynamicConvolution.cu": ["dynamicConvolution", "dynamicConvolutionBackward"],
@@ -64,7 +65,8 @@ package final class RowKernels: @unchecked Sendable {
     try launch(
       "normalize", grid: ((rows + 7) / 8, 1),
       [
-        A(x), A(gate), argument(gateView, columns: columns), A(weight), A(rows), A(columns), A(epsilon), A(y), A(inverse),
+        A(x), A(gate), argument(gateView, columns: columns), A(weight), A(rows), A(columns), A(epsilon), A(y),
+        A(inverse),
       ])
   }
 
@@ -74,7 +76,8 @@ package final class RowKernels: @unchecked Sendable {
   package func normalizeBackward(
     _ dy: any DeviceMemory, _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, gateView: Heads? = nil,
     weight: any DeviceMemory, inverse: any DeviceMemory, rows: Int, columns: Int, dx: any DeviceMemory,
-    addsInput: Bool = false, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil, dWeight: (any DeviceMemory)?, addsWeight: Bool,
+    addsInput: Bool = false, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil, dWeight: (any DeviceMemory)?,
+    addsWeight: Bool,
     workspace: any DeviceMemory
   ) throws {
     let parts = Self.parts(rows: rows)
@@ -120,14 +123,17 @@ package final class RowKernels: @unchecked Sendable {
     _ partial: any DeviceMemory, parts: Int, columns: Int, adds: Bool, into sums: any DeviceMemory
   ) throws {
     try launch(
-      "addParts", grid: ((columns + 31) / 32, 1), threads: 1024, [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
+      "addParts", grid: ((columns + 31) / 32, 1), threads: 1024,
+      [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
   }
 
   /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over rows of `columns`.
   package func siluNormalize(
     _ x: any DeviceMemory, view: Heads? = nil, rows: Int, columns: Int, epsilon: Float, into y: any DeviceMemory
   ) throws {
-    try launch("siluNormalize", grid: ((rows + 15) / 16, 1), [A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(y)])
+    try launch(
+      "siluNormalize", grid: ((rows + 15) / 16, 1),
+      [A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(y)])
   }
 
   package func siluNormalizeBackward(
@@ -135,7 +141,8 @@ package final class RowKernels: @unchecked Sendable {
     dx: any DeviceMemory, dView: Heads? = nil
   ) throws {
     try launch(
-      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1), [
+      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1),
+      [
         A(dy), A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(dx),
         argument(dView, columns: columns),
       ])
@@ -148,7 +155,8 @@ package final class RowKernels: @unchecked Sendable {
   /// x, y [N, C], taps [N, C, 4], bias [C, 4], starts [N] int32; tokens
   /// of x may be `stride` elements apart.
   package func dynamicConvolution(
-    _ x: any DeviceMemory, stride: Int? = nil, taps: any DeviceMemory, bias: (any DeviceMemory)?, starts: any DeviceMemory,
+    _ x: any DeviceMemory, stride: Int? = nil, taps: any DeviceMemory, bias: (any DeviceMemory)?,
+    starts: any DeviceMemory,
     tokens: Int, channels: Int, into y: any DeviceMemory
   ) throws {
     try launch(
@@ -241,7 +249,10 @@ package final class RowKernels: @unchecked Sendable {
     let parts = Self.parts(rows: rows)
     try launch(
       "normalizeWeightParts", grid: ((columns + 255) / 256, parts.count),
-      [A(dy), A(x), A(nil), argument(nil, columns: columns), A(inverse), A(rows), A(columns), A(parts.rows), A(workspace)])
+      [
+        A(dy), A(x), A(nil), argument(nil, columns: columns), A(inverse), A(rows), A(columns), A(parts.rows),
+        A(workspace),
+      ])
     try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
   }
 

@@ -30,7 +30,8 @@ package final class MPIFabric: Fabric {
       let exchange = try communicator.allToAll(
         send: outgoing.floats, sendCounts: ranges.map(\.count),
         sendDisplacements: ranges.map { $0.lowerBound - start }, receive: incoming.floats,
-        receiveCounts: [Int](repeating: mine, count: ranges.count), receiveDisplacements: ranges.indices.map { $0 * mine })
+        receiveCounts: [Int](repeating: mine, count: ranges.count),
+        receiveDisplacements: ranges.indices.map { $0 * mine })
       return StagedTransfer(exchange, keeping: outgoing) { [copies] in
         incoming.upload(to: received.rows(0..<ranges.count * mine), by: copies)
       }

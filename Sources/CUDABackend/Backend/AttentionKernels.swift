@@ -4,7 +4,8 @@ import Tensors
 /// Softmax attention: on tensor cores for bfloat16 heads of a multiple of 16 channels up to 128, else in plain float32.
 extension CUDABackend {
   private enum TableName: Hashable {
-    case tiles(Int), spans
+    case tiles(Int)
+    case spans
   }
 
   /// Spans and runs of `tile` queries, on the card.
@@ -24,7 +25,8 @@ extension CUDABackend {
         stride(from: 0, to: span.queries.count, by: tile).map { (span: index, first: $0, keys: span.keys.count + $0) }
       }
       // Those that see most keys first, so that no block is left alone at the end.
-      return tensor(all.sorted { ($0.keys, $0.span) > ($1.keys, $1.span) }.flatMap { [Int32($0.span), Int32($0.first)] })
+      return tensor(
+        all.sorted { ($0.keys, $0.span) > ($1.keys, $1.span) }.flatMap { [Int32($0.span), Int32($0.first)] })
     }
     return (table, tiles)
   }

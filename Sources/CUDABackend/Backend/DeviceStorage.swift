@@ -28,7 +28,8 @@ extension Tensor {
     require(type(of: storage) == DeviceStorage.self, "a tensor of another backend")
     let storage = unsafeDowncast(storage, to: DeviceStorage.self)
     return DeviceView(
-      storage: storage, address: storage.address + UInt64(offset * dtype.size), byteCount: (isDense ? count : max(0, rows - 1) * rowStride + columns) * dtype.size)
+      storage: storage, address: storage.address + UInt64(offset * dtype.size),
+      byteCount: (isDense ? count : max(0, rows - 1) * rowStride + columns) * dtype.size)
   }
 
   /// Where the elements lie, with their type, as kernels that take any type read it (Kernels/Values.cuh).

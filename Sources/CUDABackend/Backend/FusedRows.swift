@@ -15,7 +15,8 @@ extension CUDABackend {
     writing(y, as: x.dtype) { y in
       run("normalize") {
         try rows(type(x)).normalize(
-          x.deviceView, weight: weight.deviceView, rows: x.count / weight.count, columns: weight.count, epsilon: epsilon,
+          x.deviceView, weight: weight.deviceView, rows: x.count / weight.count, columns: weight.count,
+          epsilon: epsilon,
           into: y.deviceView, inverse: inverse.deviceView)
       }
     }
@@ -55,7 +56,8 @@ extension CUDABackend {
       run("gatedNormalize") {
         try rows(type(x)).normalize(
           x.deviceView, gate: gate.deviceView, gateView: heads(gate, weight.count), weight: weight.deviceView,
-          rows: x.count / weight.count, columns: weight.count, epsilon: epsilon, into: y.deviceView, inverse: inverse.deviceView)
+          rows: x.count / weight.count, columns: weight.count, epsilon: epsilon, into: y.deviceView,
+          inverse: inverse.deviceView)
       }
     }
   }
@@ -71,7 +73,8 @@ extension CUDABackend {
       writing(dGate, as: x.dtype) { dGate in
         run("gatedNormalizeBackward") {
           try rows(type(x)).normalizeBackward(
-            dy.deviceView, x.deviceView, gate: gate.deviceView, gateView: heads(gate, columns), weight: weight.deviceView,
+            dy.deviceView, x.deviceView, gate: gate.deviceView, gateView: heads(gate, columns),
+            weight: weight.deviceView,
             inverse: inverse.deviceView, rows: count, columns: columns, dx: dx.deviceView, dGate: dGate.deviceView,
             dGateView: heads(dGate, columns), dWeight: dWeight?.deviceView,
             addsWeight: addsWeight, workspace: workspace.deviceView)

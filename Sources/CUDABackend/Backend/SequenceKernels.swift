@@ -94,14 +94,17 @@ extension CUDABackend {
   private func dynamicConvolve(
     _ x: Tensor, _ kernels: Tensor, bias: Tensor?, _ layout: Layout, _ history: Tensor?, into y: Tensor
   ) {
-    guard history == nil, (kernels.deviceView.address | (bias?.deviceView.address ?? 0)) % 16 == 0, let type = elements(x, kernels, y) else {
+    guard history == nil, (kernels.deviceView.address | (bias?.deviceView.address ?? 0)) % 16 == 0,
+      let type = elements(x, kernels, y)
+    else {
       if let bias { addBias(bias, to: kernels.reshaped([x.rows, bias.count])) }
       return convolve(x, taps: kernels, stride: x.columns * 4, bias: nil, layout, history, activates: true, into: y)
     }
     let places = places(layout)
     run("dynamicConvolution") {
       try rows(type).dynamicConvolution(
-        x.deviceView, stride: x.rowStride, taps: kernels.deviceView, bias: bias?.deviceView, starts: places.starts.deviceView, tokens: x.rows,
+        x.deviceView, stride: x.rowStride, taps: kernels.deviceView, bias: bias?.deviceView,
+        starts: places.starts.deviceView, tokens: x.rows,
         channels: x.columns, into: y.deviceView)
     }
   }
