@@ -36,6 +36,7 @@ let package = Package(
     .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(name: "CMPI", pkgConfig: "ompi-c", providers: [.apt(["libopenmpi-dev"])]),
     .systemLibrary(name: "CStack"),
+    .systemLibrary(name: "CVector"),
     .systemLibrary(name: "COpenBLAS", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .target(name: "Hashing", dependencies: ["CCrypto"]),
@@ -43,7 +44,7 @@ let package = Package(
     .target(name: "Parallel", swiftSettings: kernelFlags),
     .target(name: "Tensors"),
     .target(
-      name: "CPUBackend", dependencies: ["COpenBLAS", "Parallel", "Tensors"], swiftSettings: kernelFlags),
+      name: "CPUBackend", dependencies: ["COpenBLAS", "CVector", "Parallel", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "Fabric", dependencies: ["CPUBackend", "MPI", "Tensors"]),
     .target(name: "CUDA", dependencies: ["CCUDA", "Hashing"]),
     .target(
@@ -83,8 +84,8 @@ let package = Package(
     .target(
       name: "Search",
       dependencies: [
-        "Checkpointing", "Conversion", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Tensors",
-        "Tokenizers", "TokenStreams", "Training",
+        "Checkpointing", "Conversion", "Evaluation", "Files", "Hashing", "MPI", "Models", "NN", "Ops", "Reporting",
+        "Tensors", "Tokenizers", "TokenStreams", "Training",
       ]),
     .executableTarget(
       name: "jettrain",
@@ -143,7 +144,8 @@ let package = Package(
     .testTarget(
       name: "InteropTests", dependencies: ["jettrain", "jettrain-fuzz", "TestSupport"], path: "Tests/Interop",
       exclude: [
-        "hub_server.py", "hybrid_parity.py", "jet_twin.py", "make_chat_fixtures.py", "make_family_goldens.py", "make_gguf_fixtures.py", "make_golden.py", "make_layer_fixtures.py", "make_reference.py", "make_tokenizer_fixtures.py", "parity.py",
+        "hub_server.py", "hybrid_parity.py", "jet_twin.py", "make_chat_fixtures.py", "make_family_goldens.py", "make_gguf_fixtures.py",
+        "make_golden.py", "make_layer_fixtures.py", "make_reference.py", "make_tokenizer_fixtures.py", "parity.py",
         "tokenizer_parity.py",
       ],
       swiftSettings: unoptimized),

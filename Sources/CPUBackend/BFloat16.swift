@@ -12,6 +12,15 @@ extension UnsafeMutablePointer where Pointee == UInt16 {
     return unsafeBitCast(SIMD16<UInt32>(truncatingIfNeeded: halves) &<< 16, to: Lanes.self)
   }
 
+  /// `count` values at `index` as float32, then zeros; 16 is the whole vector.
+  @inline(__always)
+  func wide(_ index: Int, _ count: Int) -> Lanes {
+    if count == laneCount { return wide(index) }
+    var vector = Lanes.zero
+    for lane in 0..<count { vector[lane] = single(index + lane) }
+    return vector
+  }
+
   /// The value at `index` as float32.
   @inline(__always)
   func single(_ index: Int) -> Float { Float(bitPattern: UInt32(self[index]) << 16) }
@@ -45,50 +54,11 @@ func round(_ source: FloatPointer, into out: BFloatPointer, _ count: Int) {
 }
 
 extension CPUBackend {
-  /// Rows up to which a product reads each weight once for all of them, at the speed of memory.
-  private static let fewRows = 16
-  /// Weights widened at a time for products of many rows, along the sum.
-  private static let panelDepth = 1024
-
-  /// c [rows, columns] = alpha · a op(b), or added to c, with b in bfloat16.
-  func multiplyWide(
-    _ a: Rows, _ b: BFloatPointer, transposed: Bool, into c: Rows, rows: Int, columns: Int, inner: Int, alpha: Float,
-    adds: Bool
-  ) {
-    if transposed && rows <= Self.fewRows {
-      return streamWeights(a, b, into: c, rows: rows, columns: columns, inner: inner, alpha: alpha, adds: adds)
-    }
-    let eighth = ((columns + 7) / 8 + 63) / 64 * 64
-    let tile = min(512, max(128, eighth))
-    parallel((columns + tile - 1) / tile, kernel: "multiply") { t in
-      let first = t * tile
-      let width = min(tile, columns - first)
-      let depth = min(Self.panelDepth, inner)
-      var scratch = Scratch(Scratch.rounded(width * depth))
-      defer { scratch.free() }
-      let panel = scratch.take(width * depth)
-      for start in stride(from: 0, to: inner, by: depth) {
-        let length = min(depth, inner - start)
-        let matrix: Matrix
-        if transposed {
-          for j in 0..<width { widen(b + (first + j) * inner + start, into: panel + j * length, length) }
-          matrix = Matrix(panel, stride: length, isTransposed: true)
-        } else {
-          for i in 0..<length { widen(b + (start + i) * columns + first, into: panel + i * width, width) }
-          matrix = Matrix(panel, stride: width)
-        }
-        gemm(
-          rows, width, length, alpha, Matrix(a.start + start, stride: a.stride), matrix, adds || start > 0 ? 1 : 0,
-          Matrix(c.start + first, stride: c.stride))
-      }
-    }
-  }
-
   /// c = alpha · a bᵀ for a few rows of a, each row of b read once.
   ///
   /// Two neighbours of bfloat16 are one 32-bit word: its upper half is the second as it stands, a shift makes the first.
   /// So the rows of a are laid out in blocks of 32, the sixteen even elements before the sixteen odd ones.
-  private func streamWeights(
+  func streamWeights(
     _ a: Rows, _ b: BFloatPointer, into c: Rows, rows: Int, columns: Int, inner: Int, alpha: Float, adds: Bool
   ) {
     let whole = inner / 32 * 32

@@ -41,9 +41,11 @@ package final class CPUBackend: Backend {
 
   package var deviceDescription: String { "\(pool.threadCount) thread\(pool.threadCount == 1 ? "" : "s")" }
 
-  /// Whose kernels OpenBLAS uses for matrix products, `Haswell` or `SkylakeX` for example: it decides at start by the
-  /// processor, or as `OPENBLAS_CORETYPE` says. Others round otherwise.
-  package var kernelIdentity: String { String(cString: openblas_get_corename()) }
+  /// The microkernel of large products, and whose kernels OpenBLAS uses for small ones, `Haswell` or `SkylakeX` for example:
+  /// it decides at start by the processor, or as `OPENBLAS_CORETYPE` says. Others round otherwise.
+  package var kernelIdentity: String {
+    "\(Microkernel.rows)x\(Microkernel.columns), \(String(cString: openblas_get_corename()))"
+  }
 
   package var takesColumnViews: Bool { true }
 
@@ -70,8 +72,8 @@ package final class CPUBackend: Backend {
   func release(_ address: UnsafeMutableRawPointer, byteCount: Int) {
     let size = Self.blockSize(byteCount)
     liveBytes -= size
-    // Large blocks go back to the system: they are arenas, which live as long as a phase.
-    if size > 256 << 20 { free(address) } else { spare[size, default: []].append(address) }
+    // Whatever its size, the next step wants one like it; arenas are let go of with their phase (``trim()``).
+    spare[size, default: []].append(address)
   }
 
   /// Lends `count` floats, undefined, to `body`.

@@ -61,27 +61,66 @@ extension CPUBackend {
       inner == (bTransposed ? bColumns : bRows) && c.rows == rows && c.columns == columns,
       "multiply of \(a.shape)\(aTransposed ? "ᵀ" : "") and \(b.shape)\(bTransposed ? "ᵀ" : "") into \(c.shape)")
     operations += 2 * Double(rows) * Double(columns) * Double(inner)
-    if b.dtype == .bfloat16 {
-      precondition(!aTransposed, "a transposed matrix times weights in bfloat16")
-      return multiplyWide(
-        a.floatRows, b.bfloats, transposed: bTransposed, into: c.floatRows, rows: rows, columns: columns, inner: inner,
-        alpha: alpha, adds: adds)
+    precondition(b.dtype == .float32 || !aTransposed, "a transposed matrix times weights in bfloat16")
+    if b.dtype == .bfloat16 && bTransposed && rows <= Self.fewRows {
+      return streamWeights(
+        a.floatRows, b.bfloats, into: c.floatRows, rows: rows, columns: columns, inner: inner, alpha: alpha, adds: adds)
     }
-    let (pa, pb, pc) = (a.floatRows, b.floatRows, c.floatRows)
-    let beta: Float = adds ? 1 : 0
-    // Rows of c follow rows of a, its columns those of b; the longer side is cut.
+    if b.dtype == .float32 && (min(rows, columns) < Self.fewRows || inner == 0) {
+      return multiplyNarrow(
+        a.floatRows.matrix(isTransposed: aTransposed), b.floatRows.matrix(isTransposed: bTransposed), into: c.floatRows,
+        rows, columns, inner, alpha: alpha, adds: adds)
+    }
+    packedProduct(a, transposed: aTransposed, b, transposed: bTransposed, into: c, alpha: alpha, adds: adds)
+      .run(on: self, kernel: "multiply")
+  }
+
+  /// Rows up to which a product reads each weight once for all of them, at the speed of memory.
+  private static let fewRows = 16
+
+  private func packedProduct(
+    _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor, alpha: Float,
+    adds: Bool
+  ) -> PackedProduct {
+    PackedProduct(
+      rows: c.rows, columns: c.columns, inner: aTransposed ? a.rows : a.columns,
+      a: a.floatRows.matrix(isTransposed: aTransposed),
+      b: b.dtype == .bfloat16
+        ? .bfloat16(b.bfloats, stride: b.columns, isTransposed: bTransposed)
+        : .float32(b.floatRows.matrix(isTransposed: bTransposed)),
+      c: c.floatRows, alpha: alpha, adds: adds)
+  }
+
+  /// Products of few rows or columns, which are not worth packing: OpenBLAS, in tiles of the longer side.
+  private func multiplyNarrow(
+    _ a: Matrix, _ b: Matrix, into c: Rows, _ rows: Int, _ columns: Int, _ inner: Int, alpha: Float, adds: Bool
+  ) {
     let cutsRows = rows >= columns
     let tile = Self.tile(cutsRows ? rows : columns)
-    parallel((max(rows, columns) + tile - 1) / tile) { t in
+    parallel((max(rows, columns) + tile - 1) / tile, kernel: "multiply") { t in
       let first = t * tile
       let (row, column) = cutsRows ? (first, 0) : (0, first)
       gemm(
-        cutsRows ? min(tile, rows - first) : rows, cutsRows ? columns : min(tile, columns - first), inner,
-        alpha,
-        Matrix(aTransposed ? pa.start + row : pa[row], stride: pa.stride, isTransposed: aTransposed),
-        Matrix(bTransposed ? pb[column] : pb.start + column, stride: pb.stride, isTransposed: bTransposed),
-        beta, Matrix(pc[row] + column, stride: pc.stride))
+        cutsRows ? min(tile, rows - first) : rows, cutsRows ? columns : min(tile, columns - first), inner, alpha,
+        Matrix(a.start + row * (a.isTransposed ? 1 : a.stride), stride: a.stride, isTransposed: a.isTransposed),
+        Matrix(b.start + column * (b.isTransposed ? b.stride : 1), stride: b.stride, isTransposed: b.isTransposed),
+        adds ? 1 : 0, Matrix(c[row] + column, stride: c.stride))
     }
+  }
+
+  /// With the bias added while a tile is in cache, where all weights lie together.
+  package func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor) {
+    guard weights.count == 1, biases.count == 1, min(y.rows, y.columns) > Self.fewRows else {
+      return composedProject(x, weights, biases: biases, into: y)
+    }
+    operations += 2 * Double(y.rows) * Double(weights[0].count)
+    let (rows, bias) = (y.floatRows, biases[0].floats)
+    packedProduct(x, transposed: false, weights[0], transposed: true, into: y, alpha: 1, adds: false)
+      .run(on: self, kernel: "multiply") { tile, columns in
+        for n in tile {
+          axpy(1, bias + columns.lowerBound, into: rows[n] + columns.lowerBound, columns.count)
+        }
+      }
   }
 
   /// Rows or columns of one tile: an eighth of the whole, in steps of 64, at least 64. Depends on the shape alone.

@@ -21,34 +21,47 @@ extension CPUBackend {
     _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, into dx: Tensor?, adds: Bool,
     dWeight: Tensor?, addsWeight: Bool
   ) {
+    normalizeBackward(dy, x, weight, inverse, adds ? dx : nil, dx, dWeight, addsWeight)
+  }
+
+  package func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, onto base: Tensor, into dx: Tensor,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {
+    normalizeBackward(dy, x, weight, inverse, base, dx, dWeight, addsWeight)
+  }
+
+  /// Both gradients in one pass: rows are read once.
+  private func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, _ weight: Tensor, _ inverse: Tensor, _ base: Tensor?, _ dx: Tensor?, _ dWeight: Tensor?,
+    _ addsWeight: Bool
+  ) {
     let size = weight.count
     let rows = x.count / size
     let (pdy, px, w, inv) = (dy.floats, x.floats, weight.floats, inverse.floats)
-    if let pdx = dx?.floats {
-      forEachSlice(rows: rows, columns: size) { rows in
-        for n in rows {
-          let (g, row, out) = (pdy + n * size, px + n * size, pdx + n * size)
-          let scale = inv[n]
-          var sum = Lanes.zero
-          sweep(size) { i, lanes in
-            sum = sum.addingProduct(g.lanes(i, lanes) * w.lanes(i, lanes), row.lanes(i, lanes))
-          }
-          let mean = sum.total * scale * scale / Float(size)
-          sweep(size) { i, lanes in
-            let value = (g.lanes(i, lanes) * w.lanes(i, lanes) - row.lanes(i, lanes) * mean) * scale
-            out.store(adds ? out.lanes(i, lanes) + value : value, i, lanes)
-          }
+    let (pdx, pbase) = (dx?.floats, base?.floats)
+    func row(_ n: Int, _ partial: FloatPointer?) {
+      let (g, row, scale) = (pdy + n * size, px + n * size, inv[n])
+      if let partial {
+        sweep(size) { i, lanes in
+          partial.store(
+            partial.lanes(i, lanes).addingProduct(g.lanes(i, lanes), row.lanes(i, lanes) * scale), i, lanes)
         }
       }
-    }
-    guard let dWeight else { return }
-    sumBlocks(rows: rows, columns: size, into: dWeight.floats, adds: addsWeight) { n, partial in
-      let (g, row, scale) = (pdy + n * size, px + n * size, inv[n])
+      guard let out = pdx.map({ $0 + n * size }) else { return }
+      var sum = Lanes.zero
       sweep(size) { i, lanes in
-        partial.store(
-          partial.lanes(i, lanes).addingProduct(g.lanes(i, lanes), row.lanes(i, lanes) * scale), i, lanes)
+        sum = sum.addingProduct(g.lanes(i, lanes) * w.lanes(i, lanes), row.lanes(i, lanes))
+      }
+      let mean = sum.total * scale * scale / Float(size)
+      let past = pbase.map { $0 + n * size }
+      sweep(size) { i, lanes in
+        let value = (g.lanes(i, lanes) * w.lanes(i, lanes) - row.lanes(i, lanes) * mean) * scale
+        out.store(past.map { $0.lanes(i, lanes) + value } ?? value, i, lanes)
       }
     }
+    guard let dWeight else { return forEachSlice(rows: rows, columns: size) { for n in $0 { row(n, nil) } } }
+    sumBlocks(rows: rows, columns: size, into: dWeight.floats, adds: addsWeight) { row($0, $1) }
   }
 
   /// Calls `body(token, head, row)` for every head of every token, the rows of a dense `[N, H, size]`.
@@ -66,13 +79,13 @@ extension CPUBackend {
   /// Sums a contribution of every row into `out` [columns]: blocks of 256 rows on the pool, then the blocks in
   /// order, so that the bits are the same on any number of threads.
   func sumBlocks(
-    rows: Int, columns: Int, into out: FloatPointer, adds: Bool,
+    rows: Int, columns: Int, into out: FloatPointer, adds: Bool, kernel: String = #function,
     _ contribute: (_ row: Int, _ partial: FloatPointer) -> Void
   ) {
     let block = 256
     let blocks = (rows + block - 1) / block
     withTemporary(max(1, blocks) * columns) { partials in
-      parallel(blocks) { b in
+      parallel(blocks, kernel: kernel) { b in
         let partial = partials + b * columns
         partial.update(repeating: 0, count: columns)
         for row in b * block..<min(rows, (b + 1) * block) { contribute(row, partial) }

@@ -10,6 +10,8 @@ struct Rows {
   subscript(_ row: Int) -> FloatPointer { start + row * stride }
 
   var matrix: Matrix { Matrix(start, stride: stride) }
+
+  func matrix(isTransposed: Bool) -> Matrix { Matrix(start, stride: stride, isTransposed: isTransposed) }
 }
 
 extension Tensor {

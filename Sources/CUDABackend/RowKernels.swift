@@ -51,7 +51,8 @@ package final class RowKernels: @unchecked Sendable {
 
   /// Parts that sums over rows are cut into, by the number of rows alone.
   private static func parts(rows: Int) -> (count: Int, rows: Int) {
-    let rowsPerPart = max(16, (rows + 511) / 512)
+    // About as many as run at once on a large card.
+    let rowsPerPart = max(16, (rows + 395) / 396)
     return ((rows + rowsPerPart - 1) / rowsPerPart, rowsPerPart)
   }
 
@@ -90,7 +91,7 @@ package final class RowKernels: @unchecked Sendable {
         ])
       return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
     }
-    if let dWeight, columns % 8 == 0, columns <= 2048, isEven, strides % 8 == 0 {
+    if let dWeight, columns % 8 == 0, columns <= 256, isEven, strides % 8 == 0 {
       try launch(
         "normalizeBackwardWithParts", grid: (parts.count, 1),
         [
@@ -119,7 +120,7 @@ package final class RowKernels: @unchecked Sendable {
     _ partial: any DeviceMemory, parts: Int, columns: Int, adds: Bool, into sums: any DeviceMemory
   ) throws {
     try launch(
-      "addParts", grid: ((columns + 31) / 32, 1), [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
+      "addParts", grid: ((columns + 31) / 32, 1), threads: 1024, [A(partial), A(parts), A(columns), A(adds ? 1 : 0), A(sums)])
   }
 
   /// y = SiLU(x) / √(Σ SiLU(x)² + epsilon) over rows of `columns`.

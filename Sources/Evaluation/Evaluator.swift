@@ -45,7 +45,7 @@ package struct Evaluation: Sendable {
     try text.vocabulary.check(fits: model.configuration, teacher: teacher?.configuration)
     let losses = MicroBatchLosses(
       student: model, teacher: teacher,
-      weights: LossWeights(logits: teacher == nil ? 0 : 1, crossEntropy: 1), checkpointing: false,
+      weights: LossWeights(logits: teacher == nil ? 0 : 1, crossEntropy: 1),
       backend: backend)
     var sums = LossSums()
     var counts = TokenCounts(labels: 0, tokens: 0)

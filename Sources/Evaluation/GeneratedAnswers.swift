@@ -60,10 +60,13 @@ package struct QuestionSet: Sendable {
     return texts
   }
 
+  /// How many questions `model` answers as it should.
+  package func right(_ model: HybridLM, backend: any Backend) throws -> Int {
+    zip(try texts(model, backend: backend), questions).count { match.accepts($0, answers: $1.answers) }
+  }
+
   /// The share of questions that `model` answers otherwise than it should.
   package func wrongShare(_ model: HybridLM, backend: any Backend) throws -> Double {
-    let texts = try texts(model, backend: backend)
-    let right = zip(texts, questions).count { match.accepts($0, answers: $1.answers) }
-    return 1 - Double(right) / Double(questions.count)
+    1 - Double(try right(model, backend: backend)) / Double(questions.count)
   }
 }

@@ -1,4 +1,6 @@
+import Foundation
 import NN
+import TokenStreams
 
 /// Synthetic questions that only a memory of the text before them answers; what linear attention with a small state is
 /// known to fail. Plain text, so that any tokenizer reads it.
@@ -9,6 +11,14 @@ package enum RetrievalTask: String, CaseIterable, Sendable {
   case needle
   /// Phone book (Jelassi et al., 2024): lines of a name and a number, then a name.
   case phoneBook = "phone-book"
+  /// A row of letters, of which the capital ones are there, then which are, with sums between.
+  case rollCall = "roll-call"
+  /// The same without sums.
+  case rollCallLetters = "roll-call-letters"
+  /// The same with sums alone.
+  case rollCallSums = "roll-call-sums"
+
+  package var isRollCall: Bool { [.rollCall, .rollCallLetters, .rollCallSums].contains(self) }
 }
 
 /// How long and how many.
@@ -21,9 +31,14 @@ package struct RetrievalSettings: Sendable, Equatable {
   package var words: Int
   /// Different keys that recall draws from; at most 52 are letters, more are pairs of letters.
   package var keys: Int
+  /// Of a roll call, letters at least; nil for as many as `items`.
+  package var fewest: Int?
 
-  package init(items: Int = 16, queries: Int = 8, words: Int = 200, keys: Int = 52) {
+  package init(
+    items: Int = 16, queries: Int = 8, words: Int = 200, keys: Int = 52, fewest: Int? = nil
+  ) {
     (self.items, self.queries, self.words, self.keys) = (items, queries, words, keys)
+    self.fewest = fewest
   }
 }
 
@@ -66,10 +81,26 @@ package struct RetrievalExample: Sendable, Equatable {
   ]
 
   /// An example of `task`; the same state of `random` gives the same.
-  package init(_ task: RetrievalTask, _ settings: RetrievalSettings, random: inout RandomStream) {
+  ///
+  /// - Parameter split: of roll calls, which part of all that there are
+  package init(
+    _ task: RetrievalTask, _ settings: RetrievalSettings, split: QuestionMaker.Split? = nil,
+    random: inout RandomStream
+  ) {
+    if task.isRollCall {
+      let (roll, questions) = RollCall.text(settings, task, split: split, random: &random)
+      tell(roll)
+      told = 1
+      for question in questions {
+        tell(question.text)
+        answer(question.answer)
+      }
+      return
+    }
     func below(_ limit: Int) -> Int { Int(random.next() % UInt64(limit)) }
     var facts: [(key: String, value: String)] = []
     switch task {
+    case .rollCall, .rollCallLetters, .rollCallSums: break
     case .recall:
       var keys = Self.keys(settings.keys)
       keys.shuffle(using: &random)
@@ -112,12 +143,18 @@ package struct RetrievalExample: Sendable, Equatable {
     return Array(keys.prefix(count))
   }
 
+  /// Everything before the last answer, and that answer: what a model is asked to go on with.
+  package var lastQuestion: (context: String, answer: String) {
+    (pieces.dropLast().map(\.text).joined(), pieces.last?.text.trimmingCharacters(in: .whitespacesAndNewlines) ?? "")
+  }
+
   /// The most facts that `task` can tell apart.
   package static func limit(_ task: RetrievalTask, _ settings: RetrievalSettings) -> Int {
     switch task {
     case .recall: min(676, settings.keys)
     case .needle: cities.count
     case .phoneBook: names.count * surnames.count
+    case .rollCall, .rollCallLetters, .rollCallSums: RollCall.letters.count
     }
   }
 }

@@ -21,7 +21,8 @@ package final class DurableFile {
     // One that a killed run left goes; a link is not followed, wherever it leads.
     unlink(temporary)
     let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o666)
-    guard descriptor >= 0 else { throw FileError.system(temporary, "cannot be created") }
+    // It is the folder that does not let itself be written to.
+    guard descriptor >= 0 else { throw FileError.system(folder(of: path), "cannot be written to") }
     FileOperations.opened()
     writer = Writer(descriptor, path: temporary)
   }
@@ -111,7 +112,13 @@ package final class DurableFile {
 /// Renames `old` to `new` and flushes the folder, so that the new name survives a crash.
 package func renameDurably(_ old: String, to new: String) throws {
   try renameFile(old, to: new)
-  try flushFolder((new as NSString).deletingLastPathComponent)
+  try flushFolder(folder(of: new))
+}
+
+/// The folder that `path` lies in, `.` for one without. Foundation's own ends the process at some names of one letter.
+package func folder(of path: String) -> String {
+  guard let slash = path.lastIndex(of: "/") else { return "." }
+  return slash == path.startIndex ? "/" : String(path[..<slash])
 }
 
 /// Renames `old` to `new`, which a crash may still undo.

@@ -20,7 +20,8 @@ package struct DecoderLayer {
     let hidden = configuration.hiddenSize
     func norm(_ name: String) -> RMSNorm {
       RMSNorm(
-        scope.scope(name, group: .norms), hidden, epsilon: configuration.normEpsilon, addsOne: configuration.normsAddOne)
+        scope.scope(name, group: .norms), hidden, epsilon: configuration.normEpsilon, addsOne: configuration.normsAddOne
+      )
     }
     inputNorm = norm("input_layernorm")
     let mixer = makeMixer(
@@ -46,9 +47,17 @@ package struct DecoderLayer {
 
   /// The layer's output, given its input and what the mixer made of it.
   package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
-    let x = add(x, mixedNorm?(mixed) ?? mixed)
+    let x = add(x, normed(mixed: mixed))
+    return add(x, fedForward(x))
+  }
+
+  /// What the residual stream gets of a mixer's output.
+  func normed(mixed: Tensor) -> Tensor { mixedNorm?(mixed) ?? mixed }
+
+  /// What it gets behind the mixer of the MLP.
+  func fedForward(_ x: Tensor) -> Tensor {
     let y = feedForward(feedForwardNorm(x))
-    return add(x, outputNorm?(y) ?? y)
+    return outputNorm?(y) ?? y
   }
 
   /// The mixer that runs in this role.
@@ -130,6 +139,22 @@ package final class HybridLM {
     scaled(embedding(embeddings.value, batch.tokens), by: configuration.embeddingScale)
   }
 
+  /// The output of layer `index` for the input x, `[N, hidden]` each.
+  ///
+  /// - Parameter afterMixer: is called between the layer's halves, unless they are computed again together
+  package func run(
+    layer index: Int, _ x: Tensor, _ batch: Batch, cache: (any MixerCache)? = nil,
+    recompute: LayerRecomputation = .none,
+    afterMixer: () -> Void = {}
+  ) -> Tensor {
+    let (layer, mixer) = (layers[index], activeMixer(index))
+    func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: cache) }
+    if recompute == LayerRecomputation(.layer) { return checkpointed(x) { layer.complete($0, mixed: mixed($0)) } }
+    let x = add(x, recomputing(recompute.mixer, x) { layer.normed(mixed: mixed($0)) })
+    afterMixer()
+    return add(x, recomputing(recompute.mlp, x, layer.fedForward))
+  }
+
   /// `[N, hidden]`, the last hidden states after the final norm.
   package func finish(_ x: Tensor) -> Tensor { norm(x) }
 
@@ -137,11 +162,11 @@ package final class HybridLM {
   ///
   /// - Parameters:
   ///   - caches: one a layer, for sequences that continue
-  ///   - checkpointing: keep only the input of each layer for backward
+  ///   - recompute: what the backward pass computes again
   package func callAsFunction(
-    _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false
+    _ batch: Batch, caches: [any MixerCache]? = nil, recompute: LayerRecomputation = .none
   ) -> Tensor {
-    self(batch, caches: caches, checkpointing: checkpointing) { _, _ in }
+    self(batch, caches: caches, recompute: recompute) { _, _ in }
   }
 
   /// The last hidden states of `batch`, `[N, hidden]`.
@@ -150,19 +175,15 @@ package final class HybridLM {
   ///   - willRun: is told of every part before its parameters are read
   ///   - observe: sees the output of every layer, with its index, on the way
   package func callAsFunction(
-    _ batch: Batch, caches: [any MixerCache]? = nil, checkpointing: Bool = false,
+    _ batch: Batch, caches: [any MixerCache]? = nil, recompute: LayerRecomputation = .none,
     willRun: (ModelPart) -> Void = { _ in },
     observe: (Int, Tensor) throws -> Void
   ) rethrows -> Tensor {
     willRun(.embeddings)
     var x = embed(batch)
-    for (index, layer) in layers.enumerated() {
+    for index in layers.indices {
       willRun(.layer(index))
-      let mixer = activeMixer(index)
-      func run(_ x: Tensor, _ cache: (any MixerCache)?) -> Tensor {
-        layer.complete(x, mixed: mixer(layer.mixerInput(x), batch, cache: cache))
-      }
-      x = checkpointing ? checkpointed(x) { run($0, nil) } : run(x, caches?[index])
+      x = run(layer: index, x, batch, cache: caches?[index], recompute: recompute)
       try observe(index, x)
     }
     willRun(.head)

@@ -88,19 +88,13 @@ package func split(_ x: Tensor, _ widths: [Int]) -> [Tensor] {
         if gradient == nil { backend.fill(whole.gradient.columns(range), with: 0) }
       } else {
         backend.addColumns(
-          gradient ?? zeros([rows, range.count], dtype, on: backend), into: whole.gradient, range,
+          gradient ?? backend.zeros([rows, range.count], dtype), into: whole.gradient, range,
           adds: range.lowerBound > 0)
       }
     }
     slot.accumulate(whole.gradient)
   }
   return parts
-}
-
-private func zeros(_ shape: [Int], _ dtype: DType, on backend: any Backend) -> Tensor {
-  let zeros = backend.empty(shape, dtype)
-  backend.fill(zeros, with: 0)
-  return zeros
 }
 
 /// The gradient of what was split, made when the first of its parts is.

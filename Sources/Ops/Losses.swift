@@ -86,24 +86,3 @@ package func squaredError(_ x: Tensor, target: Tensor, seed: Float) -> Tensor {
   }
   return losses
 }
-
-/// Runs `body` without keeping its intermediate results; backward computes them again (Chen et al., 2016).
-///
-/// - Parameter x: the only input that gradients flow through, besides parameters that `body` reads.
-package func checkpointed(_ x: Tensor, _ body: @escaping (Tensor) -> Tensor) -> Tensor {
-  let backend = x.backend
-  guard let tape = backend.tape else { return body(x) }
-  var y = backend.withoutRecording { body(x.detached) }
-  let slot = GradientSlot(y)
-  y.slot = slot
-  tape.append {
-    guard let dy = slot.take() else { return }
-    var input = x.detached
-    if x.slot != nil { input.slot = GradientSlot(x) }
-    let (output, inner) = backend.recording { body(input) }
-    output.slot?.accumulate(dy)
-    inner.backward()
-    if let dx = input.slot?.take() { x.slot?.accumulate(dx) }
-  }
-  return y
-}

@@ -20,16 +20,25 @@ package func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float) -> Tensor {
     return y
   } backward: { node in
     let saved = node.saved
-    func run(_ dx: Tensor?, _ adds: Bool, _ dWeight: Tensor?, _ addsWeight: Bool) {
-      node.backend.normalizeBackward(
-        node.dy, saved.x.value, weight: saved.weight.value, inverse: saved.inverse, into: dx, adds: adds,
-        dWeight: dWeight, addsWeight: addsWeight)
+    func run(_ dx: Tensor?, onto base: Tensor?, _ dWeight: Tensor?, _ addsWeight: Bool) {
+      if let dx, let base {
+        node.backend.normalizeBackward(
+          node.dy, saved.x.value, weight: saved.weight.value, inverse: saved.inverse, onto: base, into: dx,
+          dWeight: dWeight, addsWeight: addsWeight)
+      } else {
+        node.backend.normalizeBackward(
+          node.dy, saved.x.value, weight: saved.weight.value, inverse: saved.inverse, into: dx, adds: false,
+          dWeight: dWeight, addsWeight: addsWeight)
+      }
     }
-    // Both in one pass, where both are asked.
-    guard node[0].isAsked else { return node[1].accumulate { run(nil, false, $0, $1) } }
-    node[0].accumulate { dx, adds in
-      guard node[1].isAsked else { return run(dx, adds, nil, false) }
-      node[1].accumulate { run(dx, adds, $0, $1) }
+    func withWeight(_ dWeight: Tensor?, _ addsWeight: Bool) {
+      guard node[0].isAsked else { return run(nil, onto: nil, dWeight, addsWeight) }
+      node[0].write { dx, base in run(dx, onto: base, dWeight, addsWeight) }
+    }
+    if node[1].isAsked {
+      node[1].accumulate { dWeight, adds in withWeight(dWeight, adds) }
+    } else {
+      withWeight(nil, false)
     }
   }
 }

@@ -1,5 +1,6 @@
 import Foundation
 import Models
+import Reporting
 
 /// The importance of every layer for every objective as a picture: dark where a layer alone brings most of what one layer
 /// can bring. Self-contained SVG.
@@ -17,7 +18,7 @@ package func heatMap(_ result: PlacementResult) -> String {
     """
   for (o, name) in result.objectives.enumerated() {
     let y = top + o * cell
-    let label = escaped(shortName(name))
+    let label = Page.escaped(shortName(name))
     svg += "<text x=\"\(left - 10)\" y=\"\(y + 21)\" text-anchor=\"end\">\(label)</text>\n"
     for (layer, row) in importance.enumerated() {
       let value = row[o]
@@ -65,10 +66,4 @@ func shortName(_ objective: String) -> String {
   let parts = objective.split(separator: "=", maxSplits: 1)
   guard parts.count == 2, let file = parts[1].split(separator: "/").last else { return objective }
   return parts[0] + "=" + file
-}
-
-/// Text for HTML and SVG.
-func escaped(_ text: String) -> String {
-  text.replacingOccurrences(of: "&", with: "&amp;").replacingOccurrences(of: "<", with: "&lt;")
-    .replacingOccurrences(of: "\"", with: "&quot;")
 }

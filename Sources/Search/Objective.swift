@@ -49,7 +49,8 @@ package struct Objective: Sendable {
     kind = accuracy ? .wrongAnswers : .loss
     var random = RandomStream(seed: seed, name: "objective.\(task.rawValue)")
     let examples = (0..<count).map { _ in
-      RetrievalExample(task, settings, random: &random).pieces.map { piece in
+      // Of roll calls what is never made to train on.
+      RetrievalExample(task, settings, split: .heldOut, random: &random).pieces.map { piece in
         (tokens: tokenizer.encode(piece.text.utf8), counts: piece.isAnswer)
       }
     }
@@ -127,6 +128,18 @@ package struct Objective: Sendable {
       return result.kl ?? result.loss
     case .wrongAnswers: return try AnswerAccuracy(model, text, backend: backend).wrongShare
     case .wrongTexts(let questions): return try questions.wrongShare(model, backend: backend)
+    }
+  }
+
+  /// Right answers of `model`, and how many were asked for; nil where the score is no share of answers.
+  package func answers(_ model: HybridLM, backend: any Backend) throws -> (right: Int, asked: Int)? {
+    switch kind {
+    case .loss, .kl: return nil
+    case .wrongAnswers:
+      let found = try AnswerAccuracy(model, text, backend: backend)
+      return (found.right, found.answers)
+    case .wrongTexts(let questions):
+      return (try questions.right(model, backend: backend), questions.questions.count)
     }
   }
 

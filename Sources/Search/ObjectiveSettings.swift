@@ -55,8 +55,9 @@ package struct ObjectiveSettings: Sendable {
     guard words.count == 2, isAccuracy || words[0] == "answer-loss" else {
       throw JobError(
         .usage,
-        "objective \(name): unknown; known are kl, loss, recall, needle, phone-book, answer-loss=FILE, accuracy=FILE, "
-          + "accuracy=recall, accuracy=needle, accuracy=phone-book")
+        "objective \(name): unknown; known are kl, loss, \(RetrievalTask.allCases.map(\.rawValue).joined(separator: ", ")), "
+          + "answer-loss=FILE, accuracy=FILE, "
+          + RetrievalTask.allCases.map { "accuracy=\($0.rawValue)" }.joined(separator: ", "))
     }
     return (.answers(words[1], accuracy: isAccuracy), weight ?? 1)
   }

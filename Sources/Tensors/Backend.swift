@@ -24,14 +24,16 @@ package protocol Backend: Memory, Kernels, FusedKernels {
 }
 
 extension Backend {
-  package var takesColumnViews: Bool { false }
   package var activationType: DType {
     get { .float32 }
     set {}
   }
 
-  /// About 8 MB of logits, but enough rows to keep the product efficient.
-  package func vocabularyRows(_ vocabulary: Int) -> Int { max(64, (1 << 21) / vocabulary) }
+  /// About 8 MB of logits, but enough rows that the gradient of the head, as large as itself, is not read and written for a
+  /// few.
+  package func vocabularyRows(_ vocabulary: Int) -> Int { max(512, (1 << 21) / vocabulary) }
+
+  package var takesColumnViews: Bool { false }
 
   /// A tensor of zeros.
   package func zeros(_ shape: [Int], _ dtype: DType = .float32) -> Tensor { filled(shape, with: 0, dtype) }

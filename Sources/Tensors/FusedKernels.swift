@@ -28,10 +28,19 @@ package protocol FusedKernels: AnyObject {
   func adamW(
     parameters: Tensor, gradients: Tensor, moment1: Tensor, moment2: Tensor, step: AdamWStep, copy: Tensor)
 
+  /// Copies rows of x to rows of y, which share no memory.
+  func copyRows(_ x: Tensor, into y: Tensor, _ moves: [RowMove])
+  /// history[s] = the newest rows of what was there and then of segment s of x, for history [segments, taps, C].
+  func remember(_ x: Tensor, _ segments: Segments, in history: Tensor)
+
   /// y = x / rms(x) · weight over the last dimension; `inverse` [rows] keeps 1 / rms.
   func normalize(_ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)
   func normalizeBackward(
     _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, into dx: Tensor?, adds: Bool,
+    dWeight: Tensor?, addsWeight: Bool)
+  /// dx = base + the gradient of `normalize`: what flows past a norm and what flows through it.
+  func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, onto base: Tensor, into dx: Tensor,
     dWeight: Tensor?, addsWeight: Bool)
   /// y = normalize(x) · SiLU(gate), rows of one head each.
   func gatedNormalize(

@@ -54,6 +54,19 @@ package final class GradientSlot {
     }
   }
 
+  /// Lets `contribute` write the sum of `base`, which may be `destination` itself, and its own.
+  package func write(onto contribute: (_ destination: Tensor, _ base: Tensor?) -> Void) {
+    let destination: Tensor
+    if let gradient, !isShared {
+      destination = gradient
+    } else {
+      destination = (gradient == nil ? place?() : nil) ?? backend.empty(shape, dtype)
+    }
+    contribute(destination, gradient)
+    gradient = destination
+    isShared = false
+  }
+
   /// Adds `contribution`; keeps it as it is when it is the first and there is no fixed place, or it is there already.
   package func accumulate(_ contribution: Tensor) {
     let isLent = lent.map { $0.storage === contribution.storage && $0.offset == contribution.offset } ?? false

@@ -159,6 +159,8 @@ package final class ShapeBackend: Backend {
 
   // The rest moves data and allocates nothing.
   package func fill(_ x: Tensor, with value: Float) {}
+  package func copyRows(_ x: Tensor, into y: Tensor, _ moves: [RowMove]) {}
+  package func remember(_ x: Tensor, _ segments: Segments, in history: Tensor) {}
   package func copy(_ x: Tensor, into y: Tensor) {}
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {}
   package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {}
@@ -171,6 +173,10 @@ package final class ShapeBackend: Backend {
   ) {}
   package func normalizeBackward(
     _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, into dx: Tensor?, adds: Bool,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {}
+  package func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, onto base: Tensor, into dx: Tensor,
     dWeight: Tensor?, addsWeight: Bool
   ) {}
   package func gatedNormalize(

@@ -3,7 +3,7 @@ package enum Recomputation: String, CaseIterable, Sendable {
   case none
   /// What costs little beside its memory: activations, norms, rotations. Products and attention are kept.
   case cheap
-  /// All but the input of the layer.
+  /// All but the input of the layer, or of its half.
   case layer
 }
 
@@ -57,6 +57,11 @@ package struct InputGradient {
 
   /// Adds `contribution` to the gradient.
   package func add(_ contribution: Tensor) { slot?.accumulate(contribution) }
+
+  /// Lets a kernel write the sum of what is there already and its own.
+  package func write(onto contribute: (_ destination: Tensor, _ base: Tensor?) -> Void) {
+    slot?.write(onto: contribute)
+  }
 
   /// Lets a kernel that can add write or add to the gradient.
   package func accumulate(_ contribute: (_ destination: Tensor, _ adds: Bool) -> Void) { slot?.accumulate(contribute) }

@@ -17,6 +17,8 @@ package final class DataPlan {
     package let weight: Int
     package let stream: TokenStream
     package let validation: TokenStream
+    /// Whether both are parts of the same shard.
+    var isDivided = false
   }
 
   package let mix: Mix
@@ -56,6 +58,9 @@ package final class DataPlan {
         let dataset = try Dataset(root + "/" + source.name, cache: cache)
         if checksFiles { try dataset.checkFiles() }
         let count = dataset.manifest.shards.count
+        if count == 1, mix.validationShards == 1 {
+          return try Self.divided(dataset, source, context: context, trains: trains)
+        }
         guard count > mix.validationShards || !trains else {
           throw FileError(
             dataset.folder,
@@ -71,6 +76,7 @@ package final class DataPlan {
           validation: TokenStream(dataset, shards: max(0, count - mix.validationShards)..<count, context: context))
       }
     for source in sources {
+      if source.isDivided { hash += " divided" }
       hash += " source \(source.name) \(source.weight) \(source.stream.dataset.manifest.fingerprint)"
     }
     self.hash = sha256(hash + " seed \(seed)")
@@ -88,6 +94,30 @@ package final class DataPlan {
 
   /// What to tell whoever wrote the mixes.
   package var warnings: [String] { mix.warnings + (previous?.warnings ?? []) }
+
+  /// A source of one shard: its last sequences are held out, a sixteenth of them and at least 32, but no more than a quarter.
+  private static func divided(
+    _ dataset: Dataset, _ source: Mix.Source, context: Int, trains: Bool
+  ) throws -> Source {
+    let tokens = dataset.manifest.tokens
+    let all = max(0, (tokens - 1) / context)
+    let heldOut = min(max(all / 16, 32), all / 4)
+    guard heldOut > 0 else {
+      guard trains else {
+        let whole = TokenStream(dataset, shards: 0..<1, context: context)
+        return Source(name: source.name, weight: source.weight, stream: whole, validation: whole)
+      }
+      throw FileError(
+        dataset.folder,
+        "has \(tokens) tokens, too few to train on and hold some out: at least 4 sequences of \(context) tokens; add text, or "
+          + "lower train.context")
+    }
+    let cut = tokens - heldOut * context - 1
+    return Source(
+      name: source.name, weight: source.weight,
+      stream: TokenStream(dataset, shards: 0..<1, part: 0..<cut, context: context),
+      validation: TokenStream(dataset, shards: 0..<1, part: cut..<tokens, context: context), isDivided: true)
+  }
 
   /// The datasets' tokenizer hash and vocabulary, the same for all sources.
   package var manifest: Manifest { sources[0].stream.dataset.manifest }

@@ -139,7 +139,8 @@ package struct DatasetBuilder {
     let manifest = Manifest(
       name: recipe.name, standsInFor: recipe.standsInFor, tokenizer: tokenizer.name,
       tokenizerHash: tokenizer.hash, vocabulary: tokenizer.vocabularySize, endOfText: tokenizer.endOfText,
-      beginOfText: tokenizer.beginOfText, codec: recipe.codec, codebookHash: try sha256(file: folder + "/" + Dataset.codebookName),
+      beginOfText: tokenizer.beginOfText, codec: recipe.codec,
+      codebookHash: try sha256(file: folder + "/" + Dataset.codebookName),
       shards: progress.shards)
     try manifest.write(to: folder)
     try? FileManager.default.removeItem(atPath: progressPath)

@@ -3,28 +3,33 @@ import Foundation
 
 /// A consecutive run of a dataset's shards, seen as sequences of `context` tokens with a label each.
 ///
-/// Sequence i covers tokens i·context ..< (i + 1)·context, and one more for the last label.
+/// Sequence i covers tokens i·context ..< (i + 1)·context of the run, or of a part of it, and one more for the last label.
 package final class TokenStream {
   package let dataset: Dataset
   private let shards: Range<Int>
   /// First token of every shard of the run, and the end of the last.
   private let starts: [Int]
   package let context: Int
+  /// The tokens of the run that its sequences lie in.
+  private let part: Range<Int>
 
   /// - Parameters:
   ///   - shards: ordinals of consecutive shards
+  ///   - part: the tokens of the run that are read; nil for all
   ///   - context: tokens of a sequence
-  package init(_ dataset: Dataset, shards: Range<Int>, context: Int) {
+  package init(_ dataset: Dataset, shards: Range<Int>, part: Range<Int>? = nil, context: Int) {
     self.dataset = dataset
     self.shards = shards
     self.context = context
     var starts = [0]
     for ordinal in shards { starts.append(starts[starts.count - 1] + dataset.manifest.shards[ordinal].tokens) }
     self.starts = starts
+    let all = 0..<starts[starts.count - 1]
+    self.part = part?.clamped(to: all) ?? all
   }
 
-  /// Whole sequences in the run.
-  package var sequenceCount: Int { max(0, (starts[starts.count - 1] - 1) / context) }
+  /// Whole sequences to read.
+  package var sequenceCount: Int { max(0, (part.count - 1) / context) }
 
   /// The first shard of the run whose end lies behind `token`.
   private func firstShard(endingAfter token: Int) -> Int {
@@ -39,7 +44,8 @@ package final class TokenStream {
   /// One sequence, appended to `batch`.
   package func read(_ index: Int, into batch: inout SequenceBatch) throws {
     precondition(index < sequenceCount, "sequence \(index) of \(sequenceCount)")
-    let range = index * context..<(index + 1) * context + 1
+    let start = part.lowerBound + index * context
+    let range = start..<start + context + 1
     var tokens: [UInt32] = []
     tokens.reserveCapacity(range.count)
     // Label t counts if token t + 1 counts and belongs to the same document.

@@ -13,7 +13,7 @@ extension TokenizerDescription {
           "there is no such tokenizer; give `bytes`, or a folder with tokenizer.json, or with vocab.json and merges.txt"
       )
     }
-    let folder = isFolder.boolValue ? path : (path as NSString).deletingLastPathComponent
+    let folder = isFolder.boolValue ? path : URL(fileURLWithPath: path).deletingLastPathComponent().path
     let directory = URL(fileURLWithPath: folder.isEmpty ? "." : folder)
     self.init(path: path, name: directory.standardizedFileURL.lastPathComponent)
     func exists(_ file: String) -> Bool { FileManager.default.fileExists(atPath: directory.path + "/" + file) }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Evaluation
 import Search
+import Tokenizers
 import Training
 
 extension RetrievalTask: ExpressibleByArgument {}
@@ -10,7 +11,7 @@ extension AnswerMatch: ExpressibleByArgument {}
 struct ObjectiveOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
-      "kl (needs --teacher), loss, recall, needle, phone-book, answer-loss=FILE, accuracy=FILE or accuracy=TASK; a weight "
+      "kl (needs --teacher), loss, recall, needle, phone-book, roll-call, answer-loss=FILE, accuracy=FILE or accuracy=TASK; a weight "
         + "may follow, as in kl:2. May be given several times.", valueName: "objective"))
   var objective: [String] = []
   @Option(help: "The teacher.") var teacher: String?
@@ -24,7 +25,9 @@ struct ObjectiveOptions: ParsableArguments {
   var seed = ObjectiveSettings.standardSeed
 
   /// - Parameter fallback: what is measured where no objective is named
-  func settings(fallback: [String] = ["kl"]) -> ObjectiveSettings {
+  /// - Throws: where the tokenizer that is named cannot be read, whether an objective needs it or not
+  func settings(fallback: [String] = ["kl"]) throws -> ObjectiveSettings {
+    if let tokenizer { _ = try makeTokenizer(tokenizer) }
     var settings = ObjectiveSettings()
     settings.names = objective.isEmpty ? fallback : objective
     settings.heldOut = heldOut.folder
@@ -60,7 +63,12 @@ struct RetrievalOptions: ParsableArguments {
 
   @Option(help: "Recall: different keys to draw from, 676 at most.", transform: Whole.from(1, to: 676)) var keys = 52
 
+  @Option(
+    help: "Roll call: letters at least, where lists are to differ in length; default: --items.",
+    transform: Whole.from(1, to: Most.sequences))
+  var fewestItems: Int?
+
   var settings: RetrievalSettings {
-    RetrievalSettings(items: items, queries: queries, words: words, keys: keys)
+    RetrievalSettings(items: items, queries: queries, words: words, keys: keys, fewest: fewestItems)
   }
 }

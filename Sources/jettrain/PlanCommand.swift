@@ -19,6 +19,10 @@ struct PlanCommand: ParsableCommand {
     help: "Measured tokens per second of all ranks; default: half of this machine's SGEMM rate.",
     transform: Real.above(0, to: 1e15)) var rate: Double?
 
+  @Option(
+    help: "Gigabytes of a rank: names the cheapest recomputation with which each phase fits.",
+    transform: Real.above(0, to: 1e6)) var memory: Double?
+
   func run() {
     withoutWorld {
       let declared = try kind ?? Job.declaredKind(of: job)
@@ -26,6 +30,7 @@ struct PlanCommand: ParsableCommand {
       guard let kind = JobKind(rawValue: declared) else { throw JobError(.usage, "--kind \(declared): unknown") }
       let job = try Job(kind, path: job, overrides: overrides, ranks: ranks)
       let (student, teacher) = try job.configurations()
+      if let teacher { try Self.check(student, of: job.student, against: teacher, of: job.teacher ?? "") }
       print(
         "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(Format.counted(ranks, "rank"))"
       )
@@ -40,7 +45,7 @@ struct PlanCommand: ParsableCommand {
       ]
       var total = 0.0
       let openShards =
-        (try? Mix(job.mixName, folder: job.mixFolder)).map { DataPlan.readerBytes(mix: $0, root: job.dataRoot) }
+        (try? job.mix(job.mixName)).map { DataPlan.readerBytes(mix: $0, root: job.dataRoot) }
         ?? ShardCache.defaultLimit
       let estimates = StepEstimate.phases(job.phases, student: student, teacher: teacher, ranks: ranks)
       for (phase, estimate) in zip(job.phases, estimates) {
@@ -59,10 +64,24 @@ struct PlanCommand: ParsableCommand {
         }
       }
       print(Format.table(rows))
-      print(
-        "time \(Format.duration(total)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate")"
-      )
-      if let mix = try? Mix(job.mixName, folder: job.mixFolder) {
+      for phase in job.phases where phase.crossesLayers {
+        let kept = KeptBytes(phase, student: student)
+        print(
+          "\(phase.name) keeps \(Format.bytes(kept.total)) a token for backward (recompute \(phase.recompute)): "
+            + kept.parts.filter { $0.bytes >= 1 }.map { "\($0.name) \(Format.bytes($0.bytes))" }
+            .joined(separator: ", "))
+      }
+      if let memory {
+        let held = Double(openShards + Machine.baseMemory(threads: threads))
+        printFitting(job, student, teacher, bytes: memory * 1e9, held: held)
+      }
+      let assumed =
+        rate == nil
+        ? "assuming that every rank has a machine such as this one (\(Int(matrixRate / Double(ranks) / 1e9)) GF/s measured) and "
+          + "makes half of that; --rate gives measured tokens a second of all ranks"
+        : "at the given rate"
+      print("time \(Format.duration(total)), \(assumed)")
+      if let mix = try? job.mix(job.mixName) {
         for source in mix.sources {
           if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {
             print(
@@ -73,7 +92,48 @@ struct PlanCommand: ParsableCommand {
             print("source \(source.name): weight \(source.weight), not in \(job.dataRoot)")
           }
         }
+        // What a run would refuse of the data, where they are all here.
+        if mix.sources.allSatisfy({ FileManager.default.fileExists(atPath: job.dataRoot + "/" + $0.name) }) {
+          _ = try job.dataPlans(student: student, teacher: teacher)
+        }
       }
+    }
+  }
+
+  /// The first way of ``LayerRecomputation/byCost`` that fits, of every phase.
+  ///
+  /// - Parameter held: bytes that a rank takes besides
+  private func printFitting(
+    _ job: Job, _ student: ModelConfiguration, _ teacher: ModelConfiguration?, bytes: Double, held: Double
+  ) {
+    let ways = LayerRecomputation.byCost.map { way in
+      let phases = job.phases.map { phase in
+        var phase = phase
+        phase.recompute = way
+        return phase
+      }
+      return (way, StepEstimate.phases(phases, student: student, teacher: teacher, ranks: ranks))
+    }
+    for (index, phase) in job.phases.enumerated() {
+      let fitting = ways.first { Double($0.1[index].peakBytes) + held <= bytes }
+      print(
+        fitting.map {
+          "\(phase.name) fits with recompute \($0.0): \(Format.bytes(Double($0.1[index].peakBytes) + held)) a rank"
+        } ?? "\(phase.name) does not fit: make micro_batch or context smaller, or let more ranks share the state")
+    }
+  }
+
+  /// Refuses a student that is not of this teacher: layer by layer, and width by width.
+  private static func check(
+    _ student: ModelConfiguration, of path: String, against teacher: ModelConfiguration, of teacherPath: String
+  ) throws {
+    let pairs = [
+      ("layers", student.layerTypes.count, teacher.layerTypes.count),
+      ("channels", student.hiddenSize, teacher.hiddenSize),
+      ("rows of the vocabulary", student.vocabularySize, teacher.vocabularySize),
+    ]
+    for (what, own, others) in pairs where own != others {
+      throw JobError(.data, "\(path): has \(own) \(what), its teacher \(teacherPath) \(others): another model's")
     }
   }
 }

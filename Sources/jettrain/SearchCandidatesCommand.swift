@@ -27,7 +27,7 @@ struct CandidateOptions: ParsableArguments {
       let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
       let base = try ModelConfiguration(path: config ?? job.student)
       // The tokenizer that its data were built with is that of the answers too.
-      var settings = objectives.settings()
+      var settings = try objectives.settings()
       settings.tokenizer = settings.tokenizer ?? job.tokenizer
       try stopping.search(in: runDir, world) { stop in
         let run = try SearchRun(

@@ -87,6 +87,9 @@ struct Tokens: ParsableCommand {
         progress.print(
           "\(output): \(manifest.tokens) tokens in \(manifest.documents) documents, "
             + "\(Format.counted(manifest.shards.count, "shard")), fingerprint \(manifest.fingerprint.prefix(16))")
+        progress.print(
+          "next: jettrain tokens inspect \(output) --text 200; jettrain distill --data \(output), or data: {path: \(output)} in a job"
+            + (tokenizer.name == "bytes" ? "" : " (with data.tokenizer: \(self.tokenizer))"))
       }
     }
   }
@@ -129,6 +132,7 @@ struct Tokens: ParsableCommand {
 
     func run() {
       withoutWorld {
+        if let tokenizer { _ = try makeTokenizer(tokenizer) }
         let dataset = try Dataset(folder)
         let m = dataset.manifest
         print("name         \(m.name)")
@@ -184,9 +188,10 @@ struct Tokens: ParsableCommand {
       abstract: "Write seeded questions with answers as JSON Lines.",
       discussion:
         "Arithmetic word problems and look-ups, or with --task texts of facts and questions about them: recall, needle, "
-        + "phone-book. Of those `tokens build --pieces pieces` makes a dataset in which the answers alone count.")
+        + "phone-book, roll-call. Of those `tokens build --pieces pieces` makes a dataset in which the answers alone count."
+    )
     @Option(help: "How many.", transform: Whole.from(1, to: 100_000_000)) var count = 1000
-    @Option(help: "recall, needle or phone-book.") var task: RetrievalTask?
+    @Option(help: "recall, needle, phone-book or roll-call.") var task: RetrievalTask?
     @OptionGroup var retrieval: RetrievalOptions
     @Option(help: "The same seed gives the same questions.") var seed: UInt64 = 1
     @Option(
@@ -202,16 +207,22 @@ struct Tokens: ParsableCommand {
         }
         var lines = Data()
         if let task {
-          guard split == nil else { throw JobError(.usage, "--split is for questions without --task") }
+          guard split == nil || task.isRollCall else {
+            throw JobError(.usage, "--split is for questions without --task, and for roll calls")
+          }
           let settings = retrieval.settings
           try settings.check(task)
           var random = RandomStream(seed: seed, name: "questions.\(task.rawValue)")
           for _ in 0..<count {
-            let example = RetrievalExample(task, settings, random: &random)
-            lines += try jsonLine([
-              "question": example.question, "answer": example.answer,
-              "pieces": example.pieces.map { ["text": $0.text, "loss": $0.isAnswer] },
-            ])
+            let example = RetrievalExample(task, settings, split: split, random: &random)
+            let last = example.lastQuestion
+            var line: [String: Any] = ["pieces": example.pieces.map { ["text": $0.text, "loss": $0.isAnswer] }]
+            if task.isRollCall {
+              line.merge(["context": last.context, "answer": last.answer]) { $1 }
+            } else {
+              line.merge(["question": example.question, "answer": example.answer]) { $1 }
+            }
+            lines += try jsonLine(line)
           }
         } else {
           var maker = QuestionMaker(seed: seed, split: split)

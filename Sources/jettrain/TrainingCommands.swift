@@ -7,10 +7,11 @@ extension ResumePolicy: ExpressibleByArgument {}
 
 /// What the three training commands have in common.
 struct TrainingOptions: ParsableArguments {
-  @Option(help: "The job file.")
+  @Option(help: "The job file; default: Jobs/teacher.yaml, Jobs/distill.yaml or Jobs/finetune.yaml.")
   var job: String?
 
-  @Option(help: "Folder for checkpoints, metrics and the final model; default Checkpoints/NAME.")
+  @Option(
+    help: "Folder for checkpoints, metrics and the final model; default: the job's run_dir, else Checkpoints/NAME.")
   var runDir: String?
 
   @Option(help: "auto goes on from the newest good checkpoint, must insists on one, never starts anew.")
@@ -20,6 +21,9 @@ struct TrainingOptions: ParsableArguments {
     name: .customLong("set"),
     help: ArgumentHelp("Override a key of the job, such as train.lr=3e-4.", valueName: "key=value"))
   var overrides: [String] = []
+
+  @Option(help: "Train on this dataset, whatever data and mix the job names.")
+  var data: String?
 
   @Option(help: "Save after this step and exit with 75, as if asked to stop.", transform: Whole.from(1))
   var stopAtStep: Int?
@@ -31,7 +35,8 @@ struct TrainingOptions: ParsableArguments {
   func job(_ kind: JobKind, overrides extra: [String], ranks: Int) throws -> Job {
     var job = try Job(
       kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
-      overrides: overrides + extra, ranks: ranks)
+      overrides: overrides + extra + (data.map { ["data.root=null", "data.mix=null", "data.path=\($0)"] } ?? []),
+      ranks: ranks)
     if let runDir { job.runFolder = runDir }
     try refusePlace(job.runFolder, "--run-dir")
     return job

@@ -41,7 +41,6 @@ import Testing
   /// A folder with what the calls read, and what mistaken paths lead to.
   private static func prepare() throws -> SmallRun {
     let small = try SmallRun()
-    try FileManager.default.createDirectory(atPath: small.folder + "/folder/inside", withIntermediateDirectories: true)
     var state: UInt64 = 1
     let bytes = (0..<4000).map { _ in
       state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
@@ -147,6 +146,7 @@ import Testing
     let manager = FileManager.default
     try manager.createDirectory(atPath: folder, withIntermediateDirectories: true)
     defer { try? manager.removeItem(atPath: folder) }
+    try manager.createDirectory(atPath: folder + "/folder/inside", withIntermediateDirectories: true)
     for name in try manager.contentsOfDirectory(atPath: inputs) where !name.hasPrefix("case-") {
       try manager.createSymbolicLink(atPath: folder + "/" + name, withDestinationPath: inputs + "/" + name)
     }

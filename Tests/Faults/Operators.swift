@@ -83,8 +83,8 @@ private func reads(_ run: SmallRun, _ reference: Reference, _ job: [String], _ t
   tally.check(
     stopped.status == 75 && refused.status == 74 && RunFolder(run.folder + "/refused").steps.last == 12,
     "a disk that refuses to read: \(refused.status)\n\(refused.output.suffix(1500))")
-  try FileManager.default.removeItem(atPath: shard)
-  try FileManager.default.moveItem(atPath: shard + ".kept", toPath: shard)
+  try? FileManager.default.removeItem(atPath: shard)
+  try? FileManager.default.moveItem(atPath: shard + ".kept", toPath: shard)
   let again = try run.run(ranks: 2, job + ["refused"])
   tally.check(
     try again.status == 0 && again.output.contains("from step 12") && reference.equals("refused"),
@@ -117,8 +117,8 @@ private func locks(_ run: SmallRun, _ reference: Reference, _ job: [String], _ t
     try next.status == 0 && next.output.contains("taken over from host") && reference.equals("killed"),
     "a killed holder: \(next.status)\n\(next.output.suffix(1500))")
 
-  let build = ["tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "3000"]
-  let questions = ["tokens", "make-questions", "--count", "60000", "--seed", "5", "--output", "many.jsonl"]
+  let build = ["tokens", "build", "--template", "Q: {question}\\nA: {answer}\\n", "--shard-tokens", "2000"]
+  let questions = ["tokens", "make-questions", "--count", "20000", "--seed", "5", "--output", "many.jsonl"]
   let made = try run.run(questions)
   tally.check(made.status == 0, made.output)
   let builds = try (0..<2).map { _ in try run.start(ranks: 0, build + ["--output", "data/many", "many.jsonl"]) }
@@ -151,13 +151,13 @@ private func locks(_ run: SmallRun, _ reference: Reference, _ job: [String], _ t
 private func folders(_ run: SmallRun, _ reference: Reference, _ job: [String], _ tally: inout Tally) throws {
   let first = try run.run(ranks: 2, job + ["gone", "--stop-at-step", "12"])
   for step in RunFolder(run.folder + "/gone").steps {
-    try FileManager.default.removeItem(atPath: RunFolder(run.folder + "/gone").checkpoint(step: step))
+    try? FileManager.default.removeItem(atPath: RunFolder(run.folder + "/gone").checkpoint(step: step))
   }
   let refused = try run.run(ranks: 2, job + ["gone"])
   tally.check(
     first.status == 75 && refused.status == 65 && refused.output.contains("was its newest checkpoint"),
     "checkpoints are gone: \(refused.status)\n\(refused.output)")
-  try FileManager.default.removeItem(atPath: run.folder + "/gone/latest")
+  try? FileManager.default.removeItem(atPath: run.folder + "/gone/latest")
   let anew = try run.run(ranks: 2, job + ["gone"])
   tally.check(
     try anew.status == 0 && anew.output.contains("begins anew, the old log is") && reference.equals("gone"),
@@ -178,8 +178,8 @@ private func folders(_ run: SmallRun, _ reference: Reference, _ job: [String], _
   let counted = try run.run(
     ranks: 2, job + ["counted", "--set", "spikes.policy=skip"],
     environment: ["JETTRAIN_FAILPOINT": "poison:40:56:nan"])
-  let manifest = try Checkpoint(RunFolder(run.folder + "/counted").checkpoint(step: 20)).manifest
+  let manifest = try? Checkpoint(RunFolder(run.folder + "/counted").checkpoint(step: 20)).manifest
   tally.check(
-    counted.status == 0 && manifest.phaseStep == 12 && manifest.updates == [10],
-    "skipped updates: \(manifest.updates ?? []) of \(manifest.phaseStep) steps\n\(counted.output.suffix(500))")
+    counted.status == 0 && manifest?.phaseStep == 12 && manifest?.updates == [10],
+    "skipped updates: \(manifest?.updates ?? []) of \(manifest?.phaseStep ?? 0) steps\n\(counted.output.suffix(500))")
 }

@@ -74,7 +74,7 @@ let trainingJob = Array(
   - name: end
     tokens: 2M
     losses: {logits: 1, hidden: 0.5, cross_entropy: 2}
-    checkpoint_activations: true
+    recompute: cheap
     changes: [{from_step: 5, global_batch: 16}, {from_step: 9, mix: other, global_batch: 4}]
   validation: {every: 10, sequences: 6}
   checkpoints: {every: 5, keep_last: 20, keep_every: 100, compression_level: 3, on_failure: continue, gather: true}

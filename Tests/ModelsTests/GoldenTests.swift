@@ -19,10 +19,12 @@ import Testing
 
   @Test(
     arguments: ["jet", "qwen2", "mamba2-layer", "gdn-layer"],
-    [(TestBackend.cpu(threads: 2), false), (.cpu(threads: 2), true), (.reference, false), (.singleReference, true)])
-  func modelMatchesReference(_ name: String, run: (backend: TestBackend, checkpointing: Bool)) throws {
-    try compare(
-      goldenFolder + "/" + name, run.backend, checkpointing: run.checkpointing)
+    [
+      (TestBackend.cpu(threads: 2), Recomputation.none), (.cpu(threads: 2), .cheap), (.cpu(threads: 2), .layer),
+      (.reference, .none), (.singleReference, .layer), (.singleReference, .cheap),
+    ])
+  func modelMatchesReference(_ name: String, run: (backend: TestBackend, recomputation: Recomputation)) throws {
+    try compare(goldenFolder + "/" + name, run.backend, run.recomputation)
   }
 
   /// Families that the shared goldens do not have: windows of Mistral, stretched angles, biases, a query scale.
@@ -30,7 +32,7 @@ import Testing
     arguments: ["mistral", "linear", "yarn", "yarn-attention", "gemma-scale"],
     [TestBackend.cpu(threads: 2), .reference])
   func familyMatchesReference(_ name: String, backend: TestBackend) throws {
-    try compare(goldenFolder + "/families/" + name, backend, checkpointing: false)
+    try compare(goldenFolder + "/families/" + name, backend, .none)
   }
 
   /// Those of the workplace.
@@ -39,10 +41,10 @@ import Testing
     arguments: ["jet", "qwen2", "llama", "llama3", "qwen3", "gemma3"], [TestBackend.cpu(threads: 2), .reference])
   func modelMatchesSharedReference(_ name: String, backend: TestBackend) throws {
     try compare(
-      #require(sharedFolder) + "/golden/" + name, backend, checkpointing: false)
+      #require(sharedFolder) + "/golden/" + name, backend, .none)
   }
 
-  private func compare(_ folder: String, _ kind: TestBackend, checkpointing: Bool) throws {
+  private func compare(_ folder: String, _ kind: TestBackend, _ recomputation: Recomputation) throws {
     let name = "\(folder.split(separator: "/").suffix(3).joined(separator: "/")) on \(kind)"
     let backend = kind.make()
     let model = try HybridLM.load(folder, backend: backend)
@@ -59,7 +61,7 @@ import Testing
     arena.beginBackward()
     let (losses, tape) = try backend.recording {
       var outputs: [Tensor] = []
-      let hidden = model(batch, checkpointing: checkpointing) { outputs.append($1) }
+      let hidden = model(batch, recompute: LayerRecomputation(recomputation)) { outputs.append($1) }
       check("\(name) hidden.0", model.embed(batch).toArray(), try golden.floats("hidden.0"), bound: Self.outputBound)
       for (index, output) in outputs.dropLast().enumerated() {
         check(

@@ -104,8 +104,8 @@ import Tokenizers
 
   /// Outputs and gradients of every mixer, by the CPU's fused kernels and by the compositions of the reference: one document
   /// and several, with its layers computed again or not.
-  @Test(arguments: [[0..<90], [0..<1, 1..<3, 3..<70, 70..<90]], [false, true])
-  func everyMixerMatchesTheReference(segments: [Range<Int>], checkpointing: Bool) throws {
+  @Test(arguments: [[0..<90], [0..<1, 1..<3, 3..<70, 70..<90]], LayerRecomputation.byCost)
+  func everyMixerMatchesTheReference(segments: [Range<Int>], recompute: LayerRecomputation) throws {
     func run(_ kind: TestBackend) throws -> [(name: String, values: [Float])] {
       let backend = kind.make()
       let model = try Self.modelOfAllMixers(backend)
@@ -116,7 +116,7 @@ import Tokenizers
       let batch = Batch(tokens: backend.tensor(tokens), segments: Segments(segments))
       let (losses, tape) = backend.recording {
         vocabularyLoss(
-          hidden: model(batch, checkpointing: checkpointing), weight: model.head, labels: backend.tensor(tokens),
+          hidden: model(batch, recompute: recompute), weight: model.head, labels: backend.tensor(tokens),
           crossEntropySeed: 1 / 90)
       }
       tape.backward()

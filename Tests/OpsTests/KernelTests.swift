@@ -62,6 +62,52 @@ import Testing
     #expect(errors.allSatisfy { $0 < 2e-6 }, "\(errors)")
   }
 
+  /// Rows of caches: several runs in one go, and histories that more or fewer new rows than they hold push out.
+  @Test(arguments: [1, 17]) func cacheRowsMatch(channels: Int) {
+    let errors = compareWithReference { backend in
+      func random(_ shape: [Int], _ seed: UInt64) -> Tensor {
+        backend.tensor(randomFloats(shape.reduce(1, *), seed: seed), shape)
+      }
+      let (x, y, history) = (random([9, channels], 1), random([12, channels], 2), random([4, 4, channels], 3))
+      backend.copyRows(
+        x, into: y,
+        [RowMove(from: 7, to: 0, count: 2), RowMove(from: 0, to: 5, count: 3), RowMove(from: 4, to: 3, count: 0)])
+      backend.remember(x, Segments([0..<1, 1..<1, 1..<4, 4..<9]), in: history)
+      return [y, history]
+    }
+    #expect(errors == [0, 0])
+  }
+
+  /// Products longer and wider than what is packed at a time, of every orientation, written to columns of wider rows.
+  @Test(arguments: [(20, 2100, 70), (70, 40, 1100), (17, 2050, 1030)]) func largeProductsMatch(sizes: (Int, Int, Int)) {
+    let (rows, columns, inner) = sizes
+    for (aTransposed, bTransposed) in [(false, true), (false, false), (true, false), (true, true)] {
+      let errors = compareWithReference { backend in
+        func random(_ shape: [Int], _ seed: UInt64) -> Tensor {
+          backend.tensor(randomFloats(shape.reduce(1, *), seed: seed), shape)
+        }
+        let a = random(aTransposed ? [inner, rows] : [rows, inner], 1)
+        let b = random(bTransposed ? [columns, inner] : [inner, columns], 2)
+        let wide = random([rows, columns + 5], 3)
+        let c = backend.takesColumnViews ? wide.columns(3..<columns + 3) : backend.empty([rows, columns])
+        if !backend.takesColumnViews { backend.copyColumns(wide, 3..<columns + 3, into: c) }
+        backend.multiply(
+          a, transposed: aTransposed, b, transposed: bTransposed, into: c, alpha: 0.5, adds: true)
+        if backend.takesColumnViews { return [wide] }
+        let rest = backend.empty(wide.shape)
+        backend.copy(wide, into: rest)
+        let change = backend.empty(c.shape)
+        backend.copyColumns(wide, 3..<columns + 3, into: change)
+        backend.add(c, scale: -1, into: change)
+        backend.fill(c, with: 0)
+        backend.add(change, scale: -1, into: c)
+        backend.addColumns(c, into: rest, 3..<columns + 3, adds: true)
+        return [rest]
+      }
+      #expect(errors[0] < 1e-6, "\(sizes) \(aTransposed) \(bTransposed): \(errors)")
+    }
+  }
+
   @Test(arguments: [1, 63, 65, 1009]) func optimizerMatches(count: Int) {
     let errors = compareWithReference { backend in
       func random(_ seed: UInt64) -> Tensor { backend.tensor(randomFloats(count, seed: seed), [count]) }

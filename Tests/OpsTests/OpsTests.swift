@@ -156,6 +156,46 @@ func expectGood(_ name: String, _ report: GradientReport, output: Double = 2e-6,
       })
   }
 
+  /// Taps made of the token: strips of 256 tokens, blocks of 64 channels, and what is shorter.
+  @Test(arguments: [1, 5, 64, 300], [1, 15, 16, 70]) func generatedConvolutionMatches(tokens: Int, channels: Int) {
+    let segments = tokens < 5 ? [0..<tokens] : [0..<2, 2..<tokens]
+    let inputs = [
+      TestInput("x", [tokens, channels], seed: 23), TestInput("inner", [tokens, 9], seed: 24),
+      TestInput("weight", [4 * channels, 9], seed: 25), TestInput("bias", [4 * channels], seed: 26),
+    ]
+    expectGood(
+      "generatedConvolution \(tokens)x\(channels)",
+      checkGradients(inputs) {
+        dynamicConvolution(
+          $0[0], inner: $0[1], weight: $0[2], bias: $0[3], layout: Layout(Segments(segments), on: $0[0].backend))
+      })
+  }
+
+  /// Layers of one input whose matrices lie together, apart, or some of each, and all ops that read columns of what they
+  /// make in place: a gradient of every part, and of none.
+  @Test(arguments: [1, 17, 65], [[0, 1, 2], [0, 0, 1], [0, 0, 0]]) func packedLayersMatch(n: Int, places: [Int]) {
+    let widths = [24, 8, 40]
+    let inputs =
+      [TestInput("x", [n, 19], seed: 1)]
+      + Set(places).sorted().map { place in
+        let rows = zip(places, widths).reduce(0) { $0 + ($1.0 == place ? $1.1 : 0) }
+        return TestInput("w\(place)", [rows, 19], seed: UInt64(place + 2))
+      } + [TestInput("b", [72], seed: 9), TestInput("norm", [12], seed: 10)]
+    expectGood(
+      "packed \(n) \(places)",
+      checkGradients(inputs) { x in
+        let parts = split(linear(x[0], Array(x[1..<x.count - 2]), biases: [x[x.count - 2]]), widths)
+        let layout = Layout(Segments(count: 1, length: n), on: x[0].backend)
+        let rotated = rotaryEmbedding(parts[0].reshaped([n, 2, 12]), layout: layout, angles: RotaryAngles(theta: 100))
+          .reshaped([n, 24])
+        let normed = siluNormalize(parts[0].reshaped([n, 2, 12])).reshaped([n, 24])
+        let gated = gatedRMSNorm(rotated.reshaped([n, 2, 12]), gate: parts[0], weight: x[x.count - 1], epsilon: 1e-5)
+        // Of the last part no gradient is asked but through its first columns.
+        let up = columns(parts[2], 0..<24)
+        return add(add(swiGLU(gate: parts[0], up: up), normed), gated)
+      })
+  }
+
   @Test func decayGateMatches() {
     let inputs = [
       TestInput("a", [65, 3], seed: 25, scale: 8), TestInput("b", [65, 3], seed: 26, scale: 4),
@@ -281,22 +321,30 @@ func expectGood(_ name: String, _ report: GradientReport, output: Double = 2e-6,
     #expect(errors.allSatisfy { $0 < 1e-6 }, "\(errors)")
   }
 
-  @Test func checkpointedGivesTheSameGradients() {
-    func gradients(checkpointing: Bool) -> [[Float]] {
+  /// To the bit: what is computed again is computed alike. And what is not kept is not there.
+  @Test func recomputationGivesTheSameGradients() {
+    func gradients(_ policy: Recomputation) -> (kept: Int, gradients: [[Float]]) {
       let backend = CPUBackend(threads: 2)
       var x = backend.tensor(randomFloats(40 * 24, seed: 1), [40, 24])
       var w = backend.tensor(randomFloats(24 * 24, seed: 2), [24, 24])
       x.slot = GradientSlot(shape: x.shape, backend: backend)
       w.slot = GradientSlot(shape: w.shape, backend: backend)
+      let before = backend.liveBytes
       let (y, tape) = backend.recording {
-        let body = { (x: Tensor) in silu(linear(x, w)) }
-        return checkpointing ? checkpointed(x, body) : body(x)
+        recomputing(policy, x) { x in
+          let norm = rmsNorm(x, weight: backend.filled([24], with: 1.5), epsilon: 1e-5)
+          let inner = silu(linear(norm, w))
+          return linear(swiGLU(gate: inner, up: silu(linear(inner, w))), w)
+        }
       }
+      let kept = backend.liveBytes - before
       y.slot!.accumulate(backend.tensor(randomFloats(40 * 24, seed: 3), [40, 24]))
       tape.backward()
-      return [x.slot!.gradient!.toArray(), w.slot!.gradient!.toArray()]
+      return (kept, [x.slot!.gradient!.toArray(), w.slot!.gradient!.toArray()])
     }
-    #expect(gradients(checkpointing: true) == gradients(checkpointing: false))
+    let ways = Recomputation.allCases.map(gradients)
+    #expect(ways.allSatisfy { $0.gradients == ways[0].gradients })
+    #expect(ways[0].kept > ways[1].kept && ways[1].kept > ways[2].kept, "\(ways.map(\.kept))")
   }
 
   /// Order-stable: the same bits on any number of threads.

@@ -68,9 +68,11 @@ extension RankTests {
         "n = \(ranks): start \(start)\n  a step \(step)\n  a resume beside a start \(resume)\n  four saves \(saves)")
       print("  a checkpoint: \(saved.shards) bytes, manifest \(saved.manifest)")
 
-      // A step opens nothing, and one rank of the host looks for STOP.
+      // A step opens nothing, and one rank of the host looks for STOP: on a busy machine, where steps take more than a
+      // second, between micro-batches too.
+      let looks = try #require(step["looks"])
       #expect(step["opens"] == 0 && step["syncs"] == 0 && step["bytes_read"] == 0)
-      #expect(step["looks"] == 1)
+      #expect(looks == 1 || looks == 32 / ranks, "\(step)")
       // A resume: the manifest by one rank, its own shard by each, every byte of state once.
       #expect(resume["opens"] == ranks + 1, "\(resume)")
       #expect(resume["bytes_read"]! <= saved.shards + saved.manifest && resume["bytes_read"]! > saved.shards * 9 / 10)
@@ -86,7 +88,8 @@ extension RankTests {
     #expect(many.shards < two.shards * 11 / 10)
     // Three collectives a step and rank, and two of each bucket, of which there are more than 16 and no more than blocks.
     for (ranks, counts) in [(2, two.step), (8, eight.step), (32, many.step)] {
-      let each = Double(counts["messages"]!) / Double(ranks)
+      // And a vote for each look.
+      let each = Double(counts["messages"]!) / Double(ranks) - Double(counts["looks"]! - 1)
       #expect(each == each.rounded() && Int(each) % 2 == 1 && each <= 3 + 2 * 75, "\(ranks): \(each)")
     }
   }

@@ -96,7 +96,7 @@ package final class SmallRun: Sendable {
       train: {\(train)}
       phases:
       - {name: align, tokens: 4096, losses: {mixer_output: 1}, freeze: [mlp, embeddings, norms, attention]}
-      - {name: end, tokens: 6144, losses: {logits: 1, hidden: 0.5}, checkpoint_activations: true}
+      - {name: end, tokens: 6144, losses: {logits: 1, hidden: 0.5}, recompute: cheap}
       \(rest)
       """)
     try expect("pretrain", "--job", "teacher.yaml")

@@ -30,7 +30,7 @@ import Training
     let batches = [10, 7, 12].map { Self.batch(tokens: $0) }
     let runner = StepRunner(student: student, teacher: teacher, phase: phase, world: .alone, backend: backend)
     let losses = MicroBatchLosses(
-      student: student, teacher: teacher, weights: phase.losses, checkpointing: false, backend: backend)
+      student: student, teacher: teacher, weights: phase.losses, backend: backend)
     var before = backend.downloads
     let alone = losses.sums(of: batches)
     #expect(backend.downloads == before + 1)
@@ -52,20 +52,20 @@ import Training
   /// reference; with matrices in float32 and in bfloat16.
   @Test(
     arguments: [
-      (TestBackend.cpu(threads: 2), false), (.cpu(threads: 2), true), (.singleReference, false),
-      (.singleReference, true),
+      (TestBackend.cpu(threads: 2), Recomputation.none), (.cpu(threads: 2), .cheap), (.cpu(threads: 2), .layer),
+      (.singleReference, .none), (.singleReference, .cheap),
     ],
     ComputePrecision.allCases)
-  func distillationMatchesTheReference(way: (TestBackend, Bool), precision: ComputePrecision) throws {
-    let (backend, checkpointing) = way
+  func distillationMatchesTheReference(way: (TestBackend, Recomputation), precision: ComputePrecision) throws {
+    let (backend, recomputation) = way
     func run(_ kind: TestBackend) throws -> [(name: String, values: [Float])] {
       let backend = kind.make()
       let teacher = try HybridLM.load(goldenFolder + "/qwen2", backend: backend)
       let student = try HybridLM.load(goldenFolder + "/jet", backend: backend)
       let losses = MicroBatchLosses(
         student: student, teacher: teacher,
-        weights: LossWeights(mixerOutput: 1, hidden: 0.5, logits: 1, crossEntropy: 0.25), checkpointing: checkpointing,
-        backend: backend)
+        weights: LossWeights(mixerOutput: 1, hidden: 0.5, logits: 1, crossEntropy: 0.25),
+        recompute: LayerRecomputation(recomputation), backend: backend)
       let arena = Arena(gathering: student.store, precision: precision, backend: backend) { _ in true }
       arena.begin()
       let batch = Self.batch(tokens: 70)

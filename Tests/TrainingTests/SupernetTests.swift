@@ -55,7 +55,7 @@ extension TrainingTests {
     let (student, teacher) = try supernetOfATeacher(backend)
     let arena = Arena(student.store, backend: backend) { $0.name.contains("attn") }
     let losses = MicroBatchLosses(
-      student: student, teacher: teacher, weights: LossWeights(mixerOutput: 1), checkpointing: false, backend: backend)
+      student: student, teacher: teacher, weights: LossWeights(mixerOutput: 1), backend: backend)
     let data = Self.batch(1)
     for (path, aligned) in [
       (SupernetPath(full: [1], sliding: [3]), [0, 2]), (SupernetPath(), [0, 1, 2, 3]),
@@ -100,7 +100,7 @@ extension TrainingTests {
     let sampling = PathSampling(fullLayers: 1, slidingLayers: 1, budgetShare: 0.75)
     func aligned() -> [Double] {
       let losses = MicroBatchLosses(
-        student: student, teacher: teacher, weights: read.phases[0].losses, checkpointing: false, backend: backend)
+        student: student, teacher: teacher, weights: read.phases[0].losses, backend: backend)
       return (0..<4).map { layer in
         student.path = SupernetPath(full: (0..<4).filter { $0 != layer })
         return losses.sums(of: [Self.batch(99)])[0].mixerOutput
@@ -113,7 +113,9 @@ extension TrainingTests {
     for step in 0..<400 {
       student.path = sampling.path(step: step, layers: 4, seed: 1)
       let data = (0..<2).map { Self.batch(UInt64(step * 2 + $0)) }
-      _ = try runner.run(data, updates: updates.count(step), learningRate: 1e-2)
+      // To zero in the end: at a constant rate where it stops is a matter of rounding (0.68 to 0.74 of layer 1, by the
+      // kernels that OpenBLAS chooses).
+      _ = try runner.run(data, updates: updates.count(step), learningRate: 1e-2 * (1 - Double(step) / 400))
     }
     try runner.waitForParameters()
     let after = aligned()

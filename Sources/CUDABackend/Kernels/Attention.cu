@@ -178,7 +178,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) attentionForward(
       highest = quadMaximum(highest);
       const float keep = power2((most[half] - highest) * factor);
       most[half] = highest;
-      shift[half] = highest * factor;
+      // Where nothing is seen yet the weights become zero: what rounding leaves of large numbers must not.
+      shift[half] = fmaxf(highest, -1e29f) * factor;
       sum[half] *= keep;
 #pragma unroll
       for (int d = 0; d < BLOCKS; ++d)

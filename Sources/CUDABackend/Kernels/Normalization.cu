@@ -104,104 +104,74 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
          : normalizeRowBackward<8, false>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView);
 }
 
-/// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane keeps those of its columns in registers.
-/// `sums`: shared memory for a row.
-template <int chunks, bool gated>
+/// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane has eight columns, whose weights and sums
+/// it keeps. `sums`: shared memory for a row.
+template <bool gated>
 DEVICE void normalizePartBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
   int rows, int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView, float *partial,
   float *sums) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane * 8;
   const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
-  float own[chunks][8] = {};
+  const bool isOwn = c < columns;
+  float own[8] = {}, w[8] = {};
+  if (isOwn) read(w, weight + c);
+#pragma unroll 2
   for (int row = begin + warp; row < end; row += 8) {
-    const long long first = (long long)row * columns;
+    const long long place = (long long)row * columns + c;
     const float scale = inverse[row];
+    float d[8] = {}, v[8] = {}, z[8] = {};
+    if (isOwn) {
+      read(d, dy + place);
+      read(v, x + place);
+      if (gated) read(z, gate + placeOf(view, row, columns) + c);
+    }
     float sum = 0;
 #pragma unroll
-    for (int j = 0; j < chunks; ++j) {
-      const int c = j * 256 + lane * 8;
-      if (c >= columns) continue;
-      float d[8], v[8], w[8], z[8];
-      read(d, dy + first + c);
-      read(v, x + first + c);
-      read(w, weight + c);
-      if (gated) read(z, gate + placeOf(view, row, columns) + c);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) sum += d[i] * w[i] * v[i] * (gated ? silu(z[i]) : 1.0f);
+    for (int i = 0; i < 8; ++i) {
+      const float open = gated ? silu(z[i]) : 1.0f;
+      if (gated) z[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
+      d[i] *= open;
+      own[i] += d[i] * v[i] * scale;
+      sum += d[i] * w[i] * v[i];
     }
     const float mean = laneTotal(sum) / columns * scale * scale;
+    if (!isOwn) continue;
+    if (gated) write(dGate + placeOf(dView, row, columns) + c, z);
+    if (adds) read(z, dx + place);
 #pragma unroll
-    for (int j = 0; j < chunks; ++j) {
-      const int c = j * 256 + lane * 8;
-      if (c >= columns) continue;
-      float d[8], v[8], w[8], z[8];
-      read(d, dy + first + c);
-      read(v, x + first + c);
-      read(w, weight + c);
-      if (gated) {
-        read(z, gate + placeOf(view, row, columns) + c);
-        float dz[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          dz[i] = d[i] * w[i] * v[i] * scale * siluSlope(z[i]);
-          d[i] *= silu(z[i]);
-        }
-        write(dGate + placeOf(dView, row, columns) + c, dz);
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        own[j][i] += d[i] * v[i] * scale;
-        v[i] = scale * (d[i] * w[i] - v[i] * mean);
-      }
-      if (adds) {
-        read(z, dx + first + c);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] += z[i];
-      }
-      write(dx + first + c, v);
-    }
+    for (int i = 0; i < 8; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean) + (adds ? z[i] : 0.0f);
+    write(dx + place, v);
   }
   // One warp after the other adds its rows.
   for (int turn = 0; turn < 8; ++turn) {
-    if (turn == warp) {
+    if (turn == warp && isOwn) {
 #pragma unroll
-      for (int j = 0; j < chunks; ++j)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const int c = j * 256 + lane * 8 + i;
-          if (c < columns) sums[c] = turn == 0 ? own[j][i] : sums[c] + own[j][i];
-        }
+      for (int i = 0; i < 8; ++i) sums[c + i] = turn == 0 ? own[i] : sums[c + i] + own[i];
     }
     syncBlock();
   }
   for (int c = threadIdx.x; c < columns; c += 256) partial[(long long)blockIdx.x * columns + c] = sums[c];
 }
 
-/// normalizeBackward and normalizeWeightParts in one, for rows of a multiple of 8 columns, at most 2048.
+/// normalizeBackward and normalizeWeightParts in one, for rows of a multiple of 8 columns, at most 256.
 /// grid (parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
   int rows, int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView, float *partial) {
-  __shared__ float sums[2048];
-  if (columns <= 256)
-    gate ? normalizePartBackward<1, true>(
-             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums)
-         : normalizePartBackward<1, false>(
-             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums);
-  else
-    gate ? normalizePartBackward<8, true>(
-             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums)
-         : normalizePartBackward<8, false>(
-             dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums);
+  __shared__ float sums[256];
+  gate ? normalizePartBackward<true>(
+           dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums)
+       : normalizePartBackward<false>(
+           dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums);
 }
 
 /// normalizeBackward and normalizeWeightParts in one, for rows too long for a warp's registers: a thread has eight columns,
-/// whose weights and sums it keeps, a block takes four rows at a time. grid (parts), columns / 8 threads rounded up to 32.
+/// whose weights and sums it keeps, a block takes two rows at a time. grid (parts), columns / 8 threads rounded up to 32.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackwardByColumns(
   const ELEMENT *dy, const ELEMENT *x, const float *weight, const float *inverse, int rows, int columns,
   int rowsPerPart, ELEMENT *dx, int adds, float *partial) {
-  constexpr int FEW = 4;
+  constexpr int FEW = 2;
   __shared__ float shares[2][8][FEW];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8;
   const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
@@ -267,23 +237,23 @@ extern "C" __global__ void __launch_bounds__(256) normalizeWeightParts(
   partial[(long long)blockIdx.y * columns + c] = sum;
 }
 
-/// sums[c] = the sum of partial[part][c] over all parts, or added: eight threads a column take every eighth part each,
-/// in order, and are added in order. grid (columns / 32 rounded up), 256 threads.
-extern "C" __global__ void __launch_bounds__(256) addParts(
+/// sums[c] = the sum of partial[part][c] over all parts, or added: 32 threads a column take every 32nd part each, in order,
+/// and are added in order. grid (columns / 32 rounded up), 1024 threads.
+extern "C" __global__ void __launch_bounds__(1024) addParts(
   const float *partial, int parts, int columns, int adds, float *sums) {
-  __shared__ float shares[8][32];
+  __shared__ float shares[32][32];
   const int lane = threadIdx.x % 32, group = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
   float sum = 0;
   if (c < columns) {
 #pragma unroll 4
-    for (int part = group; part < parts; part += 8) sum += partial[(long long)part * columns + c];
+    for (int part = group; part < parts; part += 32) sum += partial[(long long)part * columns + c];
   }
   shares[group][lane] = sum;
   syncBlock();
   if (group > 0 || c >= columns) return;
   sum = adds ? sums[c] : 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) sum += shares[i][lane];
+  for (int i = 0; i < 32; ++i) sum += shares[i][lane];
   sums[c] = sum;
 }
 

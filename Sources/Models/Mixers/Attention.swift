@@ -119,12 +119,12 @@ final class KeyValueCache: MixerCache {
   private func relocate(_ sequences: [Int], capacity newCapacity: Int, kept: [Int]) {
     let newKeys = backend.empty([sequences.count * newCapacity] + shape)
     let newValues = backend.empty([sequences.count * newCapacity] + shape)
-    for (place, sequence) in sequences.enumerated() where kept[place] > 0 {
-      let end = sequence * capacity + counts[sequence]
-      let target = place * newCapacity..<place * newCapacity + kept[place]
-      backend.copy(keys.rows(end - kept[place]..<end), into: newKeys.rows(target))
-      backend.copy(values.rows(end - kept[place]..<end), into: newValues.rows(target))
+    let moves = sequences.enumerated().map { place, sequence in
+      RowMove(
+        from: sequence * capacity + counts[sequence] - kept[place], to: place * newCapacity, count: kept[place])
     }
+    backend.copyRows(keys, into: newKeys, moves)
+    backend.copyRows(values, into: newValues, moves)
     (keys, values, capacity, counts) = (newKeys, newValues, newCapacity, kept)
   }
 
@@ -141,13 +141,12 @@ final class KeyValueCache: MixerCache {
       let room = needed <= capacity ? capacity : window.map { needed + $0 } ?? needed + needed / 2
       relocate(Array(counts.indices), capacity: room, kept: kept)
     }
-    for (sequence, range) in ranges.enumerated() where !range.isEmpty {
-      let start = sequence * capacity
-      let filled = start + counts[sequence]
-      backend.copy(newKeys.rows(range), into: keys.rows(filled..<filled + range.count))
-      backend.copy(newValues.rows(range), into: values.rows(filled..<filled + range.count))
-      counts[sequence] += range.count
+    let moves = ranges.enumerated().map { sequence, range in
+      RowMove(from: range.lowerBound, to: sequence * capacity + counts[sequence], count: range.count)
     }
+    backend.copyRows(newKeys, into: keys, moves)
+    backend.copyRows(newValues, into: values, moves)
+    counts = zip(counts, ranges).map { $0 + $1.count }
     let place = Place(counts: counts, capacity: capacity, window: window)
     return (keys, values, layout.spans(place) { place.spans(ranges) })
   }

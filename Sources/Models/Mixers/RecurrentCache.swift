@@ -21,9 +21,8 @@ final class RecurrentCache: MixerCache {
   func select(_ sequences: [Int]) {
     func selected(_ x: Tensor) -> Tensor {
       let out = x.backend.empty([sequences.count] + x.shape.dropFirst())
-      for (place, sequence) in sequences.enumerated() {
-        x.backend.copy(x.rows(sequence..<sequence + 1), into: out.rows(place..<place + 1))
-      }
+      x.backend.copyRows(
+        x, into: out, sequences.enumerated().map { RowMove(from: $0.element, to: $0.offset, count: 1) })
       return out
     }
     (state, histories) = (selected(state), histories.map(selected))
@@ -33,19 +32,6 @@ final class RecurrentCache: MixerCache {
 
   /// Shifts the newest rows of every segment of `inputs` `[N, C]` into its sequence's history.
   func remember(_ inputs: Tensor, in index: Int = 0, _ segments: Segments) {
-    let history = histories[index]
-    let backend = history.backend
-    let taps = history.shape[1]
-    let rows = history.reshaped([history.rows * taps, history.shape[2]])
-    for (sequence, range) in segments.ranges.enumerated() where !range.isEmpty {
-      let first = sequence * taps
-      let fresh = min(range.count, taps)
-      for row in first..<first + taps - fresh {
-        backend.copy(rows.rows(row + fresh..<row + fresh + 1), into: rows.rows(row..<row + 1))
-      }
-      backend.copy(
-        inputs.rows(range.upperBound - fresh..<range.upperBound),
-        into: rows.rows(first + taps - fresh..<first + taps))
-    }
+    inputs.backend.remember(inputs, segments, in: histories[index])
   }
 }

@@ -30,7 +30,8 @@ struct Retention: TokenMixer {
     let n = x.rows
     let cache = cache as? RecurrentCache
     func rotated(_ x: Tensor) -> Tensor {
-      rotaryEmbedding(x.reshaped([n, shape.heads, shape.keySize]), layout: batch.layout, angles: RotaryAngles(theta: 10_000))
+      rotaryEmbedding(
+        x.reshaped([n, shape.heads, shape.keySize]), layout: batch.layout, angles: RotaryAngles(theta: 10_000))
     }
     let projected = projections(x)
     let gates = batch.layout.table(Gates(heads: shape.heads)) {

@@ -47,9 +47,10 @@ func makeMixer(
   let hidden = configuration.hiddenSize
   return switch type {
   case .attention: Attention(scope, configuration, angles: configuration.rope, window: nil)
-  case .slidingWindow: 
+  case .slidingWindow:
     Attention(
-      scope, configuration, angles: configuration.slidingRope ?? configuration.rope, window: configuration.slidingWindow)
+      scope, configuration, angles: configuration.slidingRope ?? configuration.rope, window: configuration.slidingWindow
+    )
   case .jet: JetBlock(scope, hidden: hidden, configuration.jet!)
   case .gatedLinearAttention: GatedLinearAttention(scope, hidden: hidden, configuration.linear[type]!)
   case .retention: Retention(scope, hidden: hidden, configuration.linear[type]!)

@@ -27,6 +27,15 @@ extension Backend {
     }
   }
 
+  package func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, onto base: Tensor, into dx: Tensor,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {
+    if base.storage !== dx.storage || base.offset != dx.offset { copy(base, into: dx) }
+    normalizeBackward(
+      dy, x, weight: weight, inverse: inverse, into: dx, adds: true, dWeight: dWeight, addsWeight: addsWeight)
+  }
+
   /// dx = r · dy − scale · r³ (dy · x) x, row by row, r being `inverse`: the gradient of x · r with r = 1 / √(scale Σ x² + ε).
   private func removeProjection(
     _ dy: Tensor, along x: Tensor, inverse: Tensor, scale: Float, into dx: Tensor, adds: Bool

@@ -1,6 +1,11 @@
 /// Products with the rows of one matrix that may lie apart, composed of the core.
 extension Backend {
   package func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor) {
+    composedProject(x, weights, biases: biases, into: y)
+  }
+
+  /// The composition, also for backends whose own kernel is for some shapes alone.
+  package func composedProject(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor) {
     forEachPart(of: y, rows: weights) { part, range, weight in
       multiply(x, transposed: false, weight, transposed: true, into: part, alpha: 1, adds: false)
       if part.storage !== y.storage { addColumns(part, into: y, range, adds: range.lowerBound > 0) }

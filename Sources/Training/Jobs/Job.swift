@@ -44,6 +44,8 @@ package struct Job: Sendable {
   package var plannedStudent: String?
   package var dataRoot: String
   package var mixName: String
+  /// Whether the data are one dataset, `mixName` in `dataRoot`, without a mix file (`data.path`).
+  package var readsOneDataset = false
   package var mixFolder: String
   package var tokenizer: String
   package var seed: UInt64
@@ -72,6 +74,11 @@ package struct Job: Sendable {
   package var totalSteps: Int { phases.reduce(0) { $0 + $1.steps } }
   package var totalTokens: Int { phases.reduce(0) { $0 + $1.tokens } }
 
+  /// The mix of that name; the dataset itself where the job names one.
+  package func mix(_ name: String) throws -> Mix {
+    readsOneDataset && name == mixName ? Mix(of: name) : try Mix(name, folder: mixFolder)
+  }
+
   /// The order of data of phase `index`, through all changes of its mix.
   package func dataPlan(ofPhase index: Int, cache: ShardCache = ShardCache(), checksFiles: Bool = true)
     throws -> DataPlan
@@ -79,7 +86,7 @@ package struct Job: Sendable {
     let phase = phases[index]
     func plan(_ mix: String, after previous: (plan: DataPlan, index: Int)?) throws -> DataPlan {
       try DataPlan(
-        mix: Mix(mix, folder: mixFolder), root: dataRoot, context: phase.context, seed: seed, label: phase.name,
+        mix: self.mix(mix), root: dataRoot, context: phase.context, seed: seed, label: phase.name,
         after: previous, cache: cache, checksFiles: checksFiles)
     }
     return try phase.changes.reduce(plan(mixName, after: nil)) { before, change in

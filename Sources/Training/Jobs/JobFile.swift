@@ -20,6 +20,9 @@ extension Job {
     text = try yamlText(object)
     name = root.string("name") ?? ((path as NSString).lastPathComponent as NSString).deletingPathExtension
     runFolder = root.string("run_dir") ?? "Checkpoints/" + name
+    if name.isEmpty || name.contains("/") || name.hasPrefix(".") {
+      root.fault("name", "'\(name)' names no run: letters, digits and hyphens, no path")
+    }
     if let declared = root.string("kind"), declared != kind.rawValue {
       root.fault("kind", "this job file is for jettrain \(declared)")
     }
@@ -52,8 +55,17 @@ extension Job {
     model.rejectUnknownKeys()
 
     let data = root.section("data")
-    dataRoot = data.required("root", "the folder that holds the datasets")
-    mixName = data.required("mix", "a name from Jobs/mixes, or a path")
+    if let path = data.string("path") {
+      let url = URL(fileURLWithPath: path)
+      for key in ["root", "mix"] where data.isGiven(key) {
+        data.fault(key, "stands beside data.path, which names a dataset: give one of them")
+      }
+      (dataRoot, mixName) = (folder(of: path.hasSuffix("/") ? String(path.dropLast()) : path), url.lastPathComponent)
+      readsOneDataset = true
+    } else {
+      dataRoot = data.required("root", "the folder that holds the datasets; or data.path, one dataset")
+      mixName = data.required("mix", "a name from Jobs/mixes, or a path")
+    }
     mixFolder = data.string("mixes") ?? "Jobs/mixes"
     tokenizer = data.string("tokenizer") ?? "bytes"
     data.rejectUnknownKeys()
@@ -73,7 +85,7 @@ extension Job {
 
     let validation = root.section("validation")
     validationEvery = validation.integer("every") ?? 0
-    validationSequences = validation.integer("sequences", from: 1) ?? 32
+    validationSequences = validation.integer("sequences", from: 1, to: 100_000) ?? 32
     validation.rejectUnknownKeys()
     let checkpoints = root.section("checkpoints")
     checkpointEvery = checkpoints.integer("every") ?? 0

@@ -79,7 +79,7 @@ extension Job {
     }
     guard phase <= position.phase else { return false }
     switch parts[2] {
-    case "lr", "min_lr", "checkpoint_activations": return false
+    case "lr", "min_lr", "recompute", "recompute_mlp": return false
     // Of the phase at hand the position says whether what was done still fits.
     case "tokens", "changes": return phase < position.phase
     default: return true
@@ -98,7 +98,8 @@ extension Phase {
       "freeze": "[\(frozen.map(\.rawValue).sorted().joined(separator: ", "))]", "lr": "\(schedule.peak)",
       "min_lr": "\(schedule.floor)", "schedule": schedule.shape.rawValue, "warmup_steps": "\(schedule.warmupSteps)",
       "beta1": "\(adam.beta1)", "beta2": "\(adam.beta2)", "epsilon": "\(adam.epsilon)",
-      "weight_decay": "\(adam.weightDecay)", "clip": "\(clip)", "checkpoint_activations": "\(checkpointsActivations)",
+      "weight_decay": "\(adam.weightDecay)", "clip": "\(clip)", "recompute": recompute.mixer.rawValue,
+      "recompute_mlp": recompute.mlp.rawValue,
       "changes": changes.map {
         "{from_step: \($0.step), global_batch: \($0.globalBatch ?? 0), mix: \($0.mixName ?? "")}"
       }

@@ -57,7 +57,8 @@ package struct Phase: Sendable, Equatable {
   package var adam: AdamW.Settings
   /// Largest norm of the gradient; 0 for no limit.
   package var clip: Double
-  package var checkpointsActivations: Bool
+  /// What the backward pass computes again to save memory.
+  package var recompute: LayerRecomputation
 
   package var tokensPerStep: Int { globalBatch * context }
   package var microBatches: Int { globalBatch / microBatch }
@@ -88,6 +89,9 @@ package struct Phase: Sendable, Equatable {
 }
 
 extension Phase {
+  /// Whether gradients cross layers, so that what all of them keep exists at once.
+  package var crossesLayers: Bool { losses.hidden + losses.logits + losses.crossEntropy > 0 }
+
   /// Whether `parameter` of `model` trains in this phase.
   package func trains(_ parameter: Parameter, of model: HybridLM) -> Bool {
     !frozen.contains(parameter.group)

@@ -1,6 +1,7 @@
 import Models
 import NN
 import Optimizers
+import Tensors
 
 extension Phase {
   private static func check(_ batch: Int, _ microBatch: Int, ranks: Int, _ reader: YAMLReader) {
@@ -19,6 +20,7 @@ extension Phase {
     let total = sequences(before: steps)
     for section in reader.sections("changes") ?? [] {
       guard let step = section.integer("from_step", from: 1) else {
+        guard !section.isGiven("from_step") else { continue }
         section.fault("from_step", "is missing: the step of the phase, counted from 0, from which on it holds")
         continue
       }
@@ -47,7 +49,7 @@ extension Phase {
     // Smaller still, since steps are multiplied by both.
     let most = 1 << 24
     context = reader.integer("context", from: 1, to: most) ?? 0
-    if context == 0 { reader.fault("context", "is missing: tokens of a sequence") }
+    if !reader.isGiven("context") { reader.fault("context", "is missing: tokens of a sequence") }
     globalBatch = reader.integer("global_batch", from: 1, to: most) ?? 1
     microBatch = reader.integer("micro_batch", from: 1, to: most) ?? 1
     steps = 0
@@ -61,7 +63,7 @@ extension Phase {
           "\(budget.count) is not a whole number of steps of \(globalBatch) × \(context) = \(perStep) tokens; "
             + "\(steps * perStep) is")
       }
-    } else {
+    } else if !reader.isGiven("tokens") {
       reader.fault("tokens", "is missing: the budget, such as 20M or 50B")
     }
 
@@ -70,22 +72,38 @@ extension Phase {
       mixerOutput: lossSection.number("mixer_output") ?? 0, hidden: lossSection.number("hidden") ?? 0,
       logits: lossSection.number("logits") ?? 0, crossEntropy: lossSection.number("cross_entropy") ?? 0)
     lossSection.rejectUnknownKeys()
-    if losses == LossWeights() { losses = kind == .distill ? LossWeights(hidden: 1) : LossWeights(crossEntropy: 1) }
+    if losses == LossWeights() {
+      if reader.isGiven("losses") { reader.fault("losses", "all weights are 0: nothing would be learned") }
+      losses = kind == .distill ? LossWeights(hidden: 1) : LossWeights(crossEntropy: 1)
+    }
     if losses.needsTeacher && !hasTeacher {
       reader.fault("losses", "compare with a teacher, but model.teacher names none")
     }
     frozen = reader.list("freeze", ParameterGroup.self) ?? (kind == .distill ? [.mlp, .embeddings] : [])
+    if Set(frozen).count == ParameterGroup.allCases.count {
+      reader.fault("freeze", "freezes everything: nothing would be learned")
+    }
 
     let peak = reader.number("lr") ?? 1e-3
+    let floor = reader.number("min_lr") ?? peak / 10
+    if floor > peak { reader.fault("min_lr", "\(floor) is above lr, which is \(peak)") }
     schedule = Schedule(
       shape: reader.choice("schedule", Schedule.Shape.self) ?? .cosine, peak: peak,
-      floor: reader.number("min_lr") ?? peak / 10, warmupSteps: reader.integer("warmup_steps") ?? 0)
+      floor: floor, warmupSteps: reader.integer("warmup_steps") ?? 0)
+    if schedule.warmupSteps > max(1, steps) {
+      reader.fault("warmup_steps", "\(schedule.warmupSteps) steps are more than the phase has, \(steps)")
+    }
+    // Of 1 and more, averages would never forget, and moments grow without bound.
+    let most1 = 1.0.nextDown
     adam = AdamW.Settings(
-      beta1: Float(reader.number("beta1") ?? 0.9), beta2: Float(reader.number("beta2") ?? 0.95),
-      epsilon: Float(reader.number("epsilon") ?? 1e-8),
+      beta1: Float(reader.number("beta1", to: most1) ?? 0.9), beta2: Float(reader.number("beta2", to: most1) ?? 0.95),
+      epsilon: Float(reader.number("epsilon", from: 1e-20) ?? 1e-8),
       weightDecay: Float(reader.number("weight_decay") ?? 0))
     clip = reader.number("clip") ?? 1
-    checkpointsActivations = reader.boolean("checkpoint_activations") ?? false
+    // The older key knew two of the ways.
+    let older: Recomputation = reader.boolean("checkpoint_activations") == true ? .layer : .none
+    let all = reader.choice("recompute", Recomputation.self) ?? older
+    recompute = LayerRecomputation(mixer: all, mlp: reader.choice("recompute_mlp", Recomputation.self) ?? all)
     lanes = reader.integer("lanes", from: 1) ?? 8
     compute = reader.choice("compute", ComputePrecision.self) ?? .float32
     Self.check(globalBatch, microBatch, ranks: ranks, reader)

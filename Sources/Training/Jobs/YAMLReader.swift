@@ -71,14 +71,18 @@ package final class YAMLReader {
     return value
   }
 
-  package func number(_ key: String, from least: Double = 0) -> Double? {
+  package func number(_ key: String, from least: Double = 0, to most: Double = 1e9) -> Double? {
     // YAML 1.1 takes 3e-4 for a text.
     let value = typed(key, "a number") { raw in
       raw as? Double ?? (raw as? Int).map(Double.init) ?? (raw as? String).flatMap(Double.init)
     }
     guard let value else { return nil }
-    guard value >= least, value.isFinite else {
+    guard value >= least else {
       fault(key, "must be at least \(least), not \(value)")
+      return nil
+    }
+    guard value <= most else {
+      fault(key, "must be \(most == 1.0.nextDown ? "below 1" : "at most \(most)"), not \(value)")
       return nil
     }
     return value
@@ -125,6 +129,9 @@ package final class YAMLReader {
     }
   }
 
+  /// Whether a value was found, here or where this mapping falls back on; it may be of a wrong type.
+  package func isGiven(_ key: String) -> Bool { value(key) != nil }
+
   /// Whether the file gives this key a value; `null` is none.
   package func has(_ key: String) -> Bool { object[key].map { !($0 is NSNull) } ?? false }
 
@@ -146,6 +153,10 @@ package final class YAMLReader {
   package func rejectUnknownKeys(known: Set<String> = []) {
     let known = used.union(known)
     for key in object.keys.sorted() where !known.contains(key) {
+      if key.utf8.count > 60 {
+        fault(String(key.prefix(60)) + "…", "is not a key of this file")
+        continue
+      }
       let nearest = known.min { Self.distance(key, $0) < Self.distance(key, $1) }
       let hint = nearest.map { Self.distance(key, $0) <= 3 ? "; did you mean \($0)?" : "" } ?? ""
       fault(key, "is not a key of this file\(hint)")

@@ -54,6 +54,24 @@ package final class Supervisor {
   /// been a moment's.
   private static let (usage, badData): (Int32, Int32) = (64, 65)
   private static let stoppedOnRequest: Int32 = 75
+
+  /// What mpirun says where it cannot start at all, and no restart mends it; with what does.
+  private static let misstarts: [(says: String, reason: String)] = [
+    (
+      "not enough slots",
+      "there are fewer slots than --ranks; start fewer, name more in --hostfile, or add --mpirun=--oversubscribe"
+    ),
+    (
+      "has detected an attempt to run as root",
+      "it refuses root; set OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+    ),
+    ("unknown option", "an argument of --mpirun is none of its options"),
+    ("unable to find the specified executable", "an argument of --mpirun is taken for the program"),
+    ("could not access\nor execute an executable", "an argument of --mpirun is taken for the program"),
+    ("mpirun: No such file", "it is not installed (Debian: openmpi-bin)"),
+    ("‘mpirun’: No such file", "it is not installed (Debian: openmpi-bin)"),
+    ("unable to open the hostfile", "--hostfile cannot be opened"),
+  ]
   /// A host is left out after this many crashes that began on it.
   private static let faultsOfAHost = 2
 
@@ -68,6 +86,8 @@ package final class Supervisor {
     var status: Int32 = 0
     var bySignal = false
     var host: String?
+    /// Why mpirun did not start the program, where no restart mends it.
+    var misstart: String?
   }
 
   package init(_ plan: LaunchPlan) throws {
@@ -110,6 +130,10 @@ package final class Supervisor {
       if let status = endedBySignal() { return status }
       if attempt.status == 0 && !attempt.bySignal { return report("finished") }
       if !attempt.bySignal, attempt.status == Self.stoppedOnRequest { return report("stopped on request") }
+      if let reason = attempt.misstart {
+        FileHandle.standardError.write(Data("jettrain launch: mpirun cannot start this: \(reason)\n".utf8))
+        return Self.usage
+      }
       let isHopeless =
         attempt.status == Self.usage || (attempt.status == Self.badData && attempt.reached <= attempt.from)
       if !attempt.bySignal, isHopeless {
@@ -212,10 +236,13 @@ package final class Supervisor {
     let (text, status, bySignal) = launched.wait()
     (attempt.status, attempt.bySignal) = (status, bySignal)
     attempt.host = Self.faultyHost(text, among: hosts.map(\.name))
+    if status != 0 { attempt.misstart = Self.misstarts.first { text.contains($0.says) }?.reason }
   }
 
   /// mpirun notices after a minute and a half that a host is gone, instead of eight minutes, unless it is told otherwise.
   private static let defaults = [
+    // No page of its own about an exit code that the ranks have explained.
+    "OMPI_MCA_orte_execute_quiet": "1",
     "OMPI_MCA_oob_tcp_keepalive_time": "30", "OMPI_MCA_oob_tcp_keepalive_intvl": "10",
     "OMPI_MCA_oob_tcp_keepalive_probes": "6",
   ]
@@ -329,8 +356,10 @@ package struct ChildProcess: Sendable {
   package func forward(_ signals: [Int32]) {
     for number in signals {
       signal(number) {
-        receivedSignal = $0
-        if childIdentifier > 0 { kill(childIdentifier, $0) }
+        // The first Ctrl-C asks the run to stop at a checkpoint; mpirun itself would end it without.
+        let isGentle = $0 == SIGINT && receivedSignal == 0 && childIdentifier > 0
+        receivedSignal = isGentle ? SIGUSR1 : $0
+        if childIdentifier > 0 { kill(childIdentifier, receivedSignal) }
       }
     }
     unblockSignals(signals)

@@ -47,6 +47,10 @@ struct RunInputs {
     let models = try ModelSetup(job, backend: backend)
     self.models = models
     sampling = job.supernet
+    for phase in job.phases
+    where !models.student.store.parameters.contains(where: { phase.trains($0, of: models.student) }) {
+      throw JobError(.usage, "\(job.path): phase \(phase.name): freeze leaves nothing of \(job.student) to train")
+    }
     plans = try job.dataPlans(
       student: models.student.configuration, teacher: models.teacher?.configuration, checksFiles: world.isCoordinator)
     // Hashing billions of weights once is enough.

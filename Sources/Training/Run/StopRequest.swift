@@ -1,7 +1,7 @@
 import Files
 import Foundation
 
-/// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2), a time limit, the end of the batch
+/// Whether somebody wants the run to stop at a checkpoint: a signal (SIGUSR1, SIGUSR2, the first SIGINT), a time limit, the end of the batch
 /// job, or a file `STOP` in the run folder. The answer of one rank rides on the next reduction, so that all ranks stop at
 /// the same place.
 ///
@@ -10,6 +10,8 @@ package final class StopRequest {
   private let end: ContinuousClock.Instant?
   private let deadline: Deadline?
   private let file: String
+  /// Whether a step was done: a limit that is shorter than a start would else keep the run where it is for ever.
+  private var hasDoneWork = false
 
   /// Installs the handlers.
   ///
@@ -22,7 +24,17 @@ package final class StopRequest {
     end = maxSeconds.map { .now + .seconds($0) }
     self.deadline = deadline
     Self.installHandlers()
+    // Ctrl-C: the first one saves, the second ends at once. Whatever is no run ends at the first.
+    signal(SIGINT) {
+      signalled = $0
+      signal(SIGINT, SIG_DFL)
+      let text: StaticString = "\njettrain: stopping at a checkpoint; Ctrl-C again ends at once, without\n"
+      _ = write(2, text.utf8Start, text.utf8CodeUnitCount)
+    }
   }
+
+  /// Says that a step was done since the start.
+  package func hasWorked() { hasDoneWork = true }
 
   /// Lets SIGUSR1 and SIGUSR2 ask for a stop instead of ending the process. Called first thing, since a signal may come
   /// while models are loaded.
@@ -36,8 +48,8 @@ package final class StopRequest {
 
   /// The same, `looking` for the file only where that is asked: one rank of a host does for all.
   func reason(looking: Bool) -> String? {
-    if signalled != 0 { return signalled == SIGUSR1 ? "SIGUSR1" : "SIGUSR2" }
-    if let end, ContinuousClock.now >= end { return "--max-time" }
+    if signalled != 0 { return signalled == SIGINT ? "Ctrl-C" : signalled == SIGUSR1 ? "SIGUSR1" : "SIGUSR2" }
+    if hasDoneWork, let end, ContinuousClock.now >= end { return "--max-time" }
     if let deadline, deadline.isNear { return "--deadline" }
     guard looking else { return nil }
     FileOperations.looked()

@@ -43,7 +43,9 @@ extension Trainer {
     saver.firstSkippedStep = spikes.state.skips > 0 ? spikes.state.firstStep : nil
     if result.isSaveWritten { try saver.finish() }
     clock.mark("save")
-    saver.hasUpdated = saver.hasUpdated || !result.isSkipped
+    // A gradient of nothing, as of a student that is its teacher, changes nothing.
+    saver.hasUpdated = saver.hasUpdated || (!result.isSkipped && result.gradientNorm > 0)
+    stop?.hasWorked()
     position.advance(reading: sequences.count, to: sequences.upperBound, context: phase.context)
     if job.replicaCheckEvery > 0, isDue(job.replicaCheckEvery) { try checkReplicas() }
     attend(toMuteRanks: result.muteRanks)

@@ -92,6 +92,11 @@ package final class Trainer {
 
   /// Trains to the end, until step `stopStep` has been saved, or until `stop` says so.
   package func train(stopStep: Int? = nil, stop: StopRequest? = nil) throws -> RunOutcome {
+    if let stopStep, position.step >= stopStep, position.step < job.totalSteps {
+      throw JobError(
+        .usage,
+        "--stop-at-step \(stopStep): the run is at step \(position.step) already; name a later step, or none to go on")
+    }
     var metrics = openMetrics()
     matrixRate = Machine.matrixRate(backend)
     say(

@@ -20,7 +20,7 @@ struct Validation {
     world: Communicator, backend: any Backend, wantsStop: () -> Bool
   ) throws {
     let losses = MicroBatchLosses(
-      student: student, teacher: teacher, weights: weights, checkpointing: false, backend: backend)
+      student: student, teacher: teacher, weights: weights, backend: backend)
     let places = plan.validation(count: sequences)
     var sums = LossSums()
     var counts = TokenCounts(labels: 0, tokens: 0)

@@ -69,19 +69,20 @@ package struct MicroBatchLosses {
   private let student: HybridLM
   private let teacher: HybridLM?
   private let weights: LossWeights
-  private let checkpointing: Bool
+  private let recompute: LayerRecomputation
   private let backend: any Backend
 
   /// - Parameters:
   ///   - teacher: needed where a weight of a distillation loss is above zero
-  ///   - checkpointing: keep only the input of each layer for backward
+  ///   - recompute: what of the student the backward pass computes again
   package init(
-    student: HybridLM, teacher: HybridLM?, weights: LossWeights, checkpointing: Bool, backend: any Backend
+    student: HybridLM, teacher: HybridLM?, weights: LossWeights, recompute: LayerRecomputation = .none,
+    backend: any Backend
   ) {
     self.student = student
     self.teacher = teacher
     self.weights = weights
-    self.checkpointing = checkpointing
+    self.recompute = recompute
     self.backend = backend
   }
 
@@ -195,28 +196,30 @@ package struct MicroBatchLosses {
   private func runEndToEnd(
     _ batch: Batch, labels: Tensor, _ counts: TokenCounts?, into sums: SumsByKind, willRun: (ModelPart) -> Void
   ) {
-    // What the teacher makes of it; nothing of it is recorded.
-    var targets: [Tensor] = []
-    var teacherHead: TeacherHead?
-    if let teacher, weights.hidden + weights.logits > 0 {
-      backend.withoutRecording {
-        let hidden = teacher(batch) { _, x in
-          if weights.hidden > 0 { targets.append(x) }
-        }
-        if weights.logits > 0 { teacherHead = TeacherHead(hidden: hidden, weight: teacher.head) }
-      }
+    // Where hidden states are compared the teacher runs beside the student, so that one of them exists at a time, else
+    // before it; nothing of it is recorded.
+    let teacher = weights.hidden + weights.logits > 0 ? teacher : nil
+    let runsBeside = weights.hidden > 0
+    var taught = teacher.map { teacher in
+      backend.withoutRecording { runsBeside ? teacher.embed(batch) : teacher(batch) }
     }
     let share = 1 / Double(student.layers.count)
     let layerSums = backend.empty([weights.hidden > 0 ? student.layers.count : 0], .float64)
     func forward() -> VocabularyLosses? {
       // A student that only imitates hidden states needs no head.
-      let hidden = student(batch, checkpointing: checkpointing, willRun: willRun) { index, x in
-        if weights.hidden > 0 {
-          let losses = squaredError(x, target: targets[index], seed: seed(weights.hidden * share, counts?.tokens))
-          backend.sumElements(losses, scale: 1, into: layerSums.rows(index..<index + 1))
-        }
+      let hidden = student(batch, recompute: recompute, willRun: willRun) { index, x in
+        guard runsBeside, let teacher, let input = taught else { return }
+        let target = backend.withoutRecording { teacher.run(layer: index, input, batch) }
+        taught = target
+        let losses = squaredError(x, target: target, seed: seed(weights.hidden * share, counts?.tokens))
+        backend.sumElements(losses, scale: 1, into: layerSums.rows(index..<index + 1))
       }
       guard weights.logits + weights.crossEntropy > 0 || counts == nil else { return nil }
+      var teacherHead: TeacherHead?
+      if weights.logits > 0, let teacher, let taught {
+        teacherHead = TeacherHead(
+          hidden: runsBeside ? backend.withoutRecording { teacher.finish(taught) } : taught, weight: teacher.head)
+      }
       return vocabularyLoss(
         hidden: hidden, weight: student.head, teacher: teacherHead, labels: labels,
         crossEntropySeed: seed(weights.crossEntropy, counts?.labels),

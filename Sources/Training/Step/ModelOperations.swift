@@ -7,7 +7,7 @@ extension StepEstimate {
     of phase: Phase, student: ModelConfiguration, teacher: ModelConfiguration?
   ) -> Double {
     var phase = phase
-    phase.checkpointsActivations = false
+    phase.recompute = .none
     return phases([phase], student: student, teacher: teacher, ranks: 1)[0].operationsPerMicroBatch
   }
 }

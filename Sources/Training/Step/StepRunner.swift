@@ -78,7 +78,7 @@ package final class StepRunner {
     }
     losses = MicroBatchLosses(
       student: student, teacher: phase.losses.needsTeacher ? teacher : nil, weights: phase.losses,
-      checkpointing: phase.checkpointsActivations, backend: backend)
+      recompute: phase.recompute, backend: backend)
     exchange = GradientExchange(arena, world: world, ascends: !losses.crossesLayers)
     optimizer = AdamW(arena, slices: exchange.slices, settings: phase.adam) {
       PathUpdates.group(of: $0, in: student)

@@ -14,7 +14,7 @@ recall=(--items 6 --keys 16 --queries 24)
 
 error() { # share of wrong answers of a model, on texts of a seed that nothing else uses
   "$jettrain" eval "$1" --objective accuracy=recall "${recall[@]}" --sequences 256 --seed 99 |
-    sed 's/.*"accuracy=recall":\([^,}]*\).*/\1/'
+    sed 's/.*"accuracy=recall":\([^,}]*\).*/\1/' | awk '{print 1 - $1}'
 }
 
 if [ ! -e data/recall/manifest.json ]; then
