@@ -24,7 +24,7 @@ student=Models/smollm2-hybrid
 # The layers in the order in which they are replaced: spread over the deeper half first.
 order=(27 24 21 18 15 12 28 25 22 19 16 13 10 26 23 20 17 14 11 9 8 7 6 5 4 29 3 2 1 0)
 chosen=$(printf '%s\n' "${order[@]:0:$layers}" | sort -n | paste -sd,)
-# What two cores distilled in a quarter of an hour (docs/models.md); a third of it aligns layer by layer.
+# An estimate for two cores, not measured yet; a third of it aligns layer by layer.
 tokens=$(awk -v h="$hours" 'BEGIN { t = int(72000 * h / 0.25); print t < 8192 ? 8192 : t }')
 
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }

@@ -40,7 +40,9 @@ struct TemplateInterpreter {
           scopes[scopes.count - 1][name] = assigned
           continue
         }
-        guard case .namespace(let space) = lookUp(name) else { throw TemplateError("\(name) is no namespace to set members of") }
+        guard case .namespace(let space) = lookUp(name) else {
+          throw TemplateError("\(name) is no namespace to set members of")
+        }
         space.members[member] = assigned
       }
     }
@@ -292,9 +294,13 @@ struct TemplateInterpreter {
     case .name("raise_exception"): throw TemplateError("refuses these messages: \(arguments.first?.text ?? "")")
     case .name("range"):
       let bounds = arguments.compactMap { if case .integer(let value) = $0 { value } else { nil } }
-      guard bounds.count == arguments.count, (1...2).contains(bounds.count) else { throw TemplateError("range takes one or two whole numbers") }
+      guard bounds.count == arguments.count, (1...2).contains(bounds.count) else {
+        throw TemplateError("range takes one or two whole numbers")
+      }
       let (first, last) = bounds.count == 1 ? (0, bounds[0]) : (bounds[0], bounds[1])
-      guard last <= first || last.subtractingReportingOverflow(first).partialValue <= 100_000 else { throw TemplateError("a range is too long") }
+      guard last <= first || last.subtractingReportingOverflow(first).partialValue <= 100_000 else {
+        throw TemplateError("a range is too long")
+      }
       return .list((first..<max(first, last)).map { .integer($0) })
     case .member(let base, let name): return try TemplateText.method(value(base), name, arguments)
     case .name(let name): throw TemplateError("the function \(name) is not supported")
@@ -348,7 +354,8 @@ struct TemplateInterpreter {
     case ("string", _): return false
     case ("mapping", .object): return true
     case ("mapping", _): return false
-    case ("iterable", .list), ("iterable", .object), ("iterable", .string), ("sequence", .list), ("sequence", .string): return true
+    case ("iterable", .list), ("iterable", .object), ("iterable", .string), ("sequence", .list), ("sequence", .string):
+      return true
     case ("iterable", _), ("sequence", _): return false
     case ("boolean", .boolean): return true
     case ("boolean", _): return false

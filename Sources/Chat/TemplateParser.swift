@@ -27,7 +27,9 @@ struct TemplateParser {
   }
 
   private mutating func identifier() throws(TemplateError) -> String {
-    guard case .name(let name) = next else { throw TemplateError("expected a name, found \(next.map { "\($0)" } ?? "its end")") }
+    guard case .name(let name) = next else {
+      throw TemplateError("expected a name, found \(next.map { "\($0)" } ?? "its end")")
+    }
     position += 1
     return name
   }
@@ -57,7 +59,9 @@ struct TemplateParser {
           nodes.append(.output(try parser.expression()))
           try parser.expect(.endOutput)
         case .beginStatement:
-          if parser.position + 1 < parser.tokens.count, case .name(let name) = parser.tokens[parser.position + 1], ends.contains(name) {
+          if parser.position + 1 < parser.tokens.count, case .name(let name) = parser.tokens[parser.position + 1],
+            ends.contains(name)
+          {
             return nodes
           }
           parser.position += 1

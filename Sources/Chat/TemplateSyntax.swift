@@ -147,12 +147,18 @@ struct TemplateLexer {
         while position < text.count, ("0"..."9").contains(text[position]) { position += 1 }
       }
       let digits = String(String.UnicodeScalarView(text[start..<position]))
-      if let value = Int(digits) { tokens.append(.integer(value)) } else if let value = Double(digits) {
+      if let value = Int(digits) {
+        tokens.append(.integer(value))
+      } else if let value = Double(digits) {
         tokens.append(.number(value))
-      } else { throw TemplateError("\(digits) is no number") }
+      } else {
+        throw TemplateError("\(digits) is no number")
+      }
     } else if first == "_" || first.properties.isAlphabetic {
       let start = position
-      while position < text.count, text[position] == "_" || text[position].properties.isAlphabetic || ("0"..."9").contains(text[position]) {
+      while position < text.count,
+        text[position] == "_" || text[position].properties.isAlphabetic || ("0"..."9").contains(text[position])
+      {
         position += 1
       }
       tokens.append(.name(String(String.UnicodeScalarView(text[start..<position]))))
@@ -182,7 +188,9 @@ struct TemplateLexer {
         continue
       }
       let known: [Unicode.Scalar: Unicode.Scalar] = ["n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", "\"": "\""]
-      guard let meant = known[text[position]] else { throw TemplateError("the escape \\\(text[position]) is not supported") }
+      guard let meant = known[text[position]] else {
+        throw TemplateError("the escape \\\(text[position]) is not supported")
+      }
       out.append(meant)
       position += 1
     }

@@ -43,7 +43,8 @@ enum TemplateText {
       return .string(stripped(own, set, left: name != "rstrip", right: name != "lstrip"))
     case (.string(let own), "split"):
       if arguments.isEmpty {
-        return .list(own.unicodeScalars.split(whereSeparator: isSpace).map { .string(String(String.UnicodeScalarView($0))) })
+        return .list(
+          own.unicodeScalars.split(whereSeparator: isSpace).map { .string(String(String.UnicodeScalarView($0))) })
       }
       let separator = try text(0)
       guard !separator.isEmpty else { throw TemplateError("split takes a text that is not empty") }
@@ -55,12 +56,16 @@ enum TemplateText {
       let (old, new) = (try text(0), try text(1))
       guard !old.isEmpty else { throw TemplateError("replace takes a text that is not empty") }
       let pieces = split(own, at: old)
-      guard own.utf8.count + pieces.count * new.utf8.count <= 16 << 20 else { throw TemplateError("replace makes too long a text") }
+      guard own.utf8.count + pieces.count * new.utf8.count <= 16 << 20 else {
+        throw TemplateError("replace makes too long a text")
+      }
       return .string(pieces.joined(separator: new))
     case (.string(let own), "upper"): return .string(own.uppercased())
     case (.string(let own), "lower"): return .string(own.lowercased())
     case (.string(let own), "title"), (.string(let own), "capitalize"):
-      guard own.utf8.allSatisfy({ $0 < 0x80 }) else { throw TemplateError("\(name) of other than ASCII is not supported") }
+      guard own.utf8.allSatisfy({ $0 < 0x80 }) else {
+        throw TemplateError("\(name) of other than ASCII is not supported")
+      }
       return .string(name == "title" ? own.capitalized(everyWord: true) : own.capitalized(everyWord: false))
     default: throw TemplateError("the method \(name) is not supported")
     }

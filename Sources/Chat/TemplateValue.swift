@@ -70,7 +70,8 @@ indirect enum TemplateValue {
       return out + "\""
     case .list(let values): return "[" + values.map(\.json).joined(separator: ", ") + "]"
     case .object(let members):
-      return "{" + members.map { "\(TemplateValue.string($0.key).json): \($0.value.json)" }.joined(separator: ", ") + "}"
+      return "{" + members.map { "\(TemplateValue.string($0.key).json): \($0.value.json)" }.joined(separator: ", ")
+        + "}"
     }
   }
 
@@ -81,7 +82,8 @@ indirect enum TemplateValue {
     case (.string(let a), .string(let b)): a.unicodeScalars.elementsEqual(b.unicodeScalars)
     case (.list(let a), .list(let b)): a.count == b.count && zip(a, b).allSatisfy { $0.equals($1) }
     case (.object(let a), .object(let b)):
-      a.count == b.count && a.allSatisfy { member in b.contains { $0.key == member.key && $0.value.equals(member.value) } }
+      a.count == b.count
+        && a.allSatisfy { member in b.contains { $0.key == member.key && $0.value.equals(member.value) } }
     default: if let a = real, let b = other.real { a == b } else { false }
     }
   }

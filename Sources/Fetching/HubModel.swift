@@ -33,7 +33,9 @@ package struct HubModel {
     let names = parts[0].split(separator: "/", omittingEmptySubsequences: false)
     func isPlain(_ text: some StringProtocol) -> Bool {
       !text.isEmpty && text != "." && text != ".."
-        && text.utf8.allSatisfy { ($0 | 0x20 >= 97 && $0 | 0x20 <= 122) || (48...57).contains($0) || "-_.".utf8.contains($0) }
+        && text.utf8.allSatisfy {
+          ($0 | 0x20 >= 97 && $0 | 0x20 <= 122) || (48...57).contains($0) || "-_.".utf8.contains($0)
+        }
     }
     let asked = parts.count == 2 ? parts[1] : "main"
     guard names.count == 2, names.allSatisfy(isPlain), asked.split(separator: "/").allSatisfy(isPlain), !asked.isEmpty
@@ -59,7 +61,8 @@ package struct HubModel {
     }
     // No folders: a model's own files lie at the top, and no name may lead out of ours.
     files = all.filter { isPlain($0.name) && Self.belongs($0.name) }
-    guard files.contains(where: { $0.name == "config.json" }), files.contains(where: { $0.name.hasSuffix(".safetensors") })
+    guard files.contains(where: { $0.name == "config.json" }),
+      files.contains(where: { $0.name.hasSuffix(".safetensors") })
     else { throw FetchError(name, "holds no config.json with weights in safetensors") }
   }
 

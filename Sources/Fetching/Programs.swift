@@ -44,7 +44,9 @@ struct Curl {
     case 0: return
     case 22:
       throw FetchError(
-        url, "the server refused it: is the name right, and if the model is gated, is HF_TOKEN set and its licence accepted?")
+        url,
+        "the server refused it: is the name right, and if the model is gated, is HF_TOKEN set and its licence accepted?"
+      )
     default: throw FetchError(url, "curl failed with status \(status); run the command again to go on", kind: .system)
     }
   }

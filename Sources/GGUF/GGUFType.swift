@@ -15,8 +15,10 @@ package enum GGUFType: UInt32, Sendable, CaseIterable, CustomStringConvertible {
 
   private static let names = [
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
-    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
-    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 30: "BF16",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
+    30: "BF16",
     34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
   ]
 
@@ -61,14 +63,17 @@ extension GGUFType {
     case .f16: for i in 0..<blocks { out[i] = source.half(2 * i) }
     case .bf16:
       for i in 0..<blocks {
-        out[i] = Float(bitPattern: UInt32(source.loadUnaligned(fromByteOffset: 2 * i, as: UInt16.self).littleEndian) << 16)
+        out[i] = Float(
+          bitPattern: UInt32(source.loadUnaligned(fromByteOffset: 2 * i, as: UInt16.self).littleEndian) << 16)
       }
     case .q40, .q50:
       // Numbers around zero: 4 bits from −8, or 5 from −16, the fifth bits in a word of their own.
       let hasFifth = self == .q50
       eachBlock(source, blocks, out) { block, out in
         let d = block.half(0)
-        nibbles(block + (hasFifth ? 6 : 2), hasFifth ? block.word(2) : 0) { out[$0] = d * Float($1 - (hasFifth ? 16 : 8)) }
+        nibbles(block + (hasFifth ? 6 : 2), hasFifth ? block.word(2) : 0) {
+          out[$0] = d * Float($1 - (hasFifth ? 16 : 8))
+        }
       }
     case .q41, .q51:
       let hasFifth = self == .q51

@@ -12,7 +12,9 @@ struct HeaderReader {
   init(_ bytes: UnsafeRawBufferPointer) { self.bytes = bytes }
 
   mutating func header() throws(Fault) -> ([String: GGUFValue], [String: GGUFFile.Entry]) {
-    guard bytes.starts(with: "GGUF".utf8) else { throw Fault(reason: "is not a GGUF file: it does not begin with GGUF") }
+    guard bytes.starts(with: "GGUF".utf8) else {
+      throw Fault(reason: "is not a GGUF file: it does not begin with GGUF")
+    }
     position = 4
     let version = try number(UInt32.self)
     guard version == 2 || version == 3 else { throw Fault(reason: "is GGUF of version \(version); 2 and 3 are read") }
@@ -35,7 +37,8 @@ struct HeaderReader {
       var product = 1
       for _ in 0..<rank {
         let extent = try number(UInt64.self)
-        guard extent > 0, let size = Int(exactly: extent), case let (next, overflow) = product.multipliedReportingOverflow(by: size),
+        guard extent > 0, let size = Int(exactly: extent),
+          case (let next, let overflow) = product.multipliedReportingOverflow(by: size),
           !overflow
         else { throw Fault(reason: "\(name) has the impossible extent \(extent)") }
         product = next
@@ -43,7 +46,8 @@ struct HeaderReader {
       }
       let code = try number(UInt32.self)
       guard let type = GGUFType(rawValue: code) else {
-        throw Fault(reason: "\(name) is of type \(GGUFType.name(of: code)), which is not supported (\(GGUFType.supported) are)")
+        throw Fault(
+          reason: "\(name) is of type \(GGUFType.name(of: code)), which is not supported (\(GGUFType.supported) are)")
       }
       guard extents[0] % type.blockElements == 0 else {
         throw Fault(reason: "\(name): rows of \(extents[0]) are not whole blocks of \(type)")
@@ -65,15 +69,20 @@ struct HeaderReader {
     var entries: [String: GGUFFile.Entry] = [:]
     for (name, type, shape, offset) in found {
       let (size, overflow) = (shape.reduce(1, *) / type.blockElements).multipliedReportingOverflow(by: type.blockBytes)
-      guard !overflow, body <= bytes.count, offset <= UInt64(bytes.count - body), size <= bytes.count - body - Int(offset)
-      else { throw Fault(reason: "\(name) \(shape) of \(type) does not fit the file of \(bytes.count) bytes: was it cut short?") }
+      guard !overflow, body <= bytes.count, offset <= UInt64(bytes.count - body),
+        size <= bytes.count - body - Int(offset)
+      else {
+        throw Fault(
+          reason: "\(name) \(shape) of \(type) does not fit the file of \(bytes.count) bytes: was it cut short?")
+      }
       let start = body + Int(offset)
       let entry = GGUFFile.Entry(type: type, shape: shape, bytes: start..<start + size)
       guard entries.updateValue(entry, forKey: name) == nil else { throw Fault(reason: "the header has \(name) twice") }
     }
     var end = body
-    for (name, entry) in entries.sorted(by: { ($0.value.bytes.lowerBound, $0.key) < ($1.value.bytes.lowerBound, $1.key) })
-    {
+    for (name, entry) in entries.sorted(by: {
+      ($0.value.bytes.lowerBound, $0.key) < ($1.value.bytes.lowerBound, $1.key)
+    }) {
       guard entry.bytes.lowerBound >= end else { throw Fault(reason: "\(name) overlaps another array") }
       end = entry.bytes.upperBound
     }

@@ -28,7 +28,8 @@ extension Architecture {
     }
     // Written by newer versions even where a family has no such key.
     for (key, allowed) in [
-      ("mlp_bias", 0.0), ("use_bidirectional_attention", 0), ("partial_rotary_factor", 1), ("final_logit_softcapping", 0),
+      ("mlp_bias", 0.0), ("use_bidirectional_attention", 0), ("partial_rotary_factor", 1),
+      ("final_logit_softcapping", 0),
       ("attn_logit_softcapping", 0),
     ] {
       if let value = reader.number(key), value != allowed { throw fail("\(key) \(object[key]!) is not supported") }
@@ -65,7 +66,8 @@ extension Architecture {
     guard let family = ModelFamily(rawValue: type) else {
       throw ModelError(
         path: reader.path,
-        reason: "model_type \(type) is not supported (\(ModelFamily.allCases.map(\.rawValue).joined(separator: ", ")) are)")
+        reason:
+          "model_type \(type) is not supported (\(ModelFamily.allCases.map(\.rawValue).joined(separator: ", ")) are)")
     }
     return family
   }
@@ -115,7 +117,8 @@ extension Architecture {
     if layerTypes.contains(.slidingWindow) || (supernet != nil && efficient["swa"] != nil) {
       slidingWindow =
         try settings(.slidingWindow).optionalPositive("window_size")
-        ?? reader.optionalPositive("sliding_window") ?? ([.gemma3, .mistral].contains(family) ? 4096 : reader.positive("sliding_window"))
+        ?? reader.optionalPositive("sliding_window")
+        ?? ([.gemma3, .mistral].contains(family) ? 4096 : reader.positive("sliding_window"))
     }
     if let supernet {
       guard let type = LayerType(rawValue: supernet as? String ?? ""), !type.isAttention,
@@ -192,7 +195,9 @@ extension RotaryAngles {
       let factor = try positive("factor")
       func magnitude(_ scale: Double) -> Double { factor <= 1 ? 1 : 0.1 * scale * log(factor) + 1 }
       var attention = reader.number("attention_factor")
-      if attention == nil, let scale = reader.number("mscale"), let all = reader.number("mscale_all_dim"), scale != 0, all != 0 {
+      if attention == nil, let scale = reader.number("mscale"), let all = reader.number("mscale_all_dim"), scale != 0,
+        all != 0
+      {
         attention = magnitude(scale) / magnitude(all)
       }
       let value = attention ?? magnitude(1)

@@ -93,7 +93,8 @@ extension LinearConfiguration {
     case .rwkv7:
       object.merge(
         [
-          "head_dim": keySize, "gate_low_rank_dim": gateRank, "decay_low_rank_dim": decayRank, "a_low_rank_dim": rateRank,
+          "head_dim": keySize, "gate_low_rank_dim": gateRank, "decay_low_rank_dim": decayRank,
+          "a_low_rank_dim": rateRank,
         ]
       ) { $1 }
     default: object.merge(["head_dim": keySize, "expand_v": Double(valueSize) / Double(keySize)]) { $1 }

@@ -57,7 +57,8 @@ struct GGUFModel {
     let heads = try positive("attention.head_count")
     let hidden = try positive("embedding_length")
     let size = try positive("attention.key_length", hidden / max(1, heads))
-    guard try positive("attention.value_length", size) == size, try positive("rope.dimension_count", size) == size else {
+    guard try positive("attention.value_length", size) == size, try positive("rope.dimension_count", size) == size
+    else {
       throw fail("heads whose values, or rotated channels, are not as many as their keys are not supported")
     }
     let layers = try positive("block_count")
@@ -70,7 +71,8 @@ struct GGUFModel {
       intermediateSize: try positive("feed_forward_length"), attentionHeads: heads,
       keyValueHeads: try positive("attention.head_count_kv", heads), headSize: size,
       layerTypes: [LayerType](repeating: .attention, count: layers), rope: try rope(size: size),
-      queryScale: 1 / Float(size).squareRoot(), normEpsilon: Float(try number("attention.layer_norm_rms_epsilon", 1e-6)),
+      queryScale: 1 / Float(size).squareRoot(),
+      normEpsilon: Float(try number("attention.layer_norm_rms_epsilon", 1e-6)),
       initializerRange: 0.02, tiesEmbeddings: file.entries["output.weight"] == nil)
     result.hasQueryKeyValueBias = file.entries["blk.0.attn_q.bias"] != nil
     result.hasOutputBias = file.entries["blk.0.attn_output.bias"] != nil
@@ -92,7 +94,9 @@ struct GGUFModel {
     let theta = Float(try number("rope.freq_base", 10_000))
     let kind = file.metadata[prefix + "rope.scaling.type"]?.text ?? "none"
     if let factors = file.entries["rope_freqs.weight"] {
-      guard factors.count == size / 2 else { throw fail("rope_freqs.weight is not one number for each pair of channels") }
+      guard factors.count == size / 2 else {
+        throw fail("rope_freqs.weight is not one number for each pair of channels")
+      }
       return try stretched(theta: theta, by: file.floats("rope_freqs.weight"))
     }
     switch kind {
@@ -135,7 +139,8 @@ struct GGUFModel {
       "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
       "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
       "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": isGemma ? "post_attention_norm" : "ffn_norm",
-      "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm", "mlp.gate_proj": "ffn_gate",
+      "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+      "mlp.gate_proj": "ffn_gate",
       "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     ]
     return inLayer[String(parts[3][..<dot])].map { "blk.\(parts[2]).\($0)\(parts[3][dot...])" }

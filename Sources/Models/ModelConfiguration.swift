@@ -65,7 +65,8 @@ package struct ModelConfiguration: Sendable {
   package init(_ architecture: Architecture, over base: [String: Any] = [:], path: String) throws {
     try self.init(
       json: JSONSerialization.data(
-        withJSONObject: architecture.written(over: base), options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]),
+        withJSONObject: architecture.written(over: base),
+        options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]),
       path: path)
   }
 

@@ -124,7 +124,8 @@ package struct ModelWriter {
   }
 
   private func carry(_ names: [String], from source: String, to path: String) throws {
-    guard !isGGUF(source), URL(fileURLWithPath: source).standardizedFileURL != URL(fileURLWithPath: path).standardizedFileURL
+    guard !isGGUF(source),
+      URL(fileURLWithPath: source).standardizedFileURL != URL(fileURLWithPath: path).standardizedFileURL
     else { return }
     for name in names + ["generation_config.json"]
     where FileManager.default.fileExists(atPath: source + "/" + name) {

@@ -90,7 +90,9 @@ package final class BPETokenizer: Tokenizer {
     }
     (alwaysRaw, alwaysNormalized) = (spellings(always, normalized: false), spellings(always, normalized: true))
     (allRaw, allNormalized) = (spellings(added, normalized: false), spellings(added, normalized: true))
-    mayBeCut = !always.contains { $0.content.contains(UInt8(ascii: " ")) || $0.content.contains(UInt8(ascii: "\n")) && isByteLevel }
+    mayBeCut = !always.contains {
+      $0.content.contains(UInt8(ascii: " ")) || $0.content.contains(UInt8(ascii: "\n")) && isByteLevel
+    }
 
     let end = try description.endOfDocument()
     endOfText = UInt32(end)

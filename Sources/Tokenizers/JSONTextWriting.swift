@@ -37,7 +37,8 @@ extension JSONText: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, Exp
   }
 
   private static func append(_ string: [UInt8], to out: inout [UInt8]) {
-    let valid = String(validating: string, as: UTF8.self) == nil
+    let valid =
+      String(validating: string, as: UTF8.self) == nil
       ? Array(String(decoding: string, as: UTF8.self).utf8) : string
     out.append(UInt8(ascii: "\""))
     for byte in valid {

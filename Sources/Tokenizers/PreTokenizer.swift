@@ -175,7 +175,8 @@ package struct PreTokenizer: Sendable {
       guard index < end else { return nil }
       let second = index + 1 < end ? text[index + 1] : 0
       switch (text[index], second) {
-      case (UInt8(ascii: "s"), _), (UInt8(ascii: "t"), _), (UInt8(ascii: "m"), _), (UInt8(ascii: "d"), _): return index + 1
+      case (UInt8(ascii: "s"), _), (UInt8(ascii: "t"), _), (UInt8(ascii: "m"), _), (UInt8(ascii: "d"), _):
+        return index + 1
       case (UInt8(ascii: "r"), UInt8(ascii: "e")), (UInt8(ascii: "v"), UInt8(ascii: "e")),
         (UInt8(ascii: "l"), UInt8(ascii: "l")):
         return index + 2

@@ -106,7 +106,8 @@ struct Convert: ParsableCommand {
   static func indices(_ list: String, below count: Int) throws -> [Int] {
     try list.split(separator: ",", omittingEmptySubsequences: false).flatMap { part in
       let ends = part.split(separator: "-", omittingEmptySubsequences: false).map { Int($0) }
-      guard (1...2).contains(ends.count), let first = ends[0], let last = ends[ends.count - 1], first <= last, last < count
+      guard (1...2).contains(ends.count), let first = ends[0], let last = ends[ends.count - 1], first <= last,
+        last < count
       else { throw JobError(.usage, "--layers \(list): expected numbers below \(count), as in 3,7,8-10") }
       return Array(first...last)
     }

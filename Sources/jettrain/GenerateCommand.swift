@@ -84,7 +84,8 @@ struct Generate: ParsableCommand {
   /// The texts as a user's messages, in the template of the model, up to where its answer begins.
   private func inTemplate(_ texts: [String]) throws -> [String] {
     guard let template = try chatTemplate(of: model) else {
-      throw JobError(.data, "\(model): has no chat template (chat_template.jinja, or in tokenizer_config.json); leave out --chat")
+      throw JobError(
+        .data, "\(model): has no chat template (chat_template.jinja, or in tokenizer_config.json); leave out --chat")
     }
     let first = system.map { [ChatMessage(role: "system", content: $0)] } ?? []
     return try texts.map { try template.text(first + [ChatMessage(role: "user", content: $0)], asksForAnswer: true) }

@@ -63,7 +63,9 @@ import Testing
     #expect(pieces[2].text == "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
     #expect(try pieces.map(\.text).joined() == template("smollm2").text(messages, asksForAnswer: false))
     // Qwen3's takes the thoughts out of answers once a question follows.
-    let thinking = messages.map { ChatMessage(role: $0.role, content: $0.role == "assistant" ? "<think>x</think>y" : "a") }
+    let thinking = messages.map {
+      ChatMessage(role: $0.role, content: $0.role == "assistant" ? "<think>x</think>y" : "a")
+    }
     #expect(throws: TemplateError.self) { try template("qwen3").pieces(thinking) }
   }
 }

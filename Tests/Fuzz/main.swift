@@ -149,123 +149,124 @@ let mutated = folder + "/mutated"
 
 // MARK: - What reads it
 
-let kinds: [(name: String, run: (inout Generator) throws -> Void)] = [
-  (
-    "safetensors headers",
-    { random in
-      let file = try SafetensorsFile(content: safetensors(&random), path: "fuzz")
-      for (name, entry) in file.entries where [.float32, .bfloat16, .float16].contains(entry.type) {
-        _ = try file.floats(name)
-      }
-    }
-  ),
-  (
-    "tokenizer files",
-    { random in
-      let tokenizer = try BPETokenizer(json: Data(mutate(tokenizerJSON, &random)), path: tokenizerPath)
-      let ids = tokenizer.encode("the theme \u{301} of <|endoftext|>\n".utf8, special: .recognized)
-      _ = tokenizer.decode(ids + [0, 258, 4_000_000])
-    }
-  ),
-  (
-    "configurations",
-    { random in
-      let configuration = try ModelConfiguration(json: Data(mutate(configurationJSON, &random)), path: "config.json")
-      _ = HybridLM(configuration).cacheBytes(context: 65_536)
-    }
-  ),
-  (
-    "token shards",
-    { random in
-      _ = FileManager.default.createFile(atPath: mutatedShard, contents: Data(mutate(shard.bytes, &random)))
-      let reader = try ShardReader(mutatedShard, codebook: shard.codebook)
-      for frame in 0..<reader.frameCount { _ = try reader.frame(frame) }
-    }
-  ),
-  (
-    "training jobs",
-    { random in
-      let text = Bool.random(using: &random) ? trainingJob : Array(jobText.utf8)
-      _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(text, &random)))
-      let job = try Job(.distill, path: mutated, overrides: [], ranks: 2)
-      // What is computed from a job before anything runs.
-      _ = (job.totalTokens, job.locate(job.totalSteps))
-      for phase in job.phases {
-        for step in [0, phase.steps / 2, max(0, phase.steps - 1)] {
-          _ = (phase.learningRate(at: step), phase.batch(at: step), phase.sequences(before: step))
+let kinds: [(name: String, run: (inout Generator) throws -> Void)] =
+  [
+    (
+      "safetensors headers",
+      { random in
+        let file = try SafetensorsFile(content: safetensors(&random), path: "fuzz")
+        for (name, entry) in file.entries where [.float32, .bfloat16, .float16].contains(entry.type) {
+          _ = try file.floats(name)
         }
       }
-    }
-  ),
-  (
-    "search jobs",
-    { random in
-      _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(Array(searchText.utf8), &random)))
-      _ = try SearchJob(path: mutated, ranks: 2).steps()
-    }
-  ),
-  (
-    "mixes",
-    { random in
-      _ = FileManager.default.createFile(atPath: mixPath, contents: Data(mutate(mixFile, &random)))
-      let plan = try DataPlan(
-        mix: Mix(mixPath, folder: folder), root: folder, context: 64, seed: 1, label: "fuzz", trains: false)
-      _ = plan.validation(count: 10)
-      guard plan.sources.allSatisfy({ $0.stream.sequenceCount > 0 }) else { return }
-      try plan.checkSupply(sequences: 5000)
-      _ = try plan.read(3000..<3004)
-    }
-  ),
-  (
-    "checkpoint manifests",
-    { random in
-      let bytes = Bool.random(using: &random) ? checkpoint.manifest : checkpointManifest
-      _ = FileManager.default.createFile(
-        atPath: folder + "/" + CheckpointManifest.fileName, contents: Data(mutate(bytes, &random)))
-      let read = try Checkpoint(folder)
-      // What `checkpoint list` and a resume compute from it.
-      _ = read.manifest.shards.reduce(0) { $0 + $1.bytes }
-      let spikes = SpikeGuard(.init(), state: read.manifest.spikes ?? .init())
-      _ = spikes.cursor(after: 3, of: phase)
-      try? read.verify()
-    }
-  ),
-  (
-    "checkpoint shards",
-    { random in
-      // With a manifest that fits, as whoever means harm would make it.
-      let shard = mutate(checkpoint.shard, &random).withUnsafeBytes { Zstd.compress($0, level: 1) }
-      let path = checkpointPath
-      _ = FileManager.default.createFile(atPath: path + "/shard.zst", contents: Data(shard))
-      var manifest = try JSONSerialization.jsonObject(with: Data(checkpointManifest)) as! [String: Any]
-      manifest["shards"] = [["file": "shard.zst", "bytes": shard.count, "sha256": sha256(shard)]]
-      _ = FileManager.default.createFile(
-        atPath: path + "/" + CheckpointManifest.fileName, contents: Data(json(manifest)))
-      _ = try Checkpoint(path).assemble()
-    }
-  ),
-  (
-    "manifests",
-    { random in
-      let copy = folder + "/data-copy"
-      try createFolder(copy)
-      _ = FileManager.default.createFile(atPath: copy + "/" + Manifest.fileName, contents: Data(manifest(&random)))
-      let manifest = try Manifest(folder: copy)
-      _ = manifest.tokens + manifest.documents
-      _ = manifest.shards.reduce(0) { $0 + $1.bytes }
-    }
-  ),
-  (
-    "files of questions",
-    { random in
-      _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(questions, &random)))
-      for question in try Question.draw(9, from: mutated, seed: random.next()) {
-        let text = String(decoding: mutate(Array(question.prompt.utf8), &random), as: UTF8.self)
-        for match in AnswerMatch.allCases { _ = match.accepts(text, answers: question.answers) }
+    ),
+    (
+      "tokenizer files",
+      { random in
+        let tokenizer = try BPETokenizer(json: Data(mutate(tokenizerJSON, &random)), path: tokenizerPath)
+        let ids = tokenizer.encode("the theme \u{301} of <|endoftext|>\n".utf8, special: .recognized)
+        _ = tokenizer.decode(ids + [0, 258, 4_000_000])
       }
-    }
-  ),
-] + modelFileKinds(folder: folder)
+    ),
+    (
+      "configurations",
+      { random in
+        let configuration = try ModelConfiguration(json: Data(mutate(configurationJSON, &random)), path: "config.json")
+        _ = HybridLM(configuration).cacheBytes(context: 65_536)
+      }
+    ),
+    (
+      "token shards",
+      { random in
+        _ = FileManager.default.createFile(atPath: mutatedShard, contents: Data(mutate(shard.bytes, &random)))
+        let reader = try ShardReader(mutatedShard, codebook: shard.codebook)
+        for frame in 0..<reader.frameCount { _ = try reader.frame(frame) }
+      }
+    ),
+    (
+      "training jobs",
+      { random in
+        let text = Bool.random(using: &random) ? trainingJob : Array(jobText.utf8)
+        _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(text, &random)))
+        let job = try Job(.distill, path: mutated, overrides: [], ranks: 2)
+        // What is computed from a job before anything runs.
+        _ = (job.totalTokens, job.locate(job.totalSteps))
+        for phase in job.phases {
+          for step in [0, phase.steps / 2, max(0, phase.steps - 1)] {
+            _ = (phase.learningRate(at: step), phase.batch(at: step), phase.sequences(before: step))
+          }
+        }
+      }
+    ),
+    (
+      "search jobs",
+      { random in
+        _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(Array(searchText.utf8), &random)))
+        _ = try SearchJob(path: mutated, ranks: 2).steps()
+      }
+    ),
+    (
+      "mixes",
+      { random in
+        _ = FileManager.default.createFile(atPath: mixPath, contents: Data(mutate(mixFile, &random)))
+        let plan = try DataPlan(
+          mix: Mix(mixPath, folder: folder), root: folder, context: 64, seed: 1, label: "fuzz", trains: false)
+        _ = plan.validation(count: 10)
+        guard plan.sources.allSatisfy({ $0.stream.sequenceCount > 0 }) else { return }
+        try plan.checkSupply(sequences: 5000)
+        _ = try plan.read(3000..<3004)
+      }
+    ),
+    (
+      "checkpoint manifests",
+      { random in
+        let bytes = Bool.random(using: &random) ? checkpoint.manifest : checkpointManifest
+        _ = FileManager.default.createFile(
+          atPath: folder + "/" + CheckpointManifest.fileName, contents: Data(mutate(bytes, &random)))
+        let read = try Checkpoint(folder)
+        // What `checkpoint list` and a resume compute from it.
+        _ = read.manifest.shards.reduce(0) { $0 + $1.bytes }
+        let spikes = SpikeGuard(.init(), state: read.manifest.spikes ?? .init())
+        _ = spikes.cursor(after: 3, of: phase)
+        try? read.verify()
+      }
+    ),
+    (
+      "checkpoint shards",
+      { random in
+        // With a manifest that fits, as whoever means harm would make it.
+        let shard = mutate(checkpoint.shard, &random).withUnsafeBytes { Zstd.compress($0, level: 1) }
+        let path = checkpointPath
+        _ = FileManager.default.createFile(atPath: path + "/shard.zst", contents: Data(shard))
+        var manifest = try JSONSerialization.jsonObject(with: Data(checkpointManifest)) as! [String: Any]
+        manifest["shards"] = [["file": "shard.zst", "bytes": shard.count, "sha256": sha256(shard)]]
+        _ = FileManager.default.createFile(
+          atPath: path + "/" + CheckpointManifest.fileName, contents: Data(json(manifest)))
+        _ = try Checkpoint(path).assemble()
+      }
+    ),
+    (
+      "manifests",
+      { random in
+        let copy = folder + "/data-copy"
+        try createFolder(copy)
+        _ = FileManager.default.createFile(atPath: copy + "/" + Manifest.fileName, contents: Data(manifest(&random)))
+        let manifest = try Manifest(folder: copy)
+        _ = manifest.tokens + manifest.documents
+        _ = manifest.shards.reduce(0) { $0 + $1.bytes }
+      }
+    ),
+    (
+      "files of questions",
+      { random in
+        _ = FileManager.default.createFile(atPath: mutated, contents: Data(mutate(questions, &random)))
+        for question in try Question.draw(9, from: mutated, seed: random.next()) {
+          let text = String(decoding: mutate(Array(question.prompt.utf8), &random), as: UTF8.self)
+          for match in AnswerMatch.allCases { _ = match.accepts(text, answers: question.answers) }
+        }
+      }
+    ),
+  ] + modelFileKinds(folder: folder)
 
 // 1 GiB beyond what the process has now is far more than any case may ask for.
 let pages = (try? String(contentsOfFile: "/proc/self/statm", encoding: .utf8))?.split(separator: " ").first
@@ -286,7 +287,9 @@ for (kind, entry) in kinds.enumerated() {
     do {
       try entry.run(&random)
       accepted += 1
-    } catch is FileError, is SafetensorsError, is TokenizerError, is GGUFError, is TemplateError, is ModelError, is JobError, is CheckpointError {
+    } catch is FileError, is SafetensorsError, is TokenizerError, is GGUFError, is TemplateError, is ModelError,
+      is JobError, is CheckpointError
+    {
       refused += 1
     } catch {
       print("jettrain-fuzz: \(entry.name), case \(number): an error of another kind: \(type(of: error)) \(error)")

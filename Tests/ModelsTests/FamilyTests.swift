@@ -18,7 +18,9 @@ import Testing
   }
 
   /// What is written says what was read, over other keys and over none.
-  @Test(arguments: families + ["../jet", "../qwen2", "../gdn-layer"]) func architecturesSurviveWriting(name: String) throws {
+  @Test(arguments: families + ["../jet", "../qwen2", "../gdn-layer"]) func architecturesSurviveWriting(name: String)
+    throws
+  {
     let read = try ModelConfiguration(path: goldenFolder + "/families/" + name)
     let again = try read.changing("again") { _ in }
     #expect(again.architecture == read.architecture)
@@ -47,7 +49,8 @@ import Testing
     #expect(try refusal { _ in } == nil)
     for (key, value, name) in [
       ("model_type", "phi3" as Any, "phi3"), ("hidden_act", "relu", "relu"), ("mlp_bias", true, "mlp_bias"),
-      ("rope_parameters", ["rope_type": "longrope"], "longrope"), ("final_logit_softcapping", 30, "final_logit_softcapping"),
+      ("rope_parameters", ["rope_type": "longrope"], "longrope"),
+      ("final_logit_softcapping", 30, "final_logit_softcapping"),
       ("partial_rotary_factor", 0.5, "partial_rotary_factor"), ("layer_types", ["attn", "other"], "other"),
     ] {
       #expect(try refusal { $0[key] = value }?.contains(name) == true, "\(key)")

@@ -31,7 +31,8 @@ import Tokenizers
     let expected = try HybridLM.load(goldenFolder + "/families/linear", backend: backend)
     #expect(found.configuration.architecture == expected.configuration.architecture)
     for parameter in expected.store.parameters {
-      #expect(try #require(found.store[parameter.name]).value.toArray() == parameter.value.toArray(), "\(parameter.name)")
+      #expect(
+        try #require(found.store[parameter.name]).value.toArray() == parameter.value.toArray(), "\(parameter.name)")
     }
   }
 
@@ -62,7 +63,9 @@ import Tokenizers
     #expect(refusal { $0[0] = 0 }?.contains("lies.gguf") == true)
     #expect(refusal { $0[4] = 9 }?.contains("version 9") == true)
     // More arrays, and more values, than the file could hold.
-    #expect(refusal { $0.replaceSubrange(8..<16, with: [255, 255, 255, 255, 255, 255, 255, 127]) }?.contains("arrays") == true)
+    #expect(
+      refusal { $0.replaceSubrange(8..<16, with: [255, 255, 255, 255, 255, 255, 255, 127]) }?.contains("arrays") == true
+    )
     #expect(refusal { $0.replaceSubrange(16..<24, with: [0, 0, 0, 0, 1, 0, 0, 0]) }?.contains("values") == true)
     #expect(refusal { $0.removeLast(64) }?.contains("cut short") == true)
     for length in stride(from: 0, to: 700, by: 7) { #expect(refusal { $0 = Array($0.prefix(length)) } != nil) }

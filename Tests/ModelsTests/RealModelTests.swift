@@ -32,7 +32,9 @@ import Training
     let chat: Chat?
   }
 
-  private static let smollm2 = (model: models + "smollm2-135m.gguf", reference: (sharedFolder ?? "") + "/models/smollm2-135m-reference.json")
+  private static let smollm2 = (
+    model: models + "smollm2-135m.gguf", reference: (sharedFolder ?? "") + "/models/smollm2-135m-reference.json"
+  )
   private static let gemma3 = (model: models + "gemma3-270m.gguf", reference: models + "gemma3-270m-reference.json")
 
   private static func isThere(_ pair: (model: String, reference: String)) -> Bool {
@@ -49,18 +51,21 @@ import Training
     let template = try #require(try chatTemplate(of: Self.smollm2.model))
     let chat = try #require(reference.chat)
     // The reference was asked without the template's own system message.
-    let text = try template.text([ChatMessage(role: "user", content: "What is the capital of France?")], asksForAnswer: true)
+    let text = try template.text(
+      [ChatMessage(role: "user", content: "What is the capital of France?")], asksForAnswer: true)
     #expect(text.hasPrefix("<|im_start|>system\nYou are a helpful AI assistant named SmolLM"))
     let question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     #expect(text.hasSuffix(question) && tokenizer.encode(question.utf8, special: .recognized) == chat.ids)
     let generator = Generator(model, backend: backend)
     let settings = ContinuationSettings(
       sampling: Sampling(), maxTokens: chat.greedy.count, stopTokens: [], stopStrings: [], seed: 1, chunk: 512)
-    let answer = try generator.continuations([chat.ids], settings, tokenizer: tokenizer, show: { _, _ in }, afterPrefill: {})
+    let answer = try generator.continuations(
+      [chat.ids], settings, tokenizer: tokenizer, show: { _, _ in }, afterPrefill: {})
     #expect(answer[0].tokens == chat.greedy)
   }
 
-  @Test(.enabled(if: isThere(gemma3), "needs Models/gemma3-270m.gguf and its reference by Tests/Interop/make_reference.py"))
+  @Test(
+    .enabled(if: isThere(gemma3), "needs Models/gemma3-270m.gguf and its reference by Tests/Interop/make_reference.py"))
   func gemma3MatchesTransformers() throws { _ = try compare(Self.gemma3, checksIds: false) }
 
   private func compare(

@@ -38,7 +38,9 @@ import Tokenizers
   @Test(arguments: kinds) func cutTextsEncodeAsWholeOnes(kind: String) throws {
     let tokenizer = try makeTokenizer(Self.folder + kind)
     let text = Array(
-      String(repeating: "It's the 2nd  of\n\nmany lines, \tand <table> the next.\nAnd\nso on 12345 the the\n", count: 40).utf8)
+      String(
+        repeating: "It's the 2nd  of\n\nmany lines, \tand <table> the next.\nAnd\nso on 12345 the the\n", count: 40
+      ).utf8)
     var parts: [UInt32] = []
     var start = 0
     for i in 1..<text.count where tokenizer.mayCut(between: text[i - 1], text[i]) {
