@@ -156,7 +156,9 @@ package struct PlacementResult: Codable, Sendable {
 extension ModelConfiguration {
   /// The student with this placement, its linear layers those of this supernet: what `convert` and `distill` take.
   package func placed(_ placement: SupernetPath) throws -> ModelConfiguration {
-    guard let mixer = self.supernetMixer else { throw ModelError(path: "search", reason: "the model is not a supernet") }
+    guard let mixer = self.supernetMixer else {
+      throw ModelError(path: "search", reason: "the model is not a supernet")
+    }
     return try changing("the student that was found") { architecture in
       architecture.supernetMixer = nil
       architecture.layerTypes = (0..<architecture.layerCount).map { layer in

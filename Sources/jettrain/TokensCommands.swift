@@ -58,7 +58,8 @@ struct Tokens: ParsableCommand {
         try refusePlace(output, "--output")
         let path = tokenizer
         let tokenizer = try makeTokenizer(path)
-        guard [field != nil, pieces != nil, template != nil, tokens != nil, chat != nil].count(where: { $0 }) <= 1 else {
+        guard [field != nil, pieces != nil, template != nil, tokens != nil, chat != nil].count(where: { $0 }) <= 1
+        else {
           throw JobError(.usage, "--field, --pieces, --template, --chat and --tokens exclude each other")
         }
         let format: DocumentFormat =

@@ -63,7 +63,8 @@ import Training
       let prompt = (0..<1 + Int(random.next() % 12)).map { _ in UInt32(random.next() % 256) }
       // Half of the answers are what the model says, the others end in something else.
       let generator = Generator(model, backend: backend)
-      let said = try generator.continuations([prompt], ContinuationSettings(maxTokens: 3), tokenizer: tokenizer)[0].tokens
+      let said = try generator.continuations([prompt], ContinuationSettings(maxTokens: 3), tokenizer: tokenizer)[0]
+        .tokens
       let isRight = random.next() % 2 == 0
       let answer = isRight ? said : said.dropLast() + [(said[2] + 1) % 256]
       right += isRight ? 1 : 0
