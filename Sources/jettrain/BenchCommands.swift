@@ -36,6 +36,10 @@ struct Bench: ParsableCommand {
       withWorld { world in
         let job = try Job(.distill, path: job, overrides: overrides, ranks: world.size)
         let (studentShape, teacherShape) = try job.configurations()
+        let names = job.phases.map(\.name)
+        if let phase, !names.contains(phase) {
+          throw JobError(.usage, "--phase \(phase): the phases of this job are \(names.joined(separator: ", "))")
+        }
         for phase in job.phases where self.phase == nil || phase.name == self.phase {
           let backend = try device.backend(world, job: job.device)
           let teacher = teacherShape.map { shape in

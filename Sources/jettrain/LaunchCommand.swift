@@ -23,6 +23,10 @@ struct Launch: ParsableCommand {
 
   func run() {
     withoutWorld {
+      if let first = mpirunArguments.first, !first.hasPrefix("-") {
+        throw JobError(
+          .usage, "--mpirun \(first): mpirun would take this for the program; give an option of mpirun, then its value")
+      }
       let program = ProcessInfo.processInfo.arguments[0]
       let path = program.contains("/") ? URL(fileURLWithPath: program).path : program
       let supervisor = try Supervisor(

@@ -64,6 +64,11 @@ struct ModelsCommand: ParsableCommand {
 
     func run() {
       withoutWorld {
+        var isFolder: ObjCBool = false
+        let isThere = FileManager.default.fileExists(atPath: folder, isDirectory: &isFolder)
+        guard isFolder.boolValue || (!isThere && folder == "Models") else {
+          throw JobError(.data, "\(folder): there is no such folder of models")
+        }
         let names = ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []).sorted()
         var rows = [["model", "family", "layers", "parameters", "size", "tokenizer", "loads"]]
         for path in names.map({ folder + "/" + $0 }) where holdsModel(path) { rows.append(describe(path)) }

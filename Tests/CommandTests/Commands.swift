@@ -48,6 +48,9 @@ let calls: [String: [String]] = [
   "checkpoint verify": ["teacher"],
   "checkpoint diff": ["teacher", "teacher"],
   "checkpoint export": ["teacher", "--output", "OUT"],
+  // No such name, so that nothing is fetched.
+  "models fetch": ["smollm", "--into", "OUT"],
+  "models list": ["teacher"],
   "convert": ["teacher/model", "--config", "hybrid.json", "--output", "OUT"],
   "search all": ["--job", "search.yaml", "--run-dir", "OUT"],
   "search placement": [
@@ -79,21 +82,26 @@ let calls: [String: [String]] = [
 let meant: [(command: String, option: String, values: [String])] = [
   // Texts and names that may be anything.
   ("*", "--prompt", ["*"]), ("*", "--stop", ["*"]), ("*", "--separator", ["*"]), ("*", "--stands-in-for", ["*"]),
+  ("compare", "--title", ["*"]), ("compare", "--note", ["*"]),
   // Places to write; a folder that holds something else is refused by those that must not mix.
   ("*", "--output", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("*", "--run-dir", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("bench checkpoint", "--folder", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
+  ("compare", "--report", ["-1", "0", "1e30", "nan", "binary"]),
   // Seeds are any number that is not negative.
   ("*", "--seed", ["0"]),
   // Nothing of something: docs and help say what 0 is.
   ("tokens inspect", "--text", ["0"]), ("bench mixers", "--intermediate", ["0"]), ("generate", "--temperature", ["0"]),
   ("generate", "--top-k", ["0"]), ("search placement", "--full", ["0"]), ("search placement", "--sliding", ["0"]),
-  ("launch", "--max-restarts", ["0"]), ("launch", "--backoff", ["0"]), ("devices check", "--device", ["0"]),
+  ("launch", "--max-restarts", ["0"]), ("launch", "--backoff", ["0"]), ("*", "--deadline-lead", ["0"]),
+  ("devices check", "--device", ["0"]),
   ("bench kernels", "--device", ["0"]), ("bench checkpoint", "--level", ["-1", "0"]),
   // A file of any texts, one a line.
   ("generate", "--prompts", ["binary"]), ("tokens encode", "<file>", ["binary"]),
   // No text for this one, and a folder of texts.
   ("tokens build", "<inputs>", ["folder", "binary"]), ("bench tokenizer", "<files>", ["binary"]),
+  // A folder without models.
+  ("models list", "<folder>", ["folder"]),
   // Plans with another rate.
   ("plan", "--rate", ["1e30"]),
 ]

@@ -124,7 +124,9 @@ import Testing
       return "\(call): exits with \(answer.status): \(answer.errors.prefix(300))"
     }
     let lines = answer.errors.split(separator: "\n").filter { !$0.hasPrefix("note: ") }
-    let said = lines.filter { $0.hasPrefix("jettrain: ") }
+    let said = lines.filter {
+      $0.hasPrefix("jettrain: ") || $0.hasPrefix("jettrain launch: mpirun cannot start this: ")
+    }
     guard said.count == 1, said[0].utf8.count < 600, !answer.errors.contains("Fatal error") else {
       return "\(call): \(lines.count) lines with \(answer.status): \(answer.errors.prefix(600))"
     }

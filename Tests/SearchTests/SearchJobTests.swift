@@ -88,8 +88,8 @@ func linearModel(_ mixer: LayerType, heads: Int, keySize: Int, valueSize: Int) t
     (["placement.job=none.yaml"], "placement.job: none.yaml: there is no such job file"),
     (["placement.job=Jobs/distill.yaml"], "placement.full: Jobs/models/demo-hybrid.json: is not a supernet"),
     (
-      ["placement.set=[train.tokens=1000]"],
-      "placement.job: Jobs/supernet.yaml: train.tokens: 1000 is not a whole number"
+      ["placement.set=[train.tokens=100001]"],
+      "placement.job: Jobs/supernet.yaml: train.tokens: 100001 is not a whole number"
     ),
     (["block.candidates=[]"], "block.candidates: must be different linear mixers"),
     (["block.candidates=[gla, attn]"], "block.candidates: must be different linear mixers"),
