@@ -39,7 +39,7 @@ fi
 check "$@"
 
 runs=(teacher supernet search all-linear converted distill finetune)
-step "What this does, in about ten minutes"
+step "What this does"
 echo "It makes token shards of $([ $# -gt 0 ] && echo "$*" || echo "Debian's reference manual and fortunes") and of made-up roll calls (in $data, made anew),"
 echo "trains a small full-attention teacher that answers them, finds the layer that must stay attention, distils a hybrid with it"
 echo "and a student without any attention, fine-tunes the hybrid, and ends with Checkpoints/demo/report.html."

@@ -142,13 +142,3 @@ package func columns(_ x: Tensor, _ range: Range<Int>) -> Tensor {
     node[0].accumulate { dx, adds in node.backend.addColumns(node.dy, into: dx, range, adds: adds) }
   }
 }
-
-extension ElementFunction {
-  /// Whether the slope is computed from f(x) rather than x (``Kernels/applyBackward(_:_:x:y:into:)``).
-  fileprivate var slopeReadsOutput: Bool {
-    switch self {
-    case .silu, .gelu, .logSigmoid, .softplus: false
-    case .sigmoid, .tanh, .negativeExponential, .scaledSigmoid, .sigmoidMinusOne, .inverseRoot: true
-    }
-  }
-}

@@ -17,7 +17,7 @@ package protocol Kernels: AnyObject {
   func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool)
   /// y = f(x), element by element.
   func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor)
-  /// dx = dy · f′(x); y = f(x). Read are x of `silu`, `gelu`, `logSigmoid` and `softplus`, and y of the others.
+  /// dx = dy · f′(x); y = f(x). Read is y where ``ElementFunction/slopeReadsOutput`` says so, else x.
   func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor)
 
   /// y[m] = scales[m] · x[m], for as many rows as there are scales; or added.
@@ -118,4 +118,14 @@ package struct SavedState {
   package let tensors: [Tensor]
 
   package init(_ tensors: [Tensor]) { self.tensors = tensors }
+}
+
+extension ElementFunction {
+  /// Whether the slope is computed from f(x) rather than x (``Kernels/applyBackward(_:_:x:y:into:)``).
+  package var slopeReadsOutput: Bool {
+    switch self {
+    case .silu, .gelu, .logSigmoid, .softplus: false
+    case .sigmoid, .tanh, .negativeExponential, .scaledSigmoid, .sigmoidMinusOne, .inverseRoot: true
+    }
+  }
 }

@@ -87,7 +87,7 @@ extension CUDABackend {
 
   package func applyBackward(_ function: ElementFunction, _ dy: Tensor, x: Tensor, y: Tensor, into dx: Tensor) {
     let code = code(function)
-    let read = [0, 2, 3, 9].contains(code.number) ? x : y
+    let read = function.slopeReadsOutput ? y : x
     launch(
       "applyFunctionBackward", grid: eights(dx.count),
       [dy.values, read.values, dx.values, A(wide: dx.count), lie(dy, read, dx), A(code.number), A(code.scale)])

@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(256) applyFunction(
   });
 }
 
-/// dx = dy f' at `read`: x for the functions 0, 2, 3 and 9, y for the others.
+/// dx = dy f' at `read`: y where ElementFunction.slopeReadsOutput says so, else x.
 extern "C" __global__ void __launch_bounds__(256) applyFunctionBackward(
   u64 dy, u64 read, u64 dx, long long count, Rows3 rows, int function, float scale) {
   forEach(count, rows, dy | read | dx, [&](long long i, long long k, long long l, auto n) {
