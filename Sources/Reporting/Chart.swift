@@ -50,14 +50,17 @@ package struct Chart {
       """
   }
 
-  /// A line for each of `lines`, its last point marked, and a legend.
+  /// A line for each of `lines`, its last point marked, and a legend. What lies outside the frame is cut off at it.
   package func lines(_ lines: [(legend: String, points: [(x: Double, y: Double)])]) -> String {
-    var content = ""
+    var content = """
+      <clipPath id="frame"><rect x="\(left)" y="\(top)" width="\(width - left - right)" height="\(height - top - bottom)"/></clipPath>
+
+      """
     for (index, (legend, points)) in lines.enumerated() {
       let color = Self.color(index)
       let path = points.map { "\(Self.fixed(x($0.x))),\(Self.fixed(y($0.y)))" }.joined(separator: " ")
       content += """
-        <polyline points="\(path)" fill="none" stroke="\(color)" stroke-width="2" stroke-linejoin="round"/>
+        <polyline clip-path="url(#frame)" points="\(path)" fill="none" stroke="\(color)" stroke-width="2" stroke-linejoin="round"/>
 
         """
       if let last = points.last {
@@ -86,7 +89,7 @@ package struct Chart {
   }
 
   package static func fixed(_ value: Double) -> String { String(format: "%.1f", value) }
-  private static func short(_ value: Double) -> String { String(format: "%.4g", value) }
+  private static func short(_ value: Double) -> String { Format.count(value) }
 
   /// The color of line `index`.
   package static func color(_ index: Int) -> String {

@@ -144,8 +144,10 @@ package struct ModelComparison: Sendable {
     let curves = rows.compactMap { row in row.curve.map { (row.name, $0) } }
     if !curves.isEmpty {
       let points = curves.flatMap(\.1.points)
+      // Untrained models lose so much that nothing else could be told apart: a curve may enter from above the frame.
+      let trained = curves.flatMap { $0.1.points.count > 2 ? $0.1.points.dropFirst() : $0.1.points[...] }
       let chart = Chart(
-        xs: 0...max(1, (points.map(\.tokens).max() ?? 1) * 1.02), ys: Chart.padded(points.map(\.loss)))
+        xs: 0...max(1, (points.map(\.tokens).max() ?? 1) * 1.02), ys: Chart.padded(trained.map(\.loss)))
       let lines = curves.map { name, curve in
         (
           legend: "\(name): \(String(format: "%.3f", curve.points.last!.loss))",
