@@ -44,24 +44,32 @@ package struct Checkpoint {
     for shard in manifest.shards { try CheckpointShard.read(shard, folder: path, body) }
   }
 
+  /// Of so many readers which one this is: each also looks at the headers of some shards, so that all of them have compared
+  /// every byte.
+  package struct Share: Sendable {
+    let reader: Int
+    let count: Int
+
+    package init(reader: Int, of count: Int) { (self.reader, self.count) = (reader, count) }
+
+    fileprivate func checksHeader(of shard: Int) -> Bool { shard % count == reader }
+  }
+
   /// Reads what `wanted` names, parts of arrays that do not overlap, each element once. Of shards with an index only the
   /// frames that hold some of it are read.
   ///
-  /// - Parameter share: of so many readers which one this is: each also looks at the headers of some shards, so that all
-  ///   of them have compared every byte
   /// - Throws: `CheckpointError` where the checkpoint does not hold all of it, or is damaged; also after `body` was given
   ///   something, which counts only once this returns
   package func read(
-    _ wanted: [ShardKey], share: (reader: Int, of: Int) = (0, 1),
+    _ wanted: [ShardKey], share: Share = Share(reader: 0, of: 1),
     _ body: (_ key: ShardKey, _ elements: Range<Int>, _ values: UnsafeBufferPointer<Float>) throws -> Void
   ) throws {
-    var ranges: [String: [Range<Int>]] = [:]
-    for key in wanted { ranges[ShardKey(key.role, key.name).description, default: []].append(key.range ?? 0..<0) }
+    let ranges = Self.ranges(wanted)
     var given: [String: [Range<Int>]] = [:]
     for (number, shard) in manifest.shards.enumerated() {
       if let index = shard.index {
         try CheckpointShard.read(
-          shard, index, folder: path, wanted: ranges, checksHeader: number % share.of == share.reader
+          shard, index, folder: path, wanted: ranges, checksHeader: share.checksHeader(of: number)
         ) { key, elements, values in
           given[ShardKey(key.role, key.name).description, default: []].append(elements)
           try body(key, elements, values)
@@ -86,6 +94,26 @@ package struct Checkpoint {
     for (name, ranges) in ranges where Self.joined(ranges) != Self.joined(given[name] ?? []) {
       throw CheckpointError(path, "does not hold all of \(name), or some of it twice")
     }
+  }
+
+  /// Numbers of the shards that such a reading opens.
+  func shards(holding wanted: [ShardKey], share: Share) -> [Int] {
+    let ranges = Self.ranges(wanted)
+    return manifest.shards.indices.filter { number in
+      guard let index = manifest.shards[number].index, !share.checksHeader(of: number) else { return true }
+      return index.slices.contains { slice in
+        let start = slice.key.range?.lowerBound ?? 0
+        let parts = ranges[ShardKey(slice.key.role, slice.key.name).description] ?? []
+        return parts.contains { !$0.clamped(to: start..<start + slice.count).isEmpty }
+      }
+    }
+  }
+
+  /// What is wanted of each array, by role and name.
+  private static func ranges(_ wanted: [ShardKey]) -> [String: [Range<Int>]] {
+    var ranges: [String: [Range<Int>]] = [:]
+    for key in wanted { ranges[ShardKey(key.role, key.name).description, default: []].append(key.range ?? 0..<0) }
+    return ranges
   }
 
   /// Ranges in order, those that follow each other as one; what overlaps stays apart.
@@ -125,12 +153,13 @@ package struct Checkpoint {
   /// - Parameters:
   ///   - before: only those of earlier steps
   ///   - sharing: how ranks that do not see the folder reach it. Its ``FolderSharing/dispose()`` must be called afterwards
-  ///   - take: reads what this rank needs; begins anew at each call
+  ///   - want: what this rank reads of a checkpoint, once it is known to be of this run
+  ///   - take: reads it; begins anew at each call
   /// - Returns: nil when the run has none at all.
   /// - Throws: When it has some, but none is good.
   package static func newestGood(
-    in run: RunFolder, before: Int = .max, world: Communicator, sharing: FolderSharing, warn: (String) -> Void,
-    take: (Checkpoint) throws -> Void
+    in run: RunFolder, before: Int = .max, world: Communicator, sharing: FolderSharing, say: (String) -> Void,
+    want: (Checkpoint) throws -> [ShardKey], take: (Checkpoint, [ShardKey]) throws -> Void
   ) throws -> Checkpoint? {
     // One rank's view of the folder counts; of network file systems the others may have another.
     let names = try world.broadcast(Array(run.steps.map(String.init).joined(separator: " ").utf8))
@@ -153,9 +182,13 @@ package struct Checkpoint {
             return content
           }
         }
-        let checkpoint = try sharing.fetch(Checkpoint(path, manifest: Data(world.broadcast(Array(content)))))
-        try agree(world) { try take(checkpoint) }
-        found = checkpoint
+        let checkpoint = try Checkpoint(path, manifest: Data(world.broadcast(Array(content))))
+        var wanted: [ShardKey] = []
+        try agree(world) { wanted = try want(checkpoint) }
+        let share = Share(reader: world.rank, of: world.size)
+        let near = try sharing.fetch(checkpoint.shards(holding: wanted, share: share), of: checkpoint, say: say)
+        try agree(world) { try take(near, wanted) }
+        found = near
       } catch {
         guard let text = damageText(error) else { throw error }
         damage = text
@@ -166,7 +199,7 @@ package struct Checkpoint {
         return found
       }
       damaged.append(step)
-      warn("checkpoint \(path) is damaged and skipped: \(damage ?? "")")
+      say("checkpoint \(path) is damaged and skipped: \(damage ?? "")")
     }
     guard steps.isEmpty else {
       throw CheckpointError(

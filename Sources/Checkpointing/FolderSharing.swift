@@ -5,7 +5,7 @@ import MPI
 /// Which ranks see the coordinator's run folder, and how files get to and from those that do not.
 ///
 /// A rank that does not see the folder writes its part of a checkpoint to its own disk, from where it travels to the
-/// coordinator beside the training; a checkpoint that is resumed travels the other way, once to every host.
+/// coordinator beside the training; of a checkpoint that is resumed, what the ranks of a host read travels the other way.
 package struct FolderSharing {
   private let run: RunFolder
   private let world: Communicator
@@ -81,21 +81,30 @@ package struct FolderSharing {
     return hashes
   }
 
-  /// Where this rank finds the checkpoint, which the coordinator has: its files travel to hosts that do not see it. Every
-  /// rank must call it, and ``dispose()`` once it has read them.
-  func fetch(_ checkpoint: Checkpoint) throws -> Checkpoint {
+  /// Where this rank finds the shards that it reads of the checkpoint, which the coordinator has: to hosts that do not see
+  /// it travels what their ranks read of it. Every rank must call it, and ``dispose()`` once it has read them.
+  ///
+  /// - Parameter shards: numbers of those that this rank reads
+  func fetch(_ shards: [Int], of checkpoint: Checkpoint, say: (String) -> Void) throws -> Checkpoint {
     guard !ranksWithoutFolder.isEmpty else { return checkpoint }
-    let files = checkpoint.manifest.shards.map(\.file)
+    let wanted = try world.allGather(Array(shards.map(String.init).joined(separator: " ").utf8)).map {
+      String(decoding: $0, as: UTF8.self).split(separator: " ").compactMap { Int($0) }
+    }
     try agree(world) { if leaders.contains(world.rank) { try createFolder(run.inbox) } }
     for leader in leaders {
-      for file in files {
+      let ranks = ranksWithoutFolder.filter { hosts[$0] == hosts[leader] }
+      let sent = Set(ranks.flatMap { wanted[$0] }).sorted()
+      say(
+        "\(hosts[leader]) does not see \(checkpoint.path): \(sent.count) of its \(checkpoint.manifest.shards.count) shards are sent"
+      )
+      for file in sent.map({ checkpoint.manifest.shards[$0].file }) {
         try copy(checkpoint.path + "/" + file, from: 0, to: leader, as: run.inbox + "/" + file)
       }
     }
     return lacksFolder ? checkpoint.moved(to: run.inbox) : checkpoint
   }
 
-  /// Removes what ``fetch(_:)`` brought.
+  /// Removes what ``fetch(_:of:say:)`` brought.
   package func dispose() throws {
     guard !ranksWithoutFolder.isEmpty else { return }
     try world.barrier()

@@ -66,7 +66,11 @@ extension Trainer {
   /// - Returns: nil when there is none at all
   func goToNewestCheckpoint(before: Int = .max) throws -> Checkpoint? {
     let checkpoint = try Checkpoint.newestGood(
-      in: inputs.run, before: before, world: world, sharing: inputs.sharing, warn: say, take: take)
+      in: inputs.run, before: before, world: world, sharing: inputs.sharing, say: say, want: want
+    ) { checkpoint, wanted in
+      // Of the phase that `want` went to.
+      try state.restore(wanted, of: checkpoint, world: world)
+    }
     guard let checkpoint else { return nil }
     try inputs.sharing.dispose()
     try state.share(world)
@@ -79,8 +83,10 @@ extension Trainer {
     return checkpoint
   }
 
-  /// Reads this rank's part of `checkpoint`, once it is known to be of this run.
-  private func take(_ checkpoint: Checkpoint) throws {
+  /// Goes to where `checkpoint` was saved, once it is known to be of this run.
+  ///
+  /// - Returns: what this rank reads of it
+  private func want(_ checkpoint: Checkpoint) throws -> [ShardKey] {
     let manifest = checkpoint.manifest
     let saved = Position(manifest)
     try compare(checkpoint, savedAt: saved)
@@ -93,7 +99,7 @@ extension Trainer {
       spikes.beginPhase()
     }
     enterPhase()
-    try state.restore(checkpoint, hasMoments: !isPhaseDone, world: world)
+    return state.wanted(hasMoments: !isPhaseDone, isCoordinator: world.isCoordinator)
   }
 
   /// Refuses a checkpoint of another run; says what of the job was changed since.

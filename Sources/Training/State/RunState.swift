@@ -50,7 +50,9 @@ struct RunState {
 
   /// What this rank reads of a checkpoint: what it owns of the parameters and, where they belong to the phase at hand, of
   /// the moments. The coordinator also reads what rests now.
-  private func wanted(hasMoments: Bool, isCoordinator: Bool) -> [ShardKey] {
+  ///
+  /// - Parameter hasMoments: whether its moments belong to the phase at hand
+  func wanted(hasMoments: Bool, isCoordinator: Bool) -> [ShardKey] {
     var keys: [ShardKey] = []
     for entry in runner.arena.entries {
       for (range, _) in runner.optimizer.parts(of: entry.range) {
@@ -67,14 +69,11 @@ struct RunState {
   /// What only other phases train.
   private var resting: [Parameter] { student.store.parameters.filter { !$0.isTrained && trainsEver($0) } }
 
-  /// Reads this rank's part of `checkpoint`, each element once. The others' parameters come by ``share(_:)``.
-  ///
-  /// - Parameter hasMoments: whether its moments belong to the phase at hand
-  func restore(_ checkpoint: Checkpoint, hasMoments: Bool, world: Communicator) throws {
+  /// Reads `wanted`, this rank's part of `checkpoint`, each element once. The others' parameters come by ``share(_:)``.
+  func restore(_ wanted: [ShardKey], of checkpoint: Checkpoint, world: Communicator) throws {
     let (arena, optimizer) = (runner.arena, runner.optimizer)
     let offsets = Dictionary(uniqueKeysWithValues: arena.entries.map { ($0.parameter.name, $0.offset) })
-    let wanted = wanted(hasMoments: hasMoments, isCoordinator: world.isCoordinator)
-    try checkpoint.read(wanted, share: (world.rank, world.size)) { key, elements, values in
+    try checkpoint.read(wanted, share: .init(reader: world.rank, of: world.size)) { key, elements, values in
       guard let offset = offsets[key.name] else {
         student.store[key.name]?.set(elements, to: values)
         return
