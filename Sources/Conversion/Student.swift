@@ -93,7 +93,9 @@ package struct Student {
   }
 
   /// The linear mixer of layer `index`; its attention, where it has none.
-  private func target(_ index: Int) -> any TokenMixer { model.layers[index].linearPath ?? model.layers[index].mixer }
+  private func target(_ index: Int) -> any TokenMixer {
+    model.layers[index].alternatives?.linear ?? model.layers[index].mixer
+  }
 
   private func checkTransfer() throws {
     let (source, hidden) = (teacher.configuration, teacher.configuration.hiddenSize)
@@ -111,7 +113,7 @@ package struct Student {
     guard let shape = target(layer).headShape else { preconditionFailure("layer \(layer) has no heads") }
     let (hidden, size) = (source.hiddenSize, source.headSize)
     let root = "model.layers.\(layer)."
-    let path = root + (model.layers[layer].linearPath == nil ? "self_attn." : "linear_attn.")
+    let path = root + (model.layers[layer].alternatives == nil ? "self_attn." : "linear_attn.")
     func teacherRows(_ name: String) -> [Float] { teacher.store[root + "self_attn." + name]!.value.toArray() }
     let (wq, wk, wv) = (teacherRows("q_proj.weight"), teacherRows("k_proj.weight"), teacherRows("v_proj.weight"))
     let wo = teacherRows("o_proj.weight")

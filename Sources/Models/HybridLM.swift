@@ -6,9 +6,8 @@ import Tensors
 package struct DecoderLayer {
   package let type: LayerType
   package let mixer: any TokenMixer
-  /// A supernet's other paths: a linear mixer under `linear_attn`, and the same attention over a sliding window.
-  package let linearPath: (any TokenMixer)?
-  private let slidingPath: (any TokenMixer)?
+  /// In a supernet: what may run in place of the mixer.
+  package let alternatives: SupernetMixers?
   private let inputNorm: RMSNorm
   private let mixedNorm: RMSNorm?
   private let feedForwardNorm: RMSNorm
@@ -27,11 +26,7 @@ package struct DecoderLayer {
     let mixer = makeMixer(
       type, configuration, scope.scope("self_attn", group: type.isAttention ? .attention : .mixers))
     self.mixer = mixer
-    linearPath = configuration.supernetMixer.map {
-      makeMixer($0, configuration, scope.scope("linear_attn", group: .mixers))
-    }
-    let window = configuration.supernetMixer == nil ? nil : configuration.slidingWindow
-    slidingPath = window.flatMap { window in (mixer as? Attention)?.sliding(over: window) }
+    alternatives = SupernetMixers(beside: mixer, scope, configuration)
     // Hugging Face's name for the norm behind the mixer, where there is one, and else for that before the MLP.
     let afterMixer = norm("post_attention_layernorm")
     mixedNorm = configuration.hasPostNorms ? afterMixer : nil
@@ -58,40 +53,6 @@ package struct DecoderLayer {
   func fedForward(_ x: Tensor) -> Tensor {
     let y = feedForward(feedForwardNorm(x))
     return outputNorm?(y) ?? y
-  }
-
-  /// The mixer that runs in this role.
-  package func mixer(as role: LayerRole) -> any TokenMixer {
-    switch role {
-    case .full: return mixer
-    case .sliding:
-      guard let slidingPath else { preconditionFailure("this supernet has no sliding window") }
-      return slidingPath
-    case .linear:
-      guard let linearPath else { preconditionFailure("only layers of a supernet have a linear path") }
-      return linearPath
-    }
-  }
-}
-
-/// What a layer of a supernet runs.
-package enum LayerRole: Sendable {
-  case full, sliding, linear
-}
-
-/// What the layers of a supernet run: these their attention, full or over its window, all others the linear path.
-package struct SupernetPath: Hashable, Sendable, Codable {
-  /// In ascending order.
-  package let full: [Int]
-  package let sliding: [Int]
-
-  package init(full: some Sequence<Int> = [], sliding: some Sequence<Int> = []) {
-    self.full = full.sorted()
-    self.sliding = sliding.sorted()
-  }
-
-  package func role(of layer: Int) -> LayerRole {
-    full.contains(layer) ? .full : sliding.contains(layer) ? .sliding : .linear
   }
 }
 

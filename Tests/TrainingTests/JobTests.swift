@@ -20,6 +20,7 @@ extension TrainingTests {
       ("train.tokens=9223372036854775807", "tokens"), ("train.warmup_steps=9223372036854775807", "warmup_steps"),
       ("train.tokens=0.0001K", "tokens"), ("checkpoints.compression_level=4294967296", "compression_level"),
       ("validation.every=99999999999999999999:60:60", "every"),
+      ("train.checkpoint_activations=true", "write recompute: layer"),
     ] {
       let error = #expect(throws: JobError.self) { try job(Self.good, set: [setting]) }
       #expect(error?.description.contains(key) == true, "\(setting): \(error?.description ?? "")")

@@ -105,7 +105,7 @@ final class DeviceArena {
       .fault,
       "card \(device.index) (\(device.name)) is out of memory: \(size >> 20) MiB were asked for, \(liveBytes >> 20) MiB are in "
         + "use by this process and \(try device.freeMemory() >> 20) MiB free; a smaller train.micro_batch or "
-        + "train.checkpoint_activations: true takes less")
+        + "train.recompute: cheap or layer takes less")
   }
 
   private func lend(_ size: Int) {

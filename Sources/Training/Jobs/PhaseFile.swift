@@ -100,9 +100,10 @@ extension Phase {
       epsilon: Float(reader.number("epsilon", from: 1e-20) ?? 1e-8),
       weightDecay: Float(reader.number("weight_decay") ?? 0))
     clip = reader.number("clip") ?? 1
-    // The older key knew two of the ways.
-    let older: Recomputation = reader.boolean("checkpoint_activations") == true ? .layer : .none
-    let all = reader.choice("recompute", Recomputation.self) ?? older
+    if let older = reader.boolean("checkpoint_activations") {
+      reader.fault("checkpoint_activations", "is recompute now: write recompute: \(older ? "layer" : "none")")
+    }
+    let all = reader.choice("recompute", Recomputation.self) ?? .none
     recompute = LayerRecomputation(mixer: all, mlp: reader.choice("recompute_mlp", Recomputation.self) ?? all)
     lanes = reader.integer("lanes", from: 1) ?? 8
     compute = reader.choice("compute", ComputePrecision.self) ?? .float32
