@@ -45,7 +45,7 @@ let package = Package(
     .target(name: "Tensors"),
     .target(
       name: "CPUBackend", dependencies: ["COpenBLAS", "CVector", "Parallel", "Tensors"], swiftSettings: kernelFlags),
-    .target(name: "Fabric", dependencies: ["CPUBackend", "MPI", "Tensors"]),
+    .target(name: "Fabric", dependencies: ["CPUBackend", "CUDA", "CUDABackend", "MPI", "Tensors"]),
     .target(name: "CUDA", dependencies: ["CCUDA", "Hashing"]),
     .target(
       name: "CUDAKernels", path: "Sources/CUDABackend/Kernels", exclude: kernels,
@@ -91,7 +91,7 @@ let package = Package(
       name: "jettrain",
       dependencies: [
         "Search",
-        "Chat", "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Fetching", "Files", "GGUF", "Models", "MPI", "NN",
+        "Chat", "Checkpointing", "Conversion", "CPUBackend", "CUDA", "CUDABackend", "Evaluation", "Fabric", "Fetching", "Files", "GGUF", "Models", "MPI", "NN",
         "Parallel", "Reporting",
         "Safetensors", "Tensors", "Tokenizers", "TokenStreams", "Training", argumentParser,
       ], swiftSettings: unoptimized),
@@ -123,7 +123,7 @@ let package = Package(
     .testTarget(
       name: "TrainingTests",
       dependencies: [
-        "Checkpointing", "CPUBackend", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams",
+        "Checkpointing", "CPUBackend", "Fabric", "Models", "MPI", "NN", "Optimizers", "Tensors", "TestSupport", "TokenStreams",
         "Training",
       ], swiftSettings: unoptimized),
     .testTarget(name: "SearchTests", dependencies: ["CPUBackend", "Search", "TestSupport"], swiftSettings: unoptimized),

@@ -23,6 +23,7 @@ typedef CUresult (*cuDeviceGet_t)(CUdevice *, int);
 typedef CUresult (*cuDeviceGetName_t)(char *, int, CUdevice);
 typedef CUresult (*cuDeviceTotalMem_t)(size_t *, CUdevice);
 typedef CUresult (*cuDeviceGetAttribute_t)(int *, int, CUdevice);
+typedef CUresult (*cuDeviceGetPCIBusId_t)(char *, int, CUdevice);
 typedef CUresult (*cuDevicePrimaryCtxRetain_t)(CUcontext *, CUdevice);
 typedef CUresult (*cuDevicePrimaryCtxRelease_t)(CUdevice);
 typedef CUresult (*cuCtxSetCurrent_t)(CUcontext);
@@ -65,6 +66,23 @@ typedef nvrtcResult (*nvrtcDestroyProgram_t)(nvrtcProgram *);
 typedef nvrtcResult (*nvrtcCompileProgram_t)(nvrtcProgram, int, const char *const *);
 typedef nvrtcResult (*nvrtcGetSize_t)(nvrtcProgram, size_t *);
 typedef nvrtcResult (*nvrtcGetText_t)(nvrtcProgram, char *);
+
+// Exchanges between cards, libnccl.so.2.
+typedef int ncclResult_t;
+typedef struct ncclComm *ncclComm_t;
+typedef struct {
+  char internal[128];
+} ncclUniqueId;
+typedef ncclResult_t (*ncclGetVersion_t)(int *);
+typedef ncclResult_t (*ncclGetUniqueId_t)(ncclUniqueId *);
+typedef ncclResult_t (*ncclCommInitRank_t)(ncclComm_t *, int, ncclUniqueId, int);
+typedef ncclResult_t (*ncclCommFree_t)(ncclComm_t);
+typedef ncclResult_t (*ncclCommGetAsyncError_t)(ncclComm_t, ncclResult_t *);
+typedef const char *(*ncclGetErrorString_t)(ncclResult_t);
+typedef const char *(*ncclGetLastError_t)(ncclComm_t);
+typedef ncclResult_t (*ncclGroup_t)(void);
+typedef ncclResult_t (*ncclSend_t)(const void *, size_t, int, int, ncclComm_t, CUstream);
+typedef ncclResult_t (*ncclRecv_t)(void *, size_t, int, int, ncclComm_t, CUstream);
 
 // Products of matrices, libcublasLt.so.
 typedef int cublasStatus_t;

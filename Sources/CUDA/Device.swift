@@ -88,6 +88,15 @@ package final class Device: @unchecked Sendable {
     "sm_\(capability.major)\(capability.minor)" + (capability.major >= 9 ? "a" : "")
   }
 
+  /// Where the card sits in its host: the same for every process, whatever CUDA_VISIBLE_DEVICES shows it.
+  package var place: String {
+    get throws {
+      var text = [CChar](repeating: 0, count: 32)
+      try driver.check(driver.cuDeviceGetPCIBusId(&text, 32, device), "asking card \(index) where it is")
+      return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+  }
+
   /// Binds the context to the calling thread.
   package func makeCurrent() throws {
     try driver.check(driver.cuCtxSetCurrent(context), "using card \(index)")

@@ -11,6 +11,7 @@ final class Driver: @unchecked Sendable {
   let cuDeviceGetName: cuDeviceGetName_t
   let cuDeviceTotalMem: cuDeviceTotalMem_t
   let cuDeviceGetAttribute: cuDeviceGetAttribute_t
+  let cuDeviceGetPCIBusId: cuDeviceGetPCIBusId_t
   let cuDevicePrimaryCtxRetain: cuDevicePrimaryCtxRetain_t
   let cuDevicePrimaryCtxRelease: cuDevicePrimaryCtxRelease_t
   let cuCtxSetCurrent: cuCtxSetCurrent_t
@@ -58,6 +59,7 @@ final class Driver: @unchecked Sendable {
     cuDeviceGetName = try library.function("cuDeviceGetName")
     cuDeviceTotalMem = try library.function("cuDeviceTotalMem_v2")
     cuDeviceGetAttribute = try library.function("cuDeviceGetAttribute")
+    cuDeviceGetPCIBusId = try library.function("cuDeviceGetPCIBusId")
     cuDevicePrimaryCtxRetain = try library.function("cuDevicePrimaryCtxRetain")
     cuDevicePrimaryCtxRelease = try library.function("cuDevicePrimaryCtxRelease_v2")
     cuCtxSetCurrent = try library.function("cuCtxSetCurrent")

@@ -6,6 +6,12 @@ import Tensors
 /// Every rank must ask for the same exchanges in the same order. What is sent and received must stay where it is until the
 /// transfer is done.
 package protocol Fabric: AnyObject {
+  /// What carries, for people.
+  var description: String { get }
+
+  /// Of the device whose tensors travel, for the thread that exchanges: a backend serves one thread.
+  var backend: any Backend { get }
+
   /// Begins to send the elements `ranges[r]` of `send`, float32, to every rank r, and to receive from every rank what is
   /// meant for this one, end to end in the order of the ranks.
   ///

@@ -7,14 +7,16 @@ import Tensors
 package final class MPIFabric: Fabric {
   private let rank: Int
   private let communicator: BackgroundCommunicator
-  private let copies: any Backend
+  package let backend: any Backend
 
-  /// - Parameter copies: of the device whose tensors travel, for the thread that exchanges them
-  package init(_ world: Communicator, copies: any Backend) {
+  /// - Parameter backend: of the device whose tensors travel, for the thread that exchanges
+  package init(_ world: Communicator, _ backend: any Backend) {
     rank = world.rank
     communicator = world.background
-    self.copies = copies
+    self.backend = backend
   }
+
+  package var description: String { "MPI" }
 
   package func allToAll(
     _ send: Tensor, _ ranges: [Range<Int>], into received: Tensor, after ready: any Event
@@ -23,17 +25,17 @@ package final class MPIFabric: Fabric {
     let mine = ranges[rank].count
     // MPI counts in 32 bits: from where the ranges begin, not from where the tensor does.
     let start = ranges[0].lowerBound
-    if !(copies is CPUBackend) {
+    if !(backend is CPUBackend) {
       let all = ranges[0].lowerBound..<ranges[ranges.count - 1].upperBound
       let (outgoing, incoming) = (HostCopy(all.count * 4), HostCopy(ranges.count * mine * 4))
-      if !all.isEmpty { copies.download(send.rows(all), into: outgoing.bytes).wait() }
+      if !all.isEmpty { backend.download(send.rows(all), into: outgoing.bytes).wait() }
       let exchange = try communicator.allToAll(
         send: outgoing.floats, sendCounts: ranges.map(\.count),
         sendDisplacements: ranges.map { $0.lowerBound - start }, receive: incoming.floats,
         receiveCounts: [Int](repeating: mine, count: ranges.count),
         receiveDisplacements: ranges.indices.map { $0 * mine })
-      return StagedTransfer(exchange, keeping: outgoing) { [copies] in
-        incoming.upload(to: received.rows(0..<ranges.count * mine), by: copies)
+      return StagedTransfer(exchange, keeping: outgoing) { [backend] in
+        incoming.upload(to: received.rows(0..<ranges.count * mine), by: backend)
       }
     }
     return try communicator.allToAll(
@@ -47,17 +49,17 @@ package final class MPIFabric: Fabric {
     ready.wait()
     let start = ranges[0].lowerBound
     let parts = ranges.map { $0.lowerBound - start..<$0.upperBound - start }
-    if !(copies is CPUBackend) {
+    if !(backend is CPUBackend) {
       let all = start..<ranges[ranges.count - 1].upperBound
       let host = HostCopy(all.count * buffer.dtype.size)
       let own = UnsafeMutableRawBufferPointer(
         rebasing: host.bytes[parts[rank].lowerBound * buffer.dtype.size..<parts[rank].upperBound * buffer.dtype.size])
-      if !ranges[rank].isEmpty { copies.download(buffer.rows(ranges[rank]), into: own).wait() }
+      if !ranges[rank].isEmpty { backend.download(buffer.rows(ranges[rank]), into: own).wait() }
       let exchange =
         buffer.dtype == .bfloat16
         ? try communicator.allGather(host.words, ranges: parts, rank: rank)
         : try communicator.allGather(host.floats, ranges: parts, rank: rank)
-      return StagedTransfer(exchange, keeping: host) { [copies] in host.upload(to: buffer.rows(all), by: copies) }
+      return StagedTransfer(exchange, keeping: host) { [backend] in host.upload(to: buffer.rows(all), by: backend) }
     }
     return buffer.dtype == .bfloat16
       ? try communicator.allGather(buffer.bfloats + start, ranges: parts, rank: rank)

@@ -13,6 +13,8 @@ import TokenStreams
 import Tokenizers
 import Training
 
+import func Fabric.makeFabric
+
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Measure this machine: one JSON line a figure, with the ceiling measured in the same process.",
@@ -50,7 +52,9 @@ struct Bench: ParsableCommand {
           let student = HybridLM(studentShape)
           if let teacher { try student.inherit(from: teacher) }
           Self.fill(student, seed: 2, on: backend)
-          let runner = StepRunner(student: student, teacher: teacher, phase: phase, world: world, backend: backend)
+          let runner = StepRunner(
+            student: student, teacher: teacher, phase: phase, world: world, fabric: try makeFabric(world, for: backend),
+            backend: backend)
           let batches = runner.microBatches(of: phase.globalBatch).map { index in
             randomBatch(phase, vocabulary: studentShape.vocabularySize, seed: index)
           }

@@ -1,3 +1,4 @@
+import Fabric
 import Models
 import NN
 import Tensors
@@ -28,7 +29,9 @@ import Training
     phase.losses = LossWeights(mixerOutput: 1, hidden: 0.5, logits: 1, crossEntropy: 0.25)
     phase.frozen = []
     let batches = [10, 7, 12].map { Self.batch(tokens: $0) }
-    let runner = StepRunner(student: student, teacher: teacher, phase: phase, world: .alone, backend: backend)
+    let runner = StepRunner(
+      student: student, teacher: teacher, phase: phase, world: .alone,
+      fabric: MPIFabric(.alone, backend.companion()), backend: backend)
     let losses = MicroBatchLosses(
       student: student, teacher: teacher, weights: phase.losses, backend: backend)
     var before = backend.downloads

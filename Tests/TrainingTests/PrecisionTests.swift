@@ -1,4 +1,5 @@
 import CPUBackend
+import Fabric
 import Models
 import NN
 import Tensors
@@ -48,7 +49,9 @@ extension TrainingTests {
         "train.losses.logits=1", "train.freeze=[]", "train.context=24", "train.global_batch=4", "train.lr=1e-3",
         "train.compute=bfloat16",
       ])
-    let runner = StepRunner(student: student, teacher: teacher, phase: read.phases[0], world: .alone, backend: backend)
+    let runner = StepRunner(
+      student: student, teacher: teacher, phase: read.phases[0], world: .alone,
+      fabric: MPIFabric(.alone, backend.companion()), backend: backend)
     for slice in runner.optimizer.slices {
       let sections = runner.arena.sections.filter { $0.range.overlaps(slice) }
       #expect(sections.count == 1 && slice.lowerBound % Arena.blockSize == 0, "\(slice)")

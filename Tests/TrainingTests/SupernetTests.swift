@@ -1,4 +1,5 @@
 import CPUBackend
+import Fabric
 import Foundation
 import Models
 import NN
@@ -108,7 +109,9 @@ extension TrainingTests {
     }
     let frozen = student.store.parameters.filter { !$0.name.contains("linear_attn") }.map { $0.value.toArray() }
     let before = aligned()
-    let runner = StepRunner(student: student, teacher: teacher, phase: read.phases[0], world: .alone, backend: backend)
+    let runner = StepRunner(
+      student: student, teacher: teacher, phase: read.phases[0], world: .alone,
+      fabric: MPIFabric(.alone, backend.companion()), backend: backend)
     var updates = PathUpdates(of: student, sampling, seed: 1)
     for step in 0..<800 {
       student.path = sampling.path(step: step, layers: 4, seed: 1)

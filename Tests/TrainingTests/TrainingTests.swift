@@ -1,5 +1,6 @@
 import CPUBackend
 import Checkpointing
+import Fabric
 import Foundation
 import MPI
 import Models
@@ -101,7 +102,7 @@ import Training
     let parameter = ParameterScope(store).parameter("w", [100], .zeros)
     parameter.value = backend.zeros([100])
     let arena = Arena(store, backend: backend) { _ in true }
-    let exchange = GradientExchange(arena, world: .alone)
+    let exchange = GradientExchange(arena, world: .alone, fabric: MPIFabric(.alone, backend.companion()))
     let gradients = (0..<count).map { randomFloats(100, seed: UInt64($0 + 1)).map { $0 * 1e3 + 1e-3 } }
     let before = backend.liveBytes
     var most = 0

@@ -190,6 +190,9 @@ extension CUDABackend {
     }
   }
 
+  /// Where the elements of `x` lie on the card.
+  package func address(of x: Tensor) -> UInt64 { x.deviceView.address }
+
   package func mark() -> any Tensors.Event {
     must {
       try device.makeCurrent()

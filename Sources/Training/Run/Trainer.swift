@@ -1,4 +1,5 @@
 import Checkpointing
+import Fabric
 import Files
 import MPI
 import Models
@@ -22,6 +23,7 @@ package final class Trainer {
   /// The coordinator keeps the run folder to this run.
   private let lock: FolderLock?
   let loader: BatchLoader
+  let fabric: any Fabric
   let watchdog: Watchdog
   let saver: Saver
   let progress = ProgressLine()
@@ -54,6 +56,7 @@ package final class Trainer {
     lock = try RunInputs.lock(run, world: world)
     watchdog = try Watchdog(world, runFolder: run.path, session: run.session, floor: job.watchdogFloor)
     inputs = try RunInputs(job, run: run, world: world, backend: backend)
+    fabric = try makeFabric(world, for: backend)
     loader = BatchLoader(inputs.plans)
     spikes = SpikeGuard(job.spikes)
     updates = PathUpdates(of: inputs.models.student, job.supernet, seed: job.seed)
@@ -82,7 +85,7 @@ package final class Trainer {
   func enterPhase() {
     StepRunner.replace(
       &runner, for: phase, of: job.phases, student: models.student, teacher: models.teacher, world: world,
-      backend: backend)
+      fabric: fabric, backend: backend)
     watchdog.forget()
     runner.watchdog = watchdog
     updates.replay(position.step - position.phaseStep..<position.step)
@@ -101,7 +104,7 @@ package final class Trainer {
     matrixRate = Machine.matrixRate(backend)
     say(
       "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
-        + "\(world.size) ranks × \(backend.deviceDescription), \(Int(matrixRate / 1e9)) GF/s a rank, run folder "
+        + "\(Format.counted(world.size, "rank")) × \(backend.deviceDescription)\(world.hasOthers ? " by \(fabric.description)" : ""), \(Int(matrixRate / 1e9)) GF/s a rank, run folder "
         + inputs.run.path)
     if position.step == 0, let dropped = models.transferLosses.droppedHeads { say(dropped) }
     // A run that was stopped while it validated does so first when it goes on, so that its log lacks nothing.

@@ -48,11 +48,10 @@ package final class GradientExchange {
   ///
   /// - Parameter ascends: whether backward reaches the layers from the first to the last, as it does where no gradient
   ///   crosses a layer
-  package init(_ arena: Arena, world: Communicator, ascends: Bool = false) {
+  package init(_ arena: Arena, world: Communicator, fabric: any Fabric, ascends: Bool = false) {
     self.world = world
     self.arena = arena
-    let summing = arena.backend.companion()
-    fabric = MPIFabric(world, copies: summing)
+    self.fabric = fabric
     let width = Self.bucketBlocks(arena, ranks: world.size)
     buckets = arena.sections.flatMap { section in
       let end = section.blocks.upperBound
@@ -69,7 +68,9 @@ package final class GradientExchange {
       ? buckets.indices.sorted { (ordinals[$0].last, $0) < (ordinals[$1].last, $1) } : updateOrder.reversed()
     arrivals = buckets.map { _ in nil }
     thread = CollectiveThread()
-    received = (0..<(world.size > 1 ? CollectiveThread.depth : 0)).map { _ in summing.empty([width * Arena.blockSize]) }
+    received = (0..<(world.size > 1 ? CollectiveThread.depth : 0)).map { _ in
+      fabric.backend.empty([width * Arena.blockSize])
+    }
     begin()
   }
 

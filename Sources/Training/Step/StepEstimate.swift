@@ -1,4 +1,5 @@
 import Checkpointing
+import Fabric
 import MPI
 import Models
 import NN
@@ -43,6 +44,8 @@ package struct StepEstimate {
     model.allocate(on: backend)
     // Of a supernet the path that trains most: a step's is drawn, and a phase that aligns mixers trains linear ones alone.
     if student.supernetMixer != nil { model.path = SupernetPath() }
+    let world = Communicator.counted(size: ranks)
+    let fabric = MPIFabric(world, backend.companion())
     var runner: StepRunner?
     var saveBytes = 0
     return phases.map { phase in
@@ -50,7 +53,7 @@ package struct StepEstimate {
       // Nobody is asked on paper, so that nothing can fail.
       try? runner?.raise()
       StepRunner.replace(
-        &runner, for: phase, of: phases, student: model, teacher: teacherModel, world: .counted(size: ranks),
+        &runner, for: phase, of: phases, student: model, teacher: teacherModel, world: world, fabric: fabric,
         backend: backend)
       guard let runner else { preconditionFailure("phase \(phase.name) has no runner") }
       let stateBytes = backend.liveBytes

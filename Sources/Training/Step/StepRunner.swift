@@ -1,3 +1,4 @@
+import Fabric
 import Files
 import Foundation
 import MPI
@@ -67,7 +68,7 @@ package final class StepRunner {
 
   /// Moves the parameters that `phase` trains into an arena and gives this rank its part of the optimizer state.
   package init(
-    student: HybridLM, teacher: HybridLM?, phase: Phase, world: Communicator, backend: any Backend
+    student: HybridLM, teacher: HybridLM?, phase: Phase, world: Communicator, fabric: any Fabric, backend: any Backend
   ) {
     self.phase = phase
     self.world = world
@@ -79,7 +80,7 @@ package final class StepRunner {
     losses = MicroBatchLosses(
       student: student, teacher: phase.losses.needsTeacher ? teacher : nil, weights: phase.losses,
       recompute: phase.recompute, backend: backend)
-    exchange = GradientExchange(arena, world: world, ascends: !losses.crossesLayers)
+    exchange = GradientExchange(arena, world: world, fabric: fabric, ascends: !losses.crossesLayers)
     optimizer = AdamW(arena, slices: exchange.slices, settings: phase.adam) {
       PathUpdates.group(of: $0, in: student)
     }
@@ -96,7 +97,7 @@ package final class StepRunner {
   /// - Parameter phases: all of the run
   package static func replace(
     _ runner: inout StepRunner?, for phase: Phase, of phases: [Phase], student: HybridLM, teacher: HybridLM?,
-    world: Communicator, backend: any Backend
+    world: Communicator, fabric: any Fabric, backend: any Backend
   ) {
     runner?.arena.retire()
     runner = nil
@@ -105,7 +106,8 @@ package final class StepRunner {
     where !phase.trains(parameter, of: student) && phases.contains(where: { $0.trains(parameter, of: student) }) {
       parameter.own(on: backend)
     }
-    runner = StepRunner(student: student, teacher: teacher, phase: phase, world: world, backend: backend)
+    runner = StepRunner(
+      student: student, teacher: teacher, phase: phase, world: world, fabric: fabric, backend: backend)
     backend.trim()
   }
 
