@@ -23,16 +23,9 @@ package func decayedAttention(
   let saved = backend.decayedAttention(
     q: q, k: k, v: v, g: g, scale: scale, layout: layout, initial: initial, o: o, final: final,
     saves: backend.records(inputs))
-  guard let saved else { return o }
-  return backend.record(
-    o, from: inputs, saving: (inputs: inputs.map(\.saved), state: saved, layout: layout)
-  ) { node in
-    let (backend, saved) = (node.backend, node.saved)
-    let inputs = saved.inputs.map(\.value)
-    let rooms = inputs.indices.map { node[$0].room(on: backend) }
-    backend.decayedAttentionBackward(
-      dO: node.dy, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], scale: scale,
-      layout: saved.layout, saved: saved.state, dQ: rooms[0], dK: rooms[1], dV: rooms[2], dG: rooms[3], dInitial: nil)
-    for (index, room) in rooms.enumerated() { node[index].add(room) }
+  return recordRecurrence(o, from: inputs, last: 3, state: saved, layout: layout) { dO, inputs, state, layout, rooms in
+    dO.backend.decayedAttentionBackward(
+      dO: dO, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], scale: scale, layout: layout,
+      saved: state, dQ: rooms[0], dK: rooms[1], dV: rooms[2], dG: rooms[3], dInitial: nil)
   }
 }

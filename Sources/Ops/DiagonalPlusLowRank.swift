@@ -24,17 +24,10 @@ package func diagonalPlusLowRank(
   let saved = backend.diagonalPlusLowRank(
     q: inputs[0], k: inputs[1], v: inputs[2], alpha: inputs[3], beta: inputs[4], g: inputs[5], scale: scale,
     layout: layout, initial: initial, o: o, final: final, saves: backend.records(inputs))
-  guard let saved else { return o }
-  return backend.record(
-    o, from: inputs, saving: (inputs: inputs.map(\.saved), state: saved, layout: layout)
-  ) { node in
-    let (backend, saved) = (node.backend, node.saved)
-    let inputs = saved.inputs.map(\.value)
-    let rooms = inputs.indices.map { node[$0].room(on: backend) }
-    backend.diagonalPlusLowRankBackward(
-      dO: node.dy, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], alpha: inputs[3], beta: inputs[4],
-      g: inputs[5], scale: scale, layout: saved.layout, saved: saved.state, dQ: rooms[0], dK: rooms[1], dV: rooms[2],
-      dAlpha: rooms[3], dBeta: rooms[4], dG: rooms[5], dInitial: nil)
-    for (index, room) in rooms.enumerated() { node[index].add(room) }
+  return recordRecurrence(o, from: inputs, last: 5, state: saved, layout: layout) { dO, inputs, state, layout, rooms in
+    dO.backend.diagonalPlusLowRankBackward(
+      dO: dO, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], alpha: inputs[3], beta: inputs[4], g: inputs[5],
+      scale: scale, layout: layout, saved: state, dQ: rooms[0], dK: rooms[1], dV: rooms[2], dAlpha: rooms[3],
+      dBeta: rooms[4], dG: rooms[5], dInitial: nil)
   }
 }

@@ -57,18 +57,10 @@ package func gatedDeltaRule(
   let saved = backend.gatedDeltaRule(
     q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], beta: inputs[4], scale: scale, layout: layout,
     initial: initial, o: o, final: final, saves: backend.records(inputs))
-  guard let saved else { return o }
-  return backend.record(
-    o, from: inputs, saving: (inputs: inputs.map(\.saved), state: saved, layout: layout)
-  ) { node in
-    let (backend, saved) = (node.backend, node.saved)
-    let inputs = saved.inputs.map(\.value)
-    let rooms = inputs.indices.map { node[$0].room(on: backend) }
-    backend.gatedDeltaRuleBackward(
-      dO: node.dy, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], beta: inputs[4], scale: scale,
-      layout: saved.layout, saved: saved.state, dQ: rooms[0], dK: rooms[1], dV: rooms[2], dG: rooms[3],
-      dBeta: rooms[4], dInitial: nil)
-    // The log decay last: with its gradient the gates' own node is complete.
-    for index in [0, 1, 2, 4, 3] { node[index].add(rooms[index]) }
+  return recordRecurrence(o, from: inputs, last: 3, state: saved, layout: layout) { dO, inputs, state, layout, rooms in
+    dO.backend.gatedDeltaRuleBackward(
+      dO: dO, dFinal: nil, q: inputs[0], k: inputs[1], v: inputs[2], g: inputs[3], beta: inputs[4], scale: scale,
+      layout: layout, saved: state, dQ: rooms[0], dK: rooms[1], dV: rooms[2], dG: rooms[3], dBeta: rooms[4],
+      dInitial: nil)
   }
 }
