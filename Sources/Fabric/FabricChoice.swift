@@ -4,8 +4,8 @@ import Foundation
 import MPI
 import Tensors
 
-/// The fabric of `world` for tensors of `backend`'s device: NCCL's where every rank has a card of its own and finds NCCL, else MPI's.
-/// `JETTRAIN_FABRIC=mpi` does without NCCL, `nccl` does not without. Every rank must call it.
+/// The fabric of `world` for tensors of `backend`'s device: MPI's, or with `JETTRAIN_FABRIC=nccl` NCCL's. Every rank must call
+/// it.
 ///
 /// - Throws: on all ranks where NCCL was asked for and cannot serve
 package func makeFabric(_ world: Communicator, for backend: any Backend) throws -> any Fabric {
@@ -15,7 +15,7 @@ package func makeFabric(_ world: Communicator, for backend: any Backend) throws 
   }
   let companion = backend.companion()
   var card = ""
-  if choice != "mpi", world.size > 1, let backend = companion as? CUDABackend, CardExchange.isAvailable {
+  if choice == "nccl", world.size > 1, let backend = companion as? CUDABackend, CardExchange.isAvailable {
     card = "\(ProcessInfo.processInfo.hostName) \(try backend.device.place)"
   }
   let cards = try world.allGather(Array(card.utf8))
