@@ -14,10 +14,11 @@ let unoptimized: [SwiftSetting] = [.unsafeFlags(["-Onone"])]
 
 /// Texts that the C target CUDAKernels embeds.
 let kernels = [
-  "Attention.cu", "AttentionExact.cu", "AttentionHopper.cu", "Core.cu", "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
+  "Attention.cu", "AttentionExact.cu", "AttentionHopper.cu", "CacheAttention.cu", "Caches.cu", "Core.cu", "DeltaRuleStep.cu",
+  "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
   "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu",
   "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Recurrence.cu",
-  "Rows.cuh", "Spans.cuh", "Values.cuh",
+  "Rows.cuh", "Sampling.cu", "Spans.cuh", "Values.cuh",
 ]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")

@@ -13,6 +13,8 @@ typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUstream_st *CUstream;
 typedef struct CUevent_st *CUevent;
+typedef struct CUgraph_st *CUgraph;
+typedef struct CUgraphExec_st *CUgraphExec;
 
 typedef CUresult (*cuInit_t)(unsigned);
 typedef CUresult (*cuGetErrorName_t)(CUresult, const char **);
@@ -54,6 +56,12 @@ typedef CUresult (*cuModuleGetGlobal_t)(CUdeviceptr *, size_t *, CUmodule, const
 typedef CUresult (*cuFuncSetAttribute_t)(CUfunction, int, int);
 typedef CUresult (*cuLaunchKernel_t)(
   CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **, void **);
+typedef CUresult (*cuStreamBeginCapture_t)(CUstream, int);
+typedef CUresult (*cuStreamEndCapture_t)(CUstream, CUgraph *);
+typedef CUresult (*cuGraphInstantiateWithFlags_t)(CUgraphExec *, CUgraph, unsigned long long);
+typedef CUresult (*cuGraphLaunch_t)(CUgraphExec, CUstream);
+typedef CUresult (*cuGraphDestroy_t)(CUgraph);
+typedef CUresult (*cuGraphExecDestroy_t)(CUgraphExec);
 
 // The run-time compiler, libnvrtc.so.
 typedef int nvrtcResult;

@@ -17,8 +17,8 @@ package final class CPUBackend: Backend {
   /// Whether new tensors begin as NaN, so that tests see what a kernel forgets to write.
   package var poisonsNewTensors = false
 
-  /// Seconds by kernel since it was set; nil when no profile is taken.
-  package var profile: [String: Double]?
+  /// Kernels since it was set; nil when no profile is taken.
+  package var profile: SpanLog?
 
   /// The angles of rotary embeddings, by head size and base.
   var knownRotaryTables: [RotaryTables] = []
@@ -87,12 +87,9 @@ package final class CPUBackend: Backend {
 
   /// Runs the slices of a kernel on the pool; the caller's name is what a profile shows.
   func parallel(_ count: Int, kernel: String = #function, _ body: (Int) -> Void) {
-    guard profile != nil else { return pool.run(count, body) }
-    let start = ContinuousClock.now
+    guard let start = profile?.now else { return pool.run(count, body) }
     pool.run(count, body)
-    let elapsed = (ContinuousClock.now - start).components
-    let name = String(kernel.prefix { $0 != "(" })
-    profile?[name, default: 0] += Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
+    profile?.add(String(kernel.prefix { $0 != "(" }), from: start)
   }
 
   /// Calls `body` with fixed ranges of `rows`.

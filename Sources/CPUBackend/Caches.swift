@@ -14,7 +14,8 @@ extension CPUBackend {
     }
   }
 
-  package func remember(_ x: Tensor, _ segments: Segments, in history: Tensor) {
+  package func remember(_ x: Tensor, layout: Layout, in history: Tensor) {
+    let segments = layout.segments
     let (taps, channels) = (history.shape[1], history.shape[2])
     let (source, kept) = (x.floatRows, history.floats)
     parallel(segments.ranges.count) { sequence in

@@ -17,7 +17,7 @@ package final class PinnedBuffer: @unchecked Sendable {
   deinit { _ = device.driver.cuMemFreeHost(bytes.baseAddress) }
 }
 
-/// Copies in the order of the device's stream, by address.
+/// Copies in the order of the device's stream, or of another, by address.
 extension Device {
   package func copy(from host: UnsafeRawBufferPointer, to address: UInt64) throws {
     try driver.check(
@@ -25,9 +25,11 @@ extension Device {
       "copying \(host.count) bytes to card \(index)")
   }
 
-  package func copy(from address: UInt64, to host: UnsafeMutableRawBufferPointer) throws {
+  package func copy(
+    from address: UInt64, to host: UnsafeMutableRawBufferPointer, on other: Stream? = nil
+  ) throws {
     try driver.check(
-      driver.cuMemcpyDtoHAsync(host.baseAddress, address, host.count, stream.handle),
+      driver.cuMemcpyDtoHAsync(host.baseAddress, address, host.count, (other ?? stream).handle),
       "copying \(host.count) bytes from card \(index)")
   }
 

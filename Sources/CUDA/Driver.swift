@@ -41,6 +41,12 @@ final class Driver: @unchecked Sendable {
   let cuModuleGetGlobal: cuModuleGetGlobal_t
   let cuFuncSetAttribute: cuFuncSetAttribute_t
   let cuLaunchKernel: cuLaunchKernel_t
+  let cuStreamBeginCapture: cuStreamBeginCapture_t
+  let cuStreamEndCapture: cuStreamEndCapture_t
+  let cuGraphInstantiate: cuGraphInstantiateWithFlags_t
+  let cuGraphLaunch: cuGraphLaunch_t
+  let cuGraphDestroy: cuGraphDestroy_t
+  let cuGraphExecDestroy: cuGraphExecDestroy_t
 
   /// The one driver of this process.
   ///
@@ -89,6 +95,12 @@ final class Driver: @unchecked Sendable {
     cuModuleGetGlobal = try library.function("cuModuleGetGlobal_v2")
     cuFuncSetAttribute = try library.function("cuFuncSetAttribute")
     cuLaunchKernel = try library.function("cuLaunchKernel")
+    cuStreamBeginCapture = try library.function("cuStreamBeginCapture_v2")
+    cuStreamEndCapture = try library.function("cuStreamEndCapture")
+    cuGraphInstantiate = try library.function("cuGraphInstantiateWithFlags")
+    cuGraphLaunch = try library.function("cuGraphLaunch")
+    cuGraphDestroy = try library.function("cuGraphDestroy")
+    cuGraphExecDestroy = try library.function("cuGraphExecDestroy")
     let cuInit: cuInit_t = try library.function("cuInit")
     let status = cuInit(0)
     guard status == 0 else {

@@ -12,9 +12,9 @@ package final class CheckpointSave {
 
   package let step: Int
   /// Seconds that the caller waited for the copy.
-  package let stall: Double
-  /// Digest of what this rank saves and updates change; nil where it owns nothing of that.
-  package let trainedDigest: UInt64?
+  package private(set) var stall: Double
+  /// What is copied, which must stay until it is; nil then.
+  private var sources: [StateSlice]?
   private let run: RunFolder
   private let world: Communicator
   private let sharing: FolderSharing
@@ -23,15 +23,14 @@ package final class CheckpointSave {
 
   /// What the writing thread and its owner share.
   private final class Work: @unchecked Sendable {
-    let slices: [SnapshotBuffer.Slice]
-    /// What the slices read: its owner may let go of it.
+    let copy: SnapshotBuffer.Copy
+    /// What the copy lies in: its owner may let go of it.
     let buffer: SnapshotBuffer
     let sharing: FolderSharing
     let step: Int
     let path: String
     let level: Int32
-    let digest: UInt64
-    let isStale: Bool
+    let staleDigest: UInt64?
     let isDone = Atomic(false)
     let finished = DispatchSemaphore(value: 0)
     /// Written by the thread before `isDone`.
@@ -41,12 +40,10 @@ package final class CheckpointSave {
     var seconds = 0.0
 
     init(
-      slices: [SnapshotBuffer.Slice], of buffer: SnapshotBuffer, sharing: FolderSharing, step: Int, path: String,
-      level: Int32, digest: UInt64,
-      isStale: Bool
+      _ copy: SnapshotBuffer.Copy, of buffer: SnapshotBuffer, sharing: FolderSharing, step: Int, path: String,
+      level: Int32, staleDigest: UInt64?
     ) {
-      (self.slices, self.buffer, self.path, self.level, self.digest) = (slices, buffer, path, level, digest)
-      self.isStale = isStale
+      (self.copy, self.buffer, self.path, self.level, self.staleDigest) = (copy, buffer, path, level, staleDigest)
       (self.sharing, self.step) = (sharing, step)
     }
 
@@ -54,25 +51,28 @@ package final class CheckpointSave {
       let start = ContinuousClock.now
       result = Result {
         try FailPoint.reach(.beforeShard, path: path)
-        guard !isStale else {
+        copy.wait()
+        let trained = copy.trainedDigest
+        guard trained == nil || trained != staleDigest else {
           throw CheckpointError(path, "the state is that of the save before, though there were updates since")
         }
         // What goes to disk is what the run held when the save began.
-        guard SnapshotBuffer.digest(slices) == digest else {
+        guard SnapshotBuffer.digest(copy.slices) == copy.digest else {
           throw CheckpointError(path, "the copy of the state changed while it was written; the save is given up")
         }
-        return try CheckpointShard.write(slices, to: path, level: level, pool: ThreadPool(threads: 1), digest: digest)
+        return try CheckpointShard.write(
+          copy.slices, to: path, level: level, pool: ThreadPool(threads: 1), digest: copy.digest)
       }
       let part = try? result?.get().file
       arrived = Result { try sharing.ship(part, step: step) }
-      let elapsed = (ContinuousClock.now - start).components
-      seconds = Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
+      seconds = CheckpointSave.seconds(since: start)
       isDone.store(true, ordering: .releasing)
       finished.signal()
     }
   }
 
-  /// Copies the slices of this rank and begins to write them. Every rank must call it.
+  /// Begins to copy the slices of this rank and to write them. They must not change before ``waitForCopy()`` has returned. Every
+  /// rank must call it.
   ///
   /// - Parameters:
   ///   - sharing: how ranks that do not see the folder reach it; nil where all see it
@@ -102,17 +102,38 @@ package final class CheckpointSave {
       try createFolder(partial)
     }
     if place != partial { try? createFolder(place) }
-    let copy = buffer.take(slices)
     work = Work(
-      slices: copy.slices, of: buffer, sharing: self.sharing, step: step,
-      path: place + "/" + CheckpointShard.fileName(of: world.rank), level: level, digest: copy.digest,
-      isStale: copy.trained != nil && copy.trained == staleDigest)
-    trainedDigest = copy.trained
+      buffer.copy(slices), of: buffer, sharing: self.sharing, step: step,
+      path: place + "/" + CheckpointShard.fileName(of: world.rank), level: level, staleDigest: staleDigest)
+    sources = slices
     let thread = Thread { [work] in work.write() }
     thread.stackSize = 8 << 20
     thread.start()
+    stall = Self.seconds(since: start)
+  }
+
+  private static func seconds(since start: ContinuousClock.Instant) -> Double {
     let elapsed = (ContinuousClock.now - start).components
-    stall = Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
+    return Double(elapsed.seconds) + Double(elapsed.attoseconds) * 1e-18
+  }
+
+  /// Returns when the slices are copied, and so may change again.
+  ///
+  /// - Returns: the seconds that this took, which ``stall`` counts too
+  @discardableResult package func waitForCopy() -> Double {
+    guard sources != nil else { return 0 }
+    let start = ContinuousClock.now
+    work.copy.wait()
+    sources = nil
+    let seconds = Self.seconds(since: start)
+    stall += seconds
+    return seconds
+  }
+
+  /// Digest of what this rank saves and updates change, once that is copied; nil where it owns nothing of that.
+  package var trainedDigest: UInt64? {
+    waitForCopy()
+    return work.copy.trainedDigest
   }
 
   /// Whether this rank has written its part, or failed to.

@@ -11,12 +11,12 @@ package struct ContinuationSettings: Sendable {
   /// Texts that end a text, themselves left out.
   package var stopStrings: [String]
   package var seed: UInt64
-  /// Tokens of a prompt in one pass.
-  package var chunk: Int
+  /// Tokens of a prompt in one pass; nil: what suits the backend.
+  package var chunk: Int?
 
   package init(
     sampling: Sampling = Sampling(), maxTokens: Int = 128, stopTokens: Set<UInt32> = [], stopStrings: [String] = [],
-    seed: UInt64 = 1, chunk: Int = 512
+    seed: UInt64 = 1, chunk: Int? = nil
   ) {
     self.sampling = sampling
     self.maxTokens = maxTokens
@@ -100,17 +100,16 @@ extension Generator {
     // Each sequence has a stream of its own, so that its text does not depend on the others.
     var randoms = prompts.indices.map { RandomStream(seed: settings.seed, name: "generate.\($0)") }
     var active = Array(prompts.indices)
-    var logits = read(prompts, chunk: settings.chunk)
+    func uniforms() -> [Float] {
+      active.map { settings.sampling.temperature > 0 ? randoms[$0].uniform() : 0 }
+    }
+    let logits = read(prompts, chunk: settings.chunk)
     afterPrefill()
-    while !active.isEmpty {
-      let values = logits.toArray()
-      guard values.allSatisfy(\.isFinite) else { throw model.unusable("the model's output") }
-      let size = logits.columns
+    var chosen = try choose(from: logits, settings.sampling, uniforms: uniforms())
+    while true {
       var kept: [Int] = []
-      var next: [[UInt32]] = []
       for (place, index) in active.enumerated() {
-        let token = settings.sampling.choose(
-          Array(values[place * size..<(place + 1) * size]), random: &randoms[index])
+        let token = chosen[place]
         if settings.stopTokens.contains(token) {
           results[index].endedByStop = true
         } else {
@@ -120,7 +119,6 @@ extension Generator {
         }
         if !results[index].endedByStop && results[index].tokens.count < settings.maxTokens {
           kept.append(place)
-          next.append([token])
         } else {
           show(index, streams[index].finish())
           results[index].text = streams[index].text
@@ -129,7 +127,7 @@ extension Generator {
       if kept.isEmpty { break }
       if kept.count < active.count { select(kept) }
       active = kept.map { active[$0] }
-      logits = read(next)
+      chosen = try step(kept.map { chosen[$0] }, settings.sampling, uniforms: uniforms())
     }
     return results
   }

@@ -14,4 +14,7 @@ package struct Batch {
     self.tokens = tokens
     layout = Layout(segments, starts: starts, on: tokens.backend)
   }
+
+  /// Tokens that change while their layout stays: one of every sequence that is decoded.
+  package init(tokens: Tensor, layout: Layout) { (self.tokens, self.layout) = (tokens, layout) }
 }

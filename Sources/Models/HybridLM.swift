@@ -154,13 +154,22 @@ package final class HybridLM {
   /// `[N, V]`, for callers that need them whole.
   package func logits(_ hidden: Tensor) -> Tensor { linear(hidden, head) }
 
-  /// Bytes of the caches of one sequence at this context, float32.
-  package func cacheBytes(context: Int) -> Int {
-    layers.indices.reduce(0) { $0 + 4 * activeMixer($1).cacheElements(context: context) }
+  /// What the caches of one sequence hold at this context.
+  package func cacheElements(context: Int) -> CacheElements {
+    layers.indices.reduce(into: CacheElements()) { sum, index in
+      let more = activeMixer(index).cacheElements(context: context)
+      sum.activations += more.activations
+      sum.states += more.states
+    }
   }
 
-  /// Empty caches, one a layer, for `sequences` sequences with room for `capacity` tokens each.
-  package func makeCaches(_ backend: any Backend, sequences: Int = 1, capacity: Int = 0) -> [any MixerCache] {
-    layers.indices.map { activeMixer($0).makeCache(backend, sequences: sequences, capacity: capacity) }
+  /// Bytes of the caches of one sequence at this context, float32.
+  package func cacheBytes(context: Int) -> Int {
+    cacheElements(context: context).bytes(activations: .float32, states: .float32)
+  }
+
+  /// Empty caches, one a layer.
+  package func makeCaches(_ backend: any Backend, _ room: CacheRoom) -> [any MixerCache] {
+    layers.indices.map { activeMixer($0).makeCache(backend, room) }
   }
 }

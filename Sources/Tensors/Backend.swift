@@ -21,6 +21,25 @@ package protocol Backend: Memory, Kernels, FusedKernels {
   func vocabularyRows(_ vocabulary: Int) -> Int
   /// Another backend on the same device, for what a second thread asks of it: a backend serves one thread.
   func companion() -> any Backend
+  /// Tokens of prompts that are read in one pass: enough to keep the device busy, few enough for its memory.
+  var promptTokens: Int { get }
+  /// Work that is done again and again on the same tensors: all that changes from run to run lies in their elements. A device
+  /// may record what `body` enqueues and repeat it, with the memory of what `body` makes, without running `body`.
+  func routine(_ body: @escaping () -> Void) -> any Routine
+}
+
+/// Work that is asked for again and again (``Backend/routine(_:)``).
+package protocol Routine: AnyObject {
+  /// Enqueues the work once more.
+  func run()
+}
+
+/// The routine of backends that record nothing.
+private final class RepeatedCall: Routine {
+  private let body: () -> Void
+
+  init(_ body: @escaping () -> Void) { self.body = body }
+  func run() { body() }
 }
 
 extension Backend {
@@ -34,6 +53,10 @@ extension Backend {
   package func vocabularyRows(_ vocabulary: Int) -> Int { max(512, (1 << 21) / vocabulary) }
 
   package var takesColumnViews: Bool { false }
+
+  package var promptTokens: Int { 512 }
+
+  package func routine(_ body: @escaping () -> Void) -> any Routine { RepeatedCall(body) }
 
   /// A tensor of zeros.
   package func zeros(_ shape: [Int], _ dtype: DType = .float32) -> Tensor { filled(shape, with: 0, dtype) }

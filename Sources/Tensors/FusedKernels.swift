@@ -31,7 +31,20 @@ package protocol FusedKernels: AnyObject {
   /// Copies rows of x to rows of y, which share no memory.
   func copyRows(_ x: Tensor, into y: Tensor, _ moves: [RowMove])
   /// history[s] = the newest rows of what was there and then of segment s of x, for history [segments, taps, C].
-  func remember(_ x: Tensor, _ segments: Segments, in history: Tensor)
+  func remember(_ x: Tensor, layout: Layout, in history: Tensor)
+
+  // Decoding: one token of each of S sequences, whose positions [S] int32 are counted on the device.
+
+  /// Row positions[s] mod R of sequence s of `cache` [S, R, …] = x[s].
+  func storeRows(_ x: Tensor, at positions: Tensor, in cache: Tensor)
+  /// Softmax attention of one query a sequence, q and o [S, H, D], over the rows that its cache has: the first
+  /// min(positions[s] + 1, R) of `keys` and `values` [S, R, G, D], in whatever order they are.
+  func attendCache(_ q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, into o: Tensor)
+  /// positions[s] += 1
+  func advance(_ positions: Tensor)
+  /// tokens[s] = a token drawn from row s of `logits` [S, V] by the number uniforms[s] in [0, 1) (``Sampling``), −1 where the
+  /// row is not finite; tokens [S] int32.
+  func chooseTokens(_ logits: Tensor, _ sampling: Sampling, uniforms: Tensor, into tokens: Tensor)
 
   /// y = x / rms(x) · weight over the last dimension; `inverse` [rows] keeps 1 / rms.
   func normalize(_ x: Tensor, weight: Tensor, epsilon: Float, into y: Tensor, inverse: Tensor)

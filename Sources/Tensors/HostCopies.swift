@@ -25,6 +25,19 @@ extension Tensor {
     backend.upload(UnsafeRawBufferPointer(values), into: self).wait()
   }
 
+  /// Gives every element a number between −1 and 1, the same ones each time and for every tensor: for measuring speed.
+  package func fillAtRandom() {
+    let flat = reshaped([count])
+    // Not a divisor of the size of rows, which would all be the same.
+    let pool = min(count, 1_048_583)
+    let numbers = backend.tensor(
+      (0..<pool).map { Float(Int32(truncatingIfNeeded: $0 &* 0x9E37_79B1)) * 0x1p-31 }, [pool])
+    for first in stride(from: 0, to: count, by: pool) {
+      let end = min(first + pool, count)
+      backend.copy(numbers.rows(0..<end - first), into: flat.rows(first..<end))
+    }
+  }
+
   /// The elements `range` in memory order, as a view of one dimension.
   package func elements(_ range: Range<Int>) -> Tensor { reshaped([count]).rows(range) }
 

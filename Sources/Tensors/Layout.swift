@@ -34,22 +34,42 @@ package class Tables {
 /// Where the tokens of a batch stand: made once a batch, on the device, and handed to every op that asks.
 package final class Layout: Tables {
   package let segments: Segments
+  /// Position of the first token of every segment; of decoding, where it began.
+  package let starts: [Int]
   /// Position of every token in its document, `[N]` int32.
   package let positions: Tensor
   /// One past the largest position.
   package let positionLimit: Int
+  /// Whether every segment is one token of a sequence whose positions move on, on the device, from pass to pass.
+  package let isDecoding: Bool
 
   /// - Parameter starts: Positions of the first token of every segment, for a pass that continues caches.
   package init(_ segments: Segments, starts: [Int]? = nil, on backend: any Backend) {
     self.segments = segments
+    let starts = starts ?? [Int](repeating: 0, count: segments.ranges.count)
     var positions: [Int32] = []
     positions.reserveCapacity(segments.tokenCount)
-    for (index, range) in segments.ranges.enumerated() {
-      let start = starts?[index] ?? 0
+    for (start, range) in zip(starts, segments.ranges) {
       for token in 0..<range.count { positions.append(Int32(start + token)) }
     }
     positionLimit = Int(positions.max() ?? -1) + 1
     self.positions = backend.tensor(positions)
+    self.starts = starts
+    isDecoding = false
+  }
+
+  /// One token of every sequence a pass, again and again: whoever runs the passes moves `positions` on
+  /// (``FusedKernels/advance(_:)``).
+  ///
+  /// - Parameters:
+  ///   - lengths: tokens that each sequence has
+  ///   - limit: tokens that none will come to have more of
+  package init(decodingAfter lengths: [Int], limit: Int, on backend: any Backend) {
+    segments = Segments(count: lengths.count, length: 1)
+    starts = lengths
+    positions = backend.tensor(lengths.map { Int32($0) })
+    positionLimit = limit
+    isDecoding = true
   }
 
   /// Every segment attends to itself: query i sees the keys j ≤ i, and with a window W those of i − W < j.

@@ -27,6 +27,11 @@ package protocol Memory: AnyObject {
   /// Hands the bytes of x to `body` in order, whole or in pieces: what hashes, digests and files read.
   func read(_ x: Tensor, _ body: (UnsafeRawBufferPointer) throws -> Void) rethrows
 
+  /// Hands the bytes of all `tensors`, as they are when the work so far is done, to `body` with the tensor's index: those of one
+  /// in order, those of several side by side on threads of the backend's own, where it has such. The tensors must not change
+  /// until the event has passed, for which any thread may wait.
+  func readAside(_ tensors: [Tensor], _ body: @escaping @Sendable (Int, UnsafeRawBufferPointer) -> Void) -> any Event
+
   /// Passes when everything that was asked for so far is done.
   func mark() -> any Event
 
@@ -76,6 +81,14 @@ extension Memory {
       download(part, into: bytes).wait()
       try body(UnsafeRawBufferPointer(bytes))
     }
+  }
+
+  /// At once, one by one.
+  package func readAside(
+    _ tensors: [Tensor], _ body: @escaping @Sendable (Int, UnsafeRawBufferPointer) -> Void
+  ) -> any Event {
+    for (index, tensor) in tensors.enumerated() { read(tensor) { body(index, $0) } }
+    return PassedEvent()
   }
 
   package func trim() {}

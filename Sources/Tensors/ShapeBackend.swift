@@ -1,12 +1,26 @@
 /// A backend that computes nothing: it counts the memory and the operations that a program would take. What
-/// `plan` runs a training step on, for models of any size.
+/// `plan` runs a training step on, for models of any size. Memory is that of the CPU's kernels, or of a card's.
 package final class ShapeBackend: Backend {
   package var tape: Tape?
   package private(set) var liveBytes = 0
   package private(set) var peakBytes = 0
   package private(set) var operations = 0.0
 
-  package init() {}
+  /// Whose memory is counted: what kernels keep for their backward passes is theirs, and activations may be bfloat16 on a card.
+  package enum Counted: Sendable {
+    case cpu, card
+  }
+
+  package let counted: Counted
+  private var type = DType.float32
+  package var activationType: DType {
+    get { type }
+    set { type = counted == .card ? newValue : .float32 }
+  }
+
+  package init(_ counted: Counted = .cpu) { self.counted = counted }
+
+  package func vocabularyRows(_ vocabulary: Int) -> Int { counted == .card ? 2048 : max(512, (1 << 21) / vocabulary) }
 
   /// Forgets the peak, so that the next one can be told apart.
   package func resetPeak() { peakBytes = liveBytes }
@@ -75,7 +89,16 @@ package final class ShapeBackend: Backend {
     initial: Tensor?, o: Tensor, final: Tensor?, saves: Bool
   ) -> SavedState? {
     operations += deltaRuleOperations(q, v, stateProducts: 3, chunkProducts: (2, 2))
-    return saves ? SavedState([chunkStates(layout, q, v), empty(v.shape)]) : nil
+    guard saves else { return nil }
+    guard counted == .card, v.dtype == .bfloat16 else {
+      return SavedState([chunkStates(layout, q, v), empty(v.shape)])
+    }
+    // Records of keys, queries, W, T, P and gates; states at the starts of chunks; values as they were written.
+    let (length, keys) = (Self.chunkLength, q.shape[2])
+    let cells = chunkCount(layout) * q.shape[1]
+    let record = 3 * length * keys + 22 * 256
+    return SavedState(
+      [record, keys * v.shape[2], length * v.shape[2]].map { empty([cells, $0], .bfloat16) })
   }
 
   package func gatedDeltaRuleBackward(
@@ -122,8 +145,11 @@ package final class ShapeBackend: Backend {
 
   /// The states at the starts of all chunks.
   private func chunkStates(_ layout: Layout, _ q: Tensor, _ v: Tensor) -> Tensor {
-    let chunks = layout.segments.ranges.reduce(0) { $0 + ($1.count + Self.chunkLength - 1) / Self.chunkLength }
-    return empty([chunks, q.shape[1], q.shape[2], v.shape[2]])
+    empty([chunkCount(layout), q.shape[1], q.shape[2], v.shape[2]])
+  }
+
+  private func chunkCount(_ layout: Layout) -> Int {
+    layout.segments.ranges.reduce(0) { $0 + ($1.count + Self.chunkLength - 1) / Self.chunkLength }
   }
 
   /// Products per chunk: with the state [C, K, V], inside the chunk over keys [C, C, K] and values [C, C, V].
@@ -160,7 +186,10 @@ package final class ShapeBackend: Backend {
   // The rest moves data and allocates nothing.
   package func fill(_ x: Tensor, with value: Float) {}
   package func copyRows(_ x: Tensor, into y: Tensor, _ moves: [RowMove]) {}
-  package func remember(_ x: Tensor, _ segments: Segments, in history: Tensor) {}
+  package func remember(_ x: Tensor, layout: Layout, in history: Tensor) {}
+  package func storeRows(_ x: Tensor, at positions: Tensor, in cache: Tensor) {}
+  package func attendCache(_ q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, into o: Tensor) {}
+  package func chooseTokens(_ logits: Tensor, _ sampling: Sampling, uniforms: Tensor, into tokens: Tensor) {}
   package func copy(_ x: Tensor, into y: Tensor) {}
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {}
   package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {}

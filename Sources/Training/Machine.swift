@@ -17,13 +17,18 @@ package enum Machine {
     return cores < all ? cores : max(1, cores / world.localSize)
   }
 
-  /// Single-precision matrix multiplication rate of `backend`, operations a second: the best of a few products of
-  /// 1024 × 1024 matrices.
+  /// Matrix multiplication rate of `backend` in the type of its activations, operations a second: the best of a few products
+  /// of square matrices, of as many rows as it likes at once.
   package static func matrixRate(_ backend: any Backend, seconds: Double = 0.3) -> Double {
-    let size = 1024
-    let (a, b, c) = (backend.zeros([size, size]), backend.zeros([size, size]), backend.empty([size, size]))
-    backend.fill(a, with: 0.5)
-    backend.fill(b, with: 0.25)
+    let size = max(1024, backend.promptTokens)
+    let type = backend.activationType
+    let (a, b, c) = (
+      backend.empty([size, size], type), backend.empty([size, size], type), backend.empty([size, size], type)
+    )
+    // Zeros are multiplied faster than other numbers.
+    a.fillAtRandom()
+    b.fillAtRandom()
+    backend.mark().wait()
     var best = 0.0
     var spent = 0.0
     while spent < seconds {
@@ -32,7 +37,7 @@ package enum Machine {
       backend.mark().wait()
       clock.mark("product")
       spent += clock.total
-      best = max(best, 2 * Double(size * size * size) / clock.total)
+      best = max(best, 2 * Double(size) * Double(size) * Double(size) / clock.total)
     }
     return best
   }

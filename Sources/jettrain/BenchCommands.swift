@@ -31,6 +31,10 @@ struct Bench: ParsableCommand {
     @Option(name: .customLong("set"), help: "Override a key of the job.") var overrides: [String] = []
     @Option(help: "Timed steps; the median counts.", transform: Whole.from(1, to: Most.timedRuns)) var steps = 5
     @Flag(help: "Also print the time by op.") var profile = false
+    @Option(
+      help: ArgumentHelp(
+        "Write a trace of host and device for ui.perfetto.dev; of several phases, FILE with the phase's name.",
+        valueName: "file")) var trace: String?
     @Option(help: "Only the phase of this name.") var phase: String?
     @OptionGroup var device: DeviceOption
 
@@ -46,12 +50,12 @@ struct Bench: ParsableCommand {
           let backend = try device.backend(world, job: job.device)
           let teacher = teacherShape.map { shape in
             let model = HybridLM(shape)
-            Self.fill(model, seed: 1, on: backend)
+            Bench.fill(model, seed: 1, on: backend)
             return model
           }
           let student = HybridLM(studentShape)
           if let teacher { try student.inherit(from: teacher) }
-          Self.fill(student, seed: 2, on: backend)
+          Bench.fill(student, seed: 2, on: backend)
           let runner = StepRunner(
             student: student, teacher: teacher, phase: phase, world: world, fabric: try makeFabric(world, for: backend),
             backend: backend)
@@ -62,14 +66,23 @@ struct Bench: ParsableCommand {
           _ = try runner.run(batches, updates: updates, learningRate: 1e-5)
           var rate = Machine.matrixRate(backend)
           // Without overlap first, in the same process, so that what overlap hides can be told.
-          let blocking = world.size > 1 ? try measure(runner, batches, updates, overlaps: false, world) : nil
-          startProfile(of: backend)
-          let (seconds, exposed) = try measure(runner, batches, updates, overlaps: true, world)
-          let profile = try takeProfile(of: backend)
+          var blockingLog = SpanLog()
+          let blocking =
+            world.size > 1 ? try measure(runner, batches, updates, overlaps: false, world, &blockingLog) : nil
+          if profile || trace != nil { try startProfile(of: backend) }
+          var log = SpanLog()
+          let (seconds, exposed) = try measure(runner, batches, updates, overlaps: true, world, &log)
+          let spans = try takeProfile(of: backend)
+          if let trace, world.isCoordinator {
+            let path = self.phase != nil || names.count == 1 ? trace : Self.name(trace, phase.name)
+            let file = try Trace.file(
+              log.spans + spans, process: "jettrain, \(job.name), \(phase.name), \(backend.deviceDescription)")
+            try writeDurably(file, to: path)
+          }
           rate = max(rate, Machine.matrixRate(backend)) * Double(world.size)
           let estimate = StepEstimate.phases(
-            [phase], student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, ranks: world.size)[
-              0]
+            [phase], student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil, ranks: world.size,
+            on: backend is CUDABackend ? .card : .cpu)[0]
           let operations =
             StepEstimate.modelOperations(
               of: phase, student: studentShape, teacher: phase.losses.needsTeacher ? teacherShape : nil
@@ -81,7 +94,8 @@ struct Bench: ParsableCommand {
             "gflops": operations / seconds / 1e9, "sgemm_gflops": rate / 1e9,
             "mfu": operations / seconds / rate, "peak_memory": Machine.peakMemory,
             "peak_tensor_bytes": backend.peakBytes,
-            "planned_memory": estimate.tensorBytes + Machine.baseMemory(threads: Machine.threads(world)),
+            "planned_memory": estimate.tensorBytes
+              + (backend is CUDABackend ? 0 : Machine.baseMemory(threads: Machine.threads(world))),
           ]
           if let blocking {
             fields["step_s"] = seconds
@@ -91,12 +105,13 @@ struct Bench: ParsableCommand {
             fields["hidden_share"] = 1 - exposed / blocking.exposed
           }
           try Bench.emit(fields)
-          guard !profile.isEmpty else { continue }
-          let total = profile.reduce(0) { $0 + $1.seconds }
-          let rows = profile.map { name, time, launches in
+          guard profile else { continue }
+          let times = opTimes(spans)
+          let total = times.reduce(0) { $0 + $1.seconds }
+          let rows = times.map { name, time, launches in
             [
               name, String(format: "%.2f ms", time / Double(steps + 1) * 1e3),
-              String(format: "%.1f %%", time / total * 100), launches.map { "\($0 / (steps + 1))" } ?? "",
+              String(format: "%.1f %%", time / total * 100), "\(launches / (steps + 1))",
             ]
           }
           print(Format.table([["op", "a step", "share", "launches"]] + rows))
@@ -104,44 +119,17 @@ struct Bench: ParsableCommand {
       }
     }
 
-    /// Random values as models have them, of the type that they have at rest. Drawn once and repeated: this times steps.
-    private static func fill(_ model: HybridLM, seed: UInt64, on backend: any Backend) {
-      guard backend is CUDABackend else { return model.initialize(seed: seed, backend: backend) }
-      var random = RandomStream(seed: seed, name: "pool")
-      let pool = (0..<1_048_583).map { _ in random.gaussian() * 0.02 }
-      for parameter in model.store.parameters where !parameter.hasValue {
-        guard parameter.isMatrix else {
-          parameter.value = backend.tensor(parameter.initialValues(seed: seed), parameter.shape)
-          continue
-        }
-        let value = backend.empty([parameter.count], .bfloat16)
-        let source = backend.tensor(pool, [pool.count])
-        for first in stride(from: 0, to: parameter.count, by: pool.count) {
-          let end = min(first + pool.count, parameter.count)
-          backend.copy(source.rows(0..<end - first), into: value.rows(first..<end))
-        }
-        parameter.value = value.reshaped(parameter.shape)
-      }
-    }
-
-    private func startProfile(of backend: any Backend) {
-      guard profile else { return }
-      (backend as? CPUBackend)?.profile = [:]
-      (backend as? CUDABackend)?.profile = Profile()
-    }
-
-    /// Seconds by op, and launches where there are such, the longest first.
-    private func takeProfile(of backend: any Backend) throws -> [(name: String, seconds: Double, launches: Int?)] {
-      if let backend = backend as? CUDABackend {
-        defer { backend.profile = nil }
-        return try backend.profile?.times().map { ($0.name, $0.seconds, $0.launches) } ?? []
-      }
-      return (backend as? CPUBackend)?.profile?.sorted { $0.value > $1.value }.map { ($0.key, $0.value, nil) } ?? []
+    /// A file's name with that of a phase in front of its ending.
+    private static func name(_ path: String, _ phase: String) -> String {
+      let url = URL(fileURLWithPath: path)
+      let stem = url.deletingPathExtension().path + "-" + phase
+      return url.pathExtension.isEmpty ? stem : stem + "." + url.pathExtension
     }
 
     /// Medians over steps that follow each other: of a step, and of the communication in it that no computation hides.
     private func measure(
-      _ runner: StepRunner, _ batches: [SequenceBatch], _ updates: [Int], overlaps: Bool, _ world: Communicator
+      _ runner: StepRunner, _ batches: [SequenceBatch], _ updates: [Int], overlaps: Bool, _ world: Communicator,
+      _ log: inout SpanLog
     ) throws -> (seconds: Double, exposed: Double) {
       runner.overlaps = overlaps
       try runner.waitForParameters()
@@ -149,11 +137,13 @@ struct Bench: ParsableCommand {
       var (times, exposed): ([Double], [Double]) = ([], [])
       // What the first step's update sends, the second waits for.
       for step in 0...steps {
+        let start = log.now
         var clock = PhaseClock()
         guard let result = try runner.run(batches, updates: updates, learningRate: 1e-5) else { continue }
         // The rank that comes last waits for the exchange alone, the others for it too.
         let waited = try world.allGather([result.seconds["reduce"]! + result.seconds["share"]!]).min()!
         clock.mark("step")
+        log.add("step \(step)", .step, from: start)
         guard step > 0 else { continue }
         times.append(clock.total)
         exposed.append(waited)
@@ -227,25 +217,18 @@ struct Bench: ParsableCommand {
     @Option(help: "Folder on the disk to measure.") var folder = "Checkpoints"
     @Option(help: "Megabytes of weights and moments.", transform: Whole.from(1, to: 1 << 24)) var megabytes = 1024
     @Option(help: "Compression level of zstd.", transform: Whole.from(-7, to: 19)) var level = -1
+    @OptionGroup var device: DeviceOption
 
     func run() {
       withoutWorld {
         // The weights and their snapshot.
         try refuse("--megabytes \(megabytes)", of: 2 * Double(megabytes) * 0x1p20)
-        let backend = makeBackend()
+        let backend = try device.backend(.cpu)
         let count = megabytes << 18
         let tensor = backend.empty([count])
-        var state: UInt64 = 88_172_645_463_325_252
-        for first in stride(from: 0, to: count, by: 1 << 18) {
-          let values = (0..<1 << 18).map { _ in
-            state ^= state << 13
-            state ^= state >> 7
-            state ^= state << 17
-            // Magnitudes as weights have them: random mantissas, a few exponents.
-            return (Float(state >> 40) * 0x1p-24 - 0.5) * 0.04
-          }
-          tensor.elements(first..<first + values.count).upload(values)
-        }
+        // Random mantissas, a few exponents, as weights have them, which do not compress; drawn once and repeated.
+        tensor.fillAtRandom()
+        backend.add(tensor, scale: -0.98, into: tensor)
         let path = folder + "/bench-\(getpid())"
         try createFolder(path)
         defer { try? FileManager.default.removeItem(atPath: path) }
@@ -270,14 +253,21 @@ struct Bench: ParsableCommand {
         var plain = try plainWrite()
         var clock = PhaseClock()
         let run = RunFolder(path)
+        // As parameters and moments come: many arrays.
+        let slices = stride(from: 0, to: count, by: 16 << 20).map { first in
+          let part = tensor.elements(first..<min(first + 16 << 20, count))
+          return StateSlice(
+            ShardKey(.parameter, "bench.\(first)"), shape: part.shape, values: part, isTrained: true)
+        }
         let save = try CheckpointSave(
-          [StateSlice(ShardKey(.parameter, "bench"), shape: [count], values: tensor, isTrained: true)], step: 1,
-          in: run, world: .alone, level: Int32(level), buffer: SnapshotBuffer()
+          slices, step: 1, in: run, world: .alone, level: Int32(level), buffer: SnapshotBuffer()
         ) { shards in
           CheckpointManifest(
             step: 1, tokens: 0, phase: 0, phaseStep: 1, sequences: 0, worldSize: 1, spikes: .init(),
             identity: .init(kind: "bench", model: "", frozen: "", teacher: "", plans: []), job: [:], shards: shards)
         }
+        let begun = save.stall
+        let copied = save.waitForCopy()
         try save.complete()
         clock.mark("save")
         plain = min(plain, try plainWrite())
@@ -289,7 +279,8 @@ struct Bench: ParsableCommand {
         try Bench.emit([
           "bench": "checkpoint", "save_bytes_per_s": bytes / clock.seconds["save"]!,
           "verify_bytes_per_s": bytes / clock.seconds["verify"]!, "plain_write_bytes_per_s": bytes / plain,
-          "share": plain / clock.seconds["save"]!, "stall_s": save.stall, "compressed_to": Double(size) / bytes,
+          "share": plain / clock.seconds["save"]!, "begin_s": begun, "copy_s": copied,
+          "stall_s": save.stall, "device": backend.deviceDescription, "compressed_to": Double(size) / bytes,
         ])
       }
     }

@@ -45,7 +45,11 @@ struct DeviceOption: ParsableArguments {
   }
 
   /// The backend of a command that runs in one process.
-  func backend() throws -> any Backend { try makeBackend(choice(), threads: Machine.cores, place: (0, 1)) }
+  ///
+  /// - Parameter usual: where the option is not given
+  func backend(_ usual: DeviceChoice = .automatic) throws -> any Backend {
+    try makeBackend(device ?? usual, threads: Machine.cores, place: (0, 1))
+  }
 
   /// The backend of one of `world`'s ranks.
   func backend(_ world: Communicator, job: String? = nil) throws -> any Backend {

@@ -7,6 +7,7 @@ import Foundation
 import Models
 import Reporting
 import Safetensors
+import Tensors
 import Training
 
 struct Devices: ParsableCommand {
@@ -76,6 +77,7 @@ struct Devices: ParsableCommand {
     @Flag(help: "Only the smallest sizes, as for compute-sanitizer.") var small = false
     @Option(help: "Also a golden file as `jettrain verify` reads it, as MODEL=FILE; may be given several times.")
     var golden: [String] = []
+    @Option(help: "Only the checks in whose names this text is.") var only: String?
 
     func run() {
       withoutWorld {
@@ -93,10 +95,13 @@ struct Devices: ParsableCommand {
             result.passes ? "" : String(format: "MISS (%.0e, %.0e)", result.outputBound, result.gradientBound),
           ])
         }
-        for argument in golden { report(try model(argument, on: backend)) }
+        for argument in golden {
+          report(try model(argument, on: backend))
+          report(try steps(argument, on: backend))
+        }
         backend.poisonsNewTensors = true
-        BackendCheck(backend, against: CPUBackend(threads: Machine.cores)).run(small: small, report: report)
-        try DeviceCheck(card).run(small: small, report: report)
+        BackendCheck(backend, against: CPUBackend(threads: Machine.cores)).run(small: small, only: only, report: report)
+        if only == nil { try DeviceCheck(card).run(small: small, report: report) }
         print(Format.table(rows))
         print("\(rows.count - 1) checks on \(card.name), \(misses) misses")
         guard misses == 0 else {
@@ -104,6 +109,25 @@ struct Devices: ParsableCommand {
             .fault, "\(misses) of \(rows.count - 1) kernels do not compute what they should on \(card.name)")
         }
       }
+    }
+
+    /// A whole model that generates: the step that is recorded and repeated beside one pass over everything.
+    private func steps(_ argument: String, on backend: CUDABackend) throws -> CheckResult {
+      let path = String(argument.split(separator: "=", maxSplits: 1)[0])
+      let model = try loadModel(path, backend: backend)
+      let vocabulary = model.configuration.vocabularySize
+      let tokens = (0..<60).map { UInt32($0 * 37 % vocabulary) }
+      let whole = Generator(model, sequences: 2, backend: backend).read([tokens, Array(tokens[7...])]).toArray()
+      let runs = try (0..<2).map { _ in
+        let generator = Generator(model, sequences: 2, backend: backend)
+        _ = generator.read([Array(tokens[..<30]), Array(tokens[7..<30])])
+        for token in tokens[30...] { _ = try generator.step([token, token], Sampling(), uniforms: [0, 0]) }
+        return generator.logits!.toArray()
+      }
+      return CheckResult(
+        kernel: "golden model, steps", shape: path,
+        outputError: relativeError(runs[0].map(Double.init), whole.map(Double.init)), gradientError: nil,
+        outputBound: model.head.dtype == .bfloat16 ? 1e-2 : 2e-5, gradientBound: 0, repeats: runs[0] == runs[1])
     }
 
     /// A whole model, forward and backward, beside a reference implementation's.

@@ -16,8 +16,6 @@ import Training
 enum ExitStatus {
   static let usage: Int32 = 64
   static let badData: Int32 = 65
-  /// No card where one was asked for, or one that failed.
-  static let cardFault: Int32 = 69
   static let internalFault: Int32 = 70
   static let inputOutput: Int32 = 74
   static let stoppedOnRequest: Int32 = 75
@@ -36,7 +34,7 @@ enum ExitStatus {
     case is CheckpointError, is ModelError, is SafetensorsError, is PeerError: badData
     case let error as FetchError: error.kind == .system ? inputOutput : badData
     case is TokenizerError, is GGUFError, is TemplateError: badData
-    case let error as CUDAError: error.kind == .compilation ? internalFault : cardFault
+    case let error as CUDAError: error.exitCode
     case is CocoaError: inputOutput
     default: internalFault
     }

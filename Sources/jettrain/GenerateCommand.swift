@@ -5,6 +5,7 @@ import Files
 import Foundation
 import Models
 import Reporting
+import Tensors
 import Tokenizers
 import Training
 
@@ -25,7 +26,9 @@ struct Generate: ParsableCommand {
   @Flag(help: "In the prompt, the spelling of a special token is that token.") var special = false
   @Flag(help: "Prompts are questions to an instructed model: they are put into its chat template.") var chat = false
   @Option(help: "With --chat: what the conversation begins with, as its system message.") var system: String?
-  @Option(help: "Tokens of a prompt in one pass.", transform: Whole.from(1, to: Most.context)) var chunk = 512
+  @Option(
+    help: "Tokens of a prompt in one pass; default: 512, on a card 8192 of all prompts together.",
+    transform: Whole.from(1, to: Most.context)) var chunk: Int?
   @Flag(help: "Print a JSON line for each text.") var json = false
   @OptionGroup var device: DeviceOption
 

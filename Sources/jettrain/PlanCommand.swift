@@ -1,7 +1,10 @@
 import ArgumentParser
+import CUDA
+import CUDABackend
 import Foundation
 import Models
 import Reporting
+import Tensors
 import TokenStreams
 import Training
 
@@ -20,8 +23,21 @@ struct PlanCommand: ParsableCommand {
     transform: Real.above(0, to: 1e15)) var rate: Double?
 
   @Option(
-    help: "Gigabytes of a rank: names the cheapest recomputation with which each phase fits.",
+    help: "Gigabytes of a rank, or of its card: names the cheapest recomputation with which each phase fits.",
     transform: Real.above(0, to: 1e6)) var memory: Double?
+  @OptionGroup var device: DeviceOption
+
+  /// Whether the run would be on cards, and the memory of the one that is here.
+  private func card(_ job: Job) throws -> (isOne: Bool, memory: Int?) {
+    switch try device.choice(job: job.device) {
+    case .cpu: return (false, nil)
+    // What is planned for need not be here.
+    case .cuda(let index): return (true, try? Device(index ?? 0).memory)
+    case .automatic:
+      guard let count = try? Device.count(), count > 0 else { return (false, nil) }
+      return (true, try? Device(0).memory)
+    }
+  }
 
   func run() {
     withoutWorld {
@@ -47,7 +63,11 @@ struct PlanCommand: ParsableCommand {
       let openShards =
         (try? job.mix(job.mixName)).map { DataPlan.readerBytes(mix: $0, root: job.dataRoot) }
         ?? ShardCache.defaultLimit
-      let estimates = StepEstimate.phases(job.phases, student: student, teacher: teacher, ranks: ranks)
+      let (isCard, cardMemory) = try card(job)
+      let counted = isCard ? ShapeBackend.Counted.card : .cpu
+      let estimates = StepEstimate.phases(
+        job.phases, student: student, teacher: teacher, ranks: ranks, on: counted)
+      if isCard { rows[0].insert("host/rank", at: 8) }
       for (phase, estimate) in zip(job.phases, estimates) {
         let perToken = estimate.operationsPerMicroBatch / Double(phase.microBatch * phase.context)
         let speed = rate ?? matrixRate * 0.5 / perToken
@@ -56,24 +76,39 @@ struct PlanCommand: ParsableCommand {
         rows.append([
           phase.name, "\(phase.steps)", "\(phase.globalBatch)", "\(phase.context)",
           Format.count(Double(estimate.trained)), Format.count(perToken), Format.bytes(Double(estimate.stateBytes)),
-          Format.bytes(Double(estimate.peakBytes + openShards + Machine.baseMemory(threads: threads))),
+          Format.bytes(
+            Double(
+              isCard ? estimate.tensorBytes + CUDABackend.baseBytes : estimate.peakBytes + held(openShards, threads))),
           Format.bytes(Double(estimate.trained) * 12), Format.count(speed), Format.duration(seconds),
         ])
+        if isCard {
+          rows[rows.count - 1].insert(
+            Format.bytes(Double(estimate.saveBytes + CUDABackend.asideBytes + held(openShards, threads))), at: 8)
+        }
         if phase == job.phases.first {
           print("student \(Format.count(Double(estimate.parameters))) parameters (\(estimate.parameters))")
         }
       }
       print(Format.table(rows))
       for phase in job.phases where phase.crossesLayers {
-        let kept = KeptBytes(phase, student: student)
+        let kept = KeptBytes(phase, student: student, on: counted)
         print(
           "\(phase.name) keeps \(Format.bytes(kept.total)) a token for backward (recompute \(phase.recompute)): "
             + kept.parts.filter { $0.bytes >= 1 }.map { "\($0.name) \(Format.bytes($0.bytes))" }
             .joined(separator: ", "))
+        if phase.compute == .bfloat16 {
+          let other = KeptBytes(phase, student: student, on: isCard ? .cpu : .card)
+          print(
+            isCard
+              ? "  on CPUs, where activations are float32, \(Format.bytes(other.total))"
+              : "  on a card, where activations are bfloat16, \(Format.bytes(other.total))")
+        }
       }
-      if let memory {
-        let held = Double(openShards + Machine.baseMemory(threads: threads))
-        printFitting(job, student, teacher, bytes: memory * 1e9, held: held)
+      if isCard, let cardMemory { print("the card has \(Format.bytes(Double(cardMemory)))") }
+      if let bytes = memory.map({ $0 * 1e9 }) ?? cardMemory.map(Double.init) {
+        printFitting(
+          job, student, teacher, bytes: bytes, counted,
+          held: Double(isCard ? CUDABackend.baseBytes : held(openShards, threads)))
       }
       let assumed =
         rate == nil
@@ -100,25 +135,32 @@ struct PlanCommand: ParsableCommand {
     }
   }
 
+  /// Bytes of host memory that a rank holds besides tensors.
+  private func held(_ openShards: Int, _ threads: Int) -> Int { openShards + Machine.baseMemory(threads: threads) }
+
   /// The first way of ``LayerRecomputation/byCost`` that fits, of every phase.
   ///
   /// - Parameter held: bytes that a rank takes besides
   private func printFitting(
-    _ job: Job, _ student: ModelConfiguration, _ teacher: ModelConfiguration?, bytes: Double, held: Double
+    _ job: Job, _ student: ModelConfiguration, _ teacher: ModelConfiguration?, bytes: Double,
+    _ counted: ShapeBackend.Counted, held: Double
   ) {
+    func taken(_ estimate: StepEstimate) -> Double {
+      Double(counted == .card ? estimate.tensorBytes : estimate.peakBytes) + held
+    }
     let ways = LayerRecomputation.byCost.map { way in
       let phases = job.phases.map { phase in
         var phase = phase
         phase.recompute = way
         return phase
       }
-      return (way, StepEstimate.phases(phases, student: student, teacher: teacher, ranks: ranks))
+      return (way, StepEstimate.phases(phases, student: student, teacher: teacher, ranks: ranks, on: counted))
     }
     for (index, phase) in job.phases.enumerated() {
-      let fitting = ways.first { Double($0.1[index].peakBytes) + held <= bytes }
+      let fitting = ways.first { taken($0.1[index]) <= bytes }
       print(
         fitting.map {
-          "\(phase.name) fits with recompute \($0.0): \(Format.bytes(Double($0.1[index].peakBytes) + held)) a rank"
+          "\(phase.name) fits with recompute \($0.0): \(Format.bytes(taken($0.1[index]))) a rank"
         } ?? "\(phase.name) does not fit: make micro_batch or context smaller, or let more ranks share the state")
     }
   }

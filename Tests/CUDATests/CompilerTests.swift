@@ -25,7 +25,12 @@ import Testing
     for size in ["128", "64", "16"] {
       all += ["Attention.cu", "AttentionExact.cu"].map { ($0, ["HEAD_SIZE": size]) }
     }
-    return all + [("Recurrence.cu", ["KEY_SIZE": "64"]), ("Core.cu", [:]), ("AttentionHopper.cu", [:])]
+    for (keys, states) in [("96", "float"), ("96", "bf16"), ("128", "float"), ("256", "float")] {
+      all.append(("DeltaRuleStep.cu", ["KEY_SIZE": keys, "ELEMENT": "bf16", "STATE": states]))
+    }
+    all += ["128", "64"].map { ("CacheAttention.cu", ["HEAD_SIZE": $0]) }
+    all += ["Core.cu", "AttentionHopper.cu", "Caches.cu", "Sampling.cu"].map { ($0, [:]) }
+    return all + [("Recurrence.cu", ["KEY_SIZE": "64"])]
   }()
 
   @Test(

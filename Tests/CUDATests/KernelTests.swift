@@ -145,4 +145,116 @@ import Testing
       check, as: Float.self, from: { $0 }, to: { $0 }, nan: .nan,
       with: { emulate_gated_delta_rule_exact($0, $1, Int32(keys), Int32(values)) })
   }
+
+  // MARK: Decoding
+
+  /// Attention over caches: one row and full blocks, rings that went round, more heads than one block takes; rows that are not
+  /// there are NaN.
+  @Test(arguments: [
+    (heads: 12, groups: 2, room: 100, rows: 32, positions: [0, 105, 53]),
+    (heads: 4, groups: 4, room: 70, rows: 512, positions: [69, 16]),
+    (heads: 20, groups: 2, room: 200, rows: 48, positions: [150]),
+  ])
+  func emulatedCacheAttentionMatches(heads: Int, groups: Int, room: Int, rows: Int, positions: [Int]) {
+    let (size, count) = (Int(EMULATED_HEAD_SIZE), positions.count)
+    let q = bfloat16(randomFloats(count * heads * size, seed: 1))
+    var keys = bfloat16(randomFloats(count * room * groups * size, seed: 2))
+    var values = bfloat16(randomFloats(count * room * groups * size, seed: 3))
+    for (s, position) in positions.enumerated() where position + 1 < room {
+      for i in (s * room + position + 1) * groups * size..<(s + 1) * room * groups * size {
+        (keys[i], values[i]) = (0x7fff, 0x7fff)
+      }
+    }
+    let parts = (room + rows - 1) / rows
+    var outputs = [Float](repeating: .nan, count: count * heads * parts * size)
+    var sums = [Float](repeating: .nan, count: count * heads * parts * 2)
+    let scale = 1 / Float(size).squareRoot()
+    aligned(q) { q in
+      aligned(keys) { keys in
+        aligned(values) { values in
+          emulate_cache_attention(
+            q, keys, values, positions.map { Int32($0) }, Int32(count), Int32(heads), Int32(groups), Int32(room),
+            Int32(rows), scale, &outputs, &sums)
+        }
+      }
+    }
+    let (wideQ, wideK, wideV) = (widened(q), widened(keys), widened(values))
+    var (found, expected): ([Double], [Double]) = ([], [])
+    for item in 0..<count * heads {
+      let (s, h) = (item / heads, item % heads)
+      let filled = min(positions[s] + 1, room)
+      func first(_ row: Int) -> Int { ((s * room + row) * groups + h * groups / heads) * size }
+      var weights = [Double](repeating: 0, count: filled)
+      for row in 0..<filled {
+        for c in 0..<size { weights[row] += Double(wideQ[item * size + c]) * Double(wideK[first(row) + c]) }
+        weights[row] = exp(weights[row] * Double(scale))
+      }
+      let total = weights.reduce(0, +)
+      // The parts of blocks, joined as joinCacheParts does.
+      let used = (filled + rows - 1) / rows
+      let own = (0..<used).map { item * parts + $0 }
+      let top = own.map { sums[2 * $0] }.max() ?? 0
+      let shares = own.map { exp(Double(sums[2 * $0] - top)) }
+      let all = zip(own, shares).reduce(0.0) { $0 + $1.1 * Double(sums[2 * $1.0 + 1]) }
+      for c in 0..<size {
+        var (value, joined) = (0.0, 0.0)
+        for row in 0..<filled { value += weights[row] * Double(wideV[first(row) + c]) }
+        for (part, share) in zip(own, shares) { joined += share * Double(outputs[part * size + c]) }
+        expected.append(value / total)
+        found.append(joined / all)
+      }
+    }
+    let error = relativeError(found, expected)
+    print("emulated: attention of caches \(heads)/\(groups): \(error)")
+    #expect(error < 3e-3)
+  }
+
+  @Test func emulatedDeltaRuleStepMatches() {
+    let (count, heads, keys, values) = (2, 3, Int(EMULATED_STEP_KEY_SIZE), 132)
+    let items = count * heads
+    let q = bfloat16(randomFloats(items * keys, seed: 1))
+    let k = bfloat16(randomFloats(items * keys, seed: 2).map { $0 / Float(keys).squareRoot() })
+    let v = bfloat16(randomFloats(items * values, seed: 3))
+    let g = randomFloats(items, seed: 4).map { -abs($0) }
+    let beta = randomFloats(items, seed: 5).map { 1 / (1 + exp(-$0)) }
+    let before = randomFloats(items * keys * values, seed: 6)
+    let scale = 1 / Float(keys).squareRoot()
+    var o = [UInt16](repeating: 0x7fff, count: items * values)
+    var state = before
+    aligned(before) { bytes in
+      emulate_delta_rule_step(
+        q, k, v, g, beta, scale, Int32(count), Int32(heads), Int32(values),
+        bytes.assumingMemoryBound(to: Float.self), &o)
+      state = Array(UnsafeBufferPointer(start: bytes.assumingMemoryBound(to: Float.self), count: state.count))
+    }
+    let (wideQ, wideK, wideV) = (widened(q), widened(k), widened(v))
+    var (states, outputs): ([Double], [Double]) = ([Double](repeating: 0, count: state.count), [])
+    for i in 0..<items {
+      let decay = exp(Double(g[i]))
+      for c in 0..<values {
+        var (known, output) = (0.0, 0.0)
+        for r in 0..<keys { known += decay * Double(wideK[i * keys + r]) * Double(before[(i * keys + r) * values + c]) }
+        let update = Double(beta[i]) * (Double(wideV[i * values + c]) - known)
+        for r in 0..<keys {
+          let place = (i * keys + r) * values + c
+          states[place] = decay * Double(before[place]) + Double(wideK[i * keys + r]) * update
+          output += states[place] * Double(wideQ[i * keys + r])
+        }
+        outputs.append(output * Double(scale))
+      }
+    }
+    let errors = (
+      relativeError(state.map(Double.init), states), relativeError(widened(o).map(Double.init), outputs)
+    )
+    print("emulated: step of the delta rule: state \(errors.0), output \(errors.1)")
+    #expect(errors.0 < 1e-6 && errors.1 < 5e-3)
+  }
+
+  /// Calls `body` with a copy at a multiple of 64 bytes.
+  private func aligned<Element>(_ x: [Element], _ body: (UnsafeMutableRawPointer) -> Void) {
+    let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: x.count * MemoryLayout<Element>.stride, alignment: 64)
+    defer { copy.deallocate() }
+    x.withUnsafeBytes { copy.copyMemory(from: $0) }
+    body(copy.baseAddress!)
+  }
 }

@@ -72,7 +72,7 @@ import Testing
       backend.copyRows(
         x, into: y,
         [RowMove(from: 7, to: 0, count: 2), RowMove(from: 0, to: 5, count: 3), RowMove(from: 4, to: 3, count: 0)])
-      backend.remember(x, Segments([0..<1, 1..<1, 1..<4, 4..<9]), in: history)
+      backend.remember(x, layout: Layout(Segments([0..<1, 1..<1, 1..<4, 4..<9]), on: backend), in: history)
       return [y, history]
     }
     #expect(errors == [0, 0])

@@ -5,7 +5,7 @@ import Tensors
 /// A backend on one card: kernels of this room, products by cuBLASLt, one stream in whose order everything happens.
 ///
 /// Nothing waits for the card but what asks for elements. What fails on the card ends the process with one line and code
-/// 69, since no caller could go on.
+/// 69, or 64 where it was asked for too much memory, since no caller could go on.
 package final class CUDABackend: Backend {
   package var tape: Tape?
   package internal(set) var operations = 0.0
@@ -20,10 +20,15 @@ package final class CUDABackend: Backend {
   private var rules: [RuleName: GatedDeltaRule] = [:]
   private var kernels: [KernelName: Kernel] = [:]
   var rotary: [RotaryTables] = []
+  var asideReader: AsideReader?
+  var stepKernels: [StepName: Kernel] = [:]
   var hopperAttention: (kernel: Kernel, queries: Int, threads: Int)?
 
-  /// Seconds by kernel since it was set, by events around every launch; nil when no profile is taken.
+  /// Kernels since it was set, by events around every launch; nil when no profile is taken.
   package var profile: Profile?
+
+  /// Whether work is recorded rather than done: nothing may be waited for.
+  var isRecording = false
 
   /// Whether new tensors begin as NaN, so that checks see what a kernel forgets to write.
   package var poisonsNewTensors = false
@@ -55,11 +60,17 @@ package final class CUDABackend: Backend {
     staging = try Staging(device)
   }
 
+  /// The version of CUDA that the driver serves.
+  private var driverVersion: String {
+    let number = (try? Device.driverVersion().version) ?? 0
+    return "\(number / 1000).\(number % 1000 / 10)"
+  }
+
   package var deviceDescription: String { device.name }
 
   /// The card, and the versions of what makes and chooses its kernels.
   package var kernelIdentity: String {
-    "\(device.name) \(device.architecture), cuBLASLt \(products.version), NVRTC \(library.compiler.version.major)."
+    "\(device.name) \(device.architecture), driver \(driverVersion), cuBLASLt \(products.version), NVRTC \(library.compiler.version.major)."
       + "\(library.compiler.version.minor)"
   }
 
@@ -69,12 +80,17 @@ package final class CUDABackend: Backend {
 
   package func vocabularyRows(_ vocabulary: Int) -> Int { 2048 }
 
+  /// Bytes of a card that a process takes besides tensors: its context, kernels, and the workspace of products.
+  package static let baseBytes = 700 << 20
+
   /// The result of `body`; what it throws ends the process.
   func must<Result>(_ body: () throws -> Result) -> Result {
-    do { return try body() } catch {
-      FileHandle.standardError.write(Data("jettrain: \(error)\n".utf8))
-      exit(69)
-    }
+    do { return try body() } catch { Self.end(error) }
+  }
+
+  static let end: @Sendable (any Error) -> Never = { error in
+    FileHandle.standardError.write(Data("jettrain: \(error)\n".utf8))
+    exit((error as? CUDAError)?.exitCode ?? 69)
   }
 
   // MARK: - Kernels
@@ -105,12 +121,12 @@ package final class CUDABackend: Backend {
   func run(_ name: String, _ body: () throws -> Void) {
     must {
       try device.makeCurrent()
-      guard profile != nil else { return try body() }
+      guard let start = profile?.now else { return try body() }
       let (begin, end) = (try CUDA.Event(device), try CUDA.Event(device))
       try begin.record()
       try body()
       try end.record()
-      profile?.add(name, begin, end)
+      profile?.add(name, from: start, begin, end)
     }
   }
 
@@ -131,25 +147,6 @@ package final class CUDABackend: Backend {
       rules[name] = made
       return made
     }
-  }
-}
-
-/// Times of kernels by name, read once they are over.
-package struct Profile {
-  private var marks: [(name: String, begin: CUDA.Event, end: CUDA.Event)] = []
-
-  package init() {}
-
-  mutating func add(_ name: String, _ begin: CUDA.Event, _ end: CUDA.Event) { marks.append((name, begin, end)) }
-
-  /// Seconds and launches by name, the longest first.
-  package func times() throws -> [(name: String, seconds: Double, launches: Int)] {
-    var times: [String: (Double, Int)] = [:]
-    for (name, begin, end) in marks {
-      let (seconds, launches) = times[name] ?? (0, 0)
-      times[name] = (seconds + (try begin.seconds(to: end)), launches + 1)
-    }
-    return times.map { ($0.key, $0.value.0, $0.value.1) }.sorted { $0.1 > $1.1 }
   }
 }
 

@@ -211,6 +211,8 @@ extension CUDABackend {
 
   // MARK: - The gated delta rule
 
+  private func widened(_ state: Tensor) -> Tensor { converted(state, to: .float32) }
+
   /// Memory for what kernels keep, as a tensor.
   private func bytes(_ count: Int) -> Tensor { empty([(count + 3) / 4]) }
 
@@ -221,6 +223,20 @@ extension CUDABackend {
     let type = v.dtype
     let (q, k, v) = (dense(converted(q, to: type)), dense(converted(k, to: type)), dense(v))
     let (g, beta) = (converted(g, to: .float32), converted(beta, to: .float32))
+    if layout.isDecoding, !saves, let state = final, initial?.storage === state.storage, o.dtype == type,
+      deltaRuleStep(q: q, k: k, v: v, g: g, beta: beta, scale: scale, state: state, o: o)
+    {
+      return nil
+    }
+    // Only steps know states of another type.
+    if let final, final.dtype != .float32 {
+      let wide = empty(final.shape)
+      let saved = gatedDeltaRule(
+        q: q, k: k, v: v, g: g, beta: beta, scale: scale, layout: layout, initial: initial.map(widened), o: o,
+        final: wide, saves: saves)
+      copy(wide, into: final)
+      return saved
+    }
     let rule = rule(
       heads: q.shape[1], keys: q.shape[2], values: v.shape[2], type == .bfloat16 ? .bfloat16 : .float32)
     let chunks = places(layout).chunks
@@ -283,6 +299,14 @@ extension CUDABackend {
     q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, beta: Tensor, g: Tensor, scale: Float, layout: Layout,
     initial: Tensor?, o: Tensor, final: Tensor?, saves: Bool
   ) -> SavedState? {
+    if let final, final.dtype != .float32 {
+      let wide = empty(final.shape)
+      let saved = diagonalPlusLowRank(
+        q: q, k: k, v: v, alpha: alpha, beta: beta, g: g, scale: scale, layout: layout, initial: initial.map(widened),
+        o: o, final: wide, saves: saves)
+      copy(wide, into: final)
+      return saved
+    }
     let (heads, keys, values) = (q.shape[1], q.shape[2], v.shape[2])
     let chunks = places(layout).chunks
     let starts = saves ? empty([max(1, chunks.chunkCount), heads, keys, values]) : nil

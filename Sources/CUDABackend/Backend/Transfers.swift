@@ -110,6 +110,7 @@ extension CUDABackend {
 
   package func upload(_ bytes: UnsafeRawBufferPointer, into x: Tensor) -> any Tensors.Event {
     require(bytes.count == x.count * x.dtype.size, "\(bytes.count) bytes into \(x.dtype) of shape \(x.shape)")
+    require(!isRecording, "an upload in recorded work would be repeated from memory that others have by then")
     let target = x.deviceView.address
     must {
       try device.makeCurrent()
@@ -130,6 +131,7 @@ extension CUDABackend {
   package func download(_ x: Tensor, into bytes: UnsafeMutableRawBufferPointer) -> any Tensors.Event {
     require(bytes.count == x.count * x.dtype.size, "\(x.dtype) of shape \(x.shape) into \(bytes.count) bytes")
     guard bytes.count > 0 else { return PassedEvent() }
+    require(!isRecording, "recorded work waits for nothing")
     return must {
       try device.makeCurrent()
       let source = x.deviceView.address

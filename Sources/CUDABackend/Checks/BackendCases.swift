@@ -7,6 +7,7 @@ extension BackendCheck {
     let documents = small ? [[1, 37, 65]] : [[1], [63], [65], [1000], [17, 64, 1, 128, 63, 65, 2]]
     return counts.flatMap(elements) + matrices(small: small) + rows(small: small) + documents.flatMap(sequences)
       + documents.map(views) + attentions(small: small) + recurrences(small: small) + tables(small: small)
+      + decoding(small: small)
   }
 
   // MARK: - Elements

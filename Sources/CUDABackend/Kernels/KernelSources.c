@@ -10,8 +10,17 @@ static const char attentionExact[] = {
 static const char attentionHopper[] = {
 #embed "AttentionHopper.cu"
   , 0};
+static const char cacheAttention[] = {
+#embed "CacheAttention.cu"
+  , 0};
+static const char caches[] = {
+#embed "Caches.cu"
+  , 0};
 static const char core[] = {
 #embed "Core.cu"
+  , 0};
+static const char deltaRuleStep[] = {
+#embed "DeltaRuleStep.cu"
   , 0};
 static const char dynamicConvolution[] = {
 #embed "DynamicConvolution.cu"
@@ -55,6 +64,9 @@ static const char recurrence[] = {
 static const char rowsHeader[] = {
 #embed "Rows.cuh"
   , 0};
+static const char sampling[] = {
+#embed "Sampling.cu"
+  , 0};
 static const char spansHeader[] = {
 #embed "Spans.cuh"
   , 0};
@@ -67,7 +79,10 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"Attention.cu", attention, sizeof attention - 1},
     {"AttentionExact.cu", attentionExact, sizeof attentionExact - 1},
     {"AttentionHopper.cu", attentionHopper, sizeof attentionHopper - 1},
+    {"CacheAttention.cu", cacheAttention, sizeof cacheAttention - 1},
+    {"Caches.cu", caches, sizeof caches - 1},
     {"Core.cu", core, sizeof core - 1},
+    {"DeltaRuleStep.cu", deltaRuleStep, sizeof deltaRuleStep - 1},
     {"DynamicConvolution.cu", dynamicConvolution, sizeof dynamicConvolution - 1},
     {"Elementwise.cu", elementwise, sizeof elementwise - 1},
     {"GatedDeltaRule.cuh", gatedDeltaRuleHeader, sizeof gatedDeltaRuleHeader - 1},
@@ -82,6 +97,7 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"Primitives.cuh", primitivesHeader, sizeof primitivesHeader - 1},
     {"Recurrence.cu", recurrence, sizeof recurrence - 1},
     {"Rows.cuh", rowsHeader, sizeof rowsHeader - 1},
+    {"Sampling.cu", sampling, sizeof sampling - 1},
     {"Spans.cuh", spansHeader, sizeof spansHeader - 1},
     {"Values.cuh", valuesHeader, sizeof valuesHeader - 1},
   };

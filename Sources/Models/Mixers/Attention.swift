@@ -58,110 +58,19 @@ struct Attention: TokenMixer {
     }
     let projected = projections(x)
     let queries = scaled(rotated(projected[q], heads, queryNorm), by: queryFactor)
-    var keys = rotated(projected[k], groups, keyNorm)
-    var values = projected[v].reshaped([n, groups, size])
-    let spans: AttentionSpans
-    if let cache = cache as? KeyValueCache {
-      (keys, values, spans) = cache.append(keys, values, batch.layout)
-    } else {
-      spans = batch.layout.spans(window: window)
-    }
-    let mixed = attention(queries, keys, values, spans: spans)
+    let keys = rotated(projected[k], groups, keyNorm)
+    let values = projected[v].reshaped([n, groups, size])
+    let mixed =
+      (cache as? KeyValueCache)?.attend(queries, keys, values, batch.layout)
+      ?? attention(queries, keys, values, spans: batch.layout.spans(window: window))
     return o(mixed.reshaped([n, heads * size]))
   }
 
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
-    KeyValueCache(
-      backend, groups: groups, size: size, window: window, sequences: sequences, capacity: capacity)
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {
+    KeyValueCache(backend, room, groups: groups, size: size, window: window)
   }
 
-  func cacheElements(context: Int) -> Int { 2 * groups * size * min(context, window ?? context) }
-}
-
-/// Keys and values of the tokens so far of every sequence; of a sliding window only those that can still be seen.
-final class KeyValueCache: MixerCache {
-  private let backend: any Backend
-  private let window: Int?
-  private let shape: [Int]
-  /// `[sequences · capacity, G, D]`, each sequence at its own multiple of `capacity`.
-  private var keys: Tensor
-  private var values: Tensor
-  private var capacity: Int
-  /// Rows of every sequence that are filled.
-  private var counts: [Int]
-
-  init(_ backend: any Backend, groups: Int, size: Int, window: Int?, sequences: Int, capacity: Int) {
-    self.backend = backend
-    self.window = window
-    // A window needs room for twice itself, so that most steps copy nothing.
-    self.capacity = min(max(capacity, 64), window.map { 2 * $0 + 64 } ?? .max)
-    shape = [groups, size]
-    counts = [Int](repeating: 0, count: sequences)
-    keys = backend.empty([sequences * self.capacity] + shape)
-    values = backend.empty([sequences * self.capacity] + shape)
-  }
-
-  var byteCount: Int { (keys.count + values.count) * 4 }
-
-  func select(_ sequences: [Int]) {
-    relocate(sequences, capacity: capacity, kept: sequences.map { counts[$0] })
-  }
-
-  func assume(_ length: Int) {
-    let kept = min(length, window.map { $0 - 1 } ?? length)
-    if kept > capacity { relocate(Array(counts.indices), capacity: kept, kept: counts.map { _ in 0 }) }
-    backend.fill(keys, with: 0.01)
-    backend.fill(values, with: 0.01)
-    counts = counts.map { _ in kept }
-  }
-
-  /// Moves the newest `kept` rows of each of `sequences` into new memory.
-  private func relocate(_ sequences: [Int], capacity newCapacity: Int, kept: [Int]) {
-    let newKeys = backend.empty([sequences.count * newCapacity] + shape)
-    let newValues = backend.empty([sequences.count * newCapacity] + shape)
-    let moves = sequences.enumerated().map { place, sequence in
-      RowMove(
-        from: sequence * capacity + counts[sequence] - kept[place], to: place * newCapacity, count: kept[place])
-    }
-    backend.copyRows(keys, into: newKeys, moves)
-    backend.copyRows(values, into: newValues, moves)
-    (keys, values, capacity, counts) = (newKeys, newValues, newCapacity, kept)
-  }
-
-  /// Adds the rows of every segment to its sequence, and returns all keys and values and which of them each segment's
-  /// queries may see.
-  func append(
-    _ newKeys: Tensor, _ newValues: Tensor, _ layout: Layout
-  ) -> (keys: Tensor, values: Tensor, spans: AttentionSpans) {
-    let ranges = layout.segments.ranges
-    precondition(ranges.count == counts.count, "\(ranges.count) segments for \(counts.count) sequences")
-    if zip(counts, ranges).contains(where: { $0 + $1.count > capacity }) {
-      let kept = counts.map { min($0, window.map { $0 - 1 } ?? $0) }
-      let needed = zip(kept, ranges).map { $0 + $1.count }.max() ?? 0
-      let room = needed <= capacity ? capacity : window.map { needed + $0 } ?? needed + needed / 2
-      relocate(Array(counts.indices), capacity: room, kept: kept)
-    }
-    let moves = ranges.enumerated().map { sequence, range in
-      RowMove(from: range.lowerBound, to: sequence * capacity + counts[sequence], count: range.count)
-    }
-    backend.copyRows(newKeys, into: keys, moves)
-    backend.copyRows(newValues, into: values, moves)
-    counts = zip(counts, ranges).map { $0 + $1.count }
-    let place = Place(counts: counts, capacity: capacity, window: window)
-    return (keys, values, layout.spans(place) { place.spans(ranges) })
-  }
-
-  /// Where the keys lie: layers whose caches agree in it share their spans.
-  private struct Place: Hashable {
-    let counts: [Int]
-    let capacity: Int
-    let window: Int?
-
-    func spans(_ queries: [Range<Int>]) -> [AttentionSpan] {
-      queries.enumerated().filter { !$0.element.isEmpty }.map { sequence, range in
-        let start = sequence * capacity
-        return AttentionSpan(queries: range, keys: start..<start + counts[sequence], window: window)
-      }
-    }
+  func cacheElements(context: Int) -> CacheElements {
+    CacheElements(activations: 2 * groups * size * min(context, window ?? context))
   }
 }

@@ -51,7 +51,7 @@ struct DeltaNet: TokenMixer {
     func convolved(_ projected: Tensor, _ index: Int, _ size: Int) -> Tensor {
       let y = shortConvolution(
         projected, weight: convolutions[index].value, layout: batch.layout, history: cache?.histories[index])
-      cache?.remember(projected, in: index, batch.layout.segments)
+      cache?.remember(projected, in: index, batch.layout)
       return y.reshaped([n, shape.heads, size])
     }
     let projected = projections(x)
@@ -83,12 +83,14 @@ struct DeltaNet: TokenMixer {
     [shape.heads * shape.keySize, shape.heads * shape.keySize, shape.heads * shape.valueSize]
   }
 
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {
     RecurrentCache(
-      backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize],
+      backend, room, state: [shape.heads, shape.keySize, shape.valueSize],
       histories: channels.map { (4, $0) })
   }
 
-  func cacheElements(context: Int) -> Int { shape.stateElements + 4 * channels.reduce(0, +) }
+  func cacheElements(context: Int) -> CacheElements {
+    CacheElements(activations: 4 * channels.reduce(0, +), states: shape.stateElements)
+  }
   var headShape: HeadShape? { shape.headShape }
 }

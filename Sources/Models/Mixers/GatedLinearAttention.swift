@@ -43,10 +43,10 @@ struct GatedLinearAttention: TokenMixer {
     return o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
   }
 
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
-    RecurrentCache(backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize])
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {
+    RecurrentCache(backend, room, state: [shape.heads, shape.keySize, shape.valueSize])
   }
 
-  func cacheElements(context: Int) -> Int { shape.stateElements }
+  func cacheElements(context: Int) -> CacheElements { CacheElements(states: shape.stateElements) }
   var headShape: HeadShape? { shape.headShape }
 }

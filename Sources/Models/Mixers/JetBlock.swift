@@ -53,18 +53,20 @@ struct JetBlock: TokenMixer {
     let mixed = gatedDeltaRule(
       q: queries, k: keys, v: convolved.reshaped([n, heads, shape.valueSize]), g: gates.g,
       beta: gates.beta, layout: batch.layout, initial: cache?.state, final: cache?.state)
-    cache?.remember(projected[v], batch.layout.segments)
+    cache?.remember(projected[v], batch.layout)
     return o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
   }
 
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {
     RecurrentCache(
-      backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize],
+      backend, room, state: [shape.heads, shape.keySize, shape.valueSize],
       histories: [(shape.convolutionSize, shape.heads * shape.valueSize)])
   }
 
-  func cacheElements(context: Int) -> Int {
-    shape.heads * shape.valueSize * (shape.keySize + shape.convolutionSize)
+  func cacheElements(context: Int) -> CacheElements {
+    CacheElements(
+      activations: shape.heads * shape.valueSize * shape.convolutionSize,
+      states: shape.heads * shape.keySize * shape.valueSize)
   }
 
   var headShape: HeadShape? {

@@ -44,7 +44,7 @@ struct Mamba2: TokenMixer {
     let convolved = shortConvolution(
       mixedInput, weight: convolution.value, bias: convolutionBias.value, layout: batch.layout,
       history: cache?.histories[0])
-    cache?.remember(mixedInput, batch.layout.segments)
+    cache?.remember(mixedInput, batch.layout)
     let values = columns(convolved, 0..<inner)
     func group(_ first: Int) -> Tensor {
       let part = columns(convolved, first..<first + states).reshaped([n, shape.groups, shape.keySize])
@@ -68,11 +68,13 @@ struct Mamba2: TokenMixer {
     return scaleColumns(rows.reshaped(x.shape), by: norm.weight.value)
   }
 
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {
     RecurrentCache(
-      backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize],
+      backend, room, state: [shape.heads, shape.keySize, shape.valueSize],
       histories: [(4, inner + 2 * stateChannels)])
   }
 
-  func cacheElements(context: Int) -> Int { shape.stateElements + 4 * (inner + 2 * stateChannels) }
+  func cacheElements(context: Int) -> CacheElements {
+    CacheElements(activations: 4 * (inner + 2 * stateChannels), states: shape.stateElements)
+  }
 }

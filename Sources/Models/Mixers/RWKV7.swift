@@ -64,7 +64,7 @@ struct RWKV7: TokenMixer {
     let n = x.rows
     let cache = cache as? RecurrentCache
     let change = tokenShift(x, layout: batch.layout, history: cache?.histories[0])
-    cache?.remember(x, batch.layout.segments)
+    cache?.remember(x, batch.layout)
     func mixed(_ index: Int) -> Tensor { add(x, scaleColumns(change, by: mixes[index].value)) }
     func heads(_ x: Tensor) -> Tensor { x.reshaped([n, shape.heads, shape.keySize]) }
     let (receptance, values) = (r(mixed(0)), v(mixed(3)))
@@ -85,11 +85,13 @@ struct RWKV7: TokenMixer {
     return o(multiplyElements(add(affine, extra), gate(mixed(5), .sigmoid)))
   }
 
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {
     RecurrentCache(
-      backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.keySize],
+      backend, room, state: [shape.heads, shape.keySize, shape.keySize],
       histories: [(1, mixes[0].count)])
   }
 
-  func cacheElements(context: Int) -> Int { shape.heads * shape.keySize * shape.keySize + mixes[0].count }
+  func cacheElements(context: Int) -> CacheElements {
+    CacheElements(activations: mixes[0].count, states: shape.heads * shape.keySize * shape.keySize)
+  }
 }

@@ -57,10 +57,10 @@ struct Retention: TokenMixer {
     let heads: Int
   }
 
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache {
-    RecurrentCache(backend, sequences: sequences, state: [shape.heads, shape.keySize, shape.valueSize])
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {
+    RecurrentCache(backend, room, state: [shape.heads, shape.keySize, shape.valueSize])
   }
 
-  func cacheElements(context: Int) -> Int { shape.stateElements }
+  func cacheElements(context: Int) -> CacheElements { CacheElements(states: shape.stateElements) }
   var headShape: HeadShape? { shape.headShape }
 }

@@ -11,8 +11,34 @@ package protocol MixerCache: AnyObject {
   /// Keeps only these sequences, in this order.
   func select(_ sequences: [Int])
 
-  /// Pretends that every sequence had `length` tokens, of undefined values: for measuring speed.
-  func assume(_ length: Int)
+  /// Makes room for sequences of so many tokens. Only this and ``select(_:)`` move what is remembered to other memory.
+  func reserve(_ length: Int)
+
+  /// Fills the cache at random, as if every sequence had as many tokens as there is room for: for measuring speed.
+  func fillAtRandom()
+}
+
+/// What caches are made for.
+package struct CacheRoom: Sendable {
+  package let sequences: Int
+  /// Tokens that each sequence will have, where the mixer's cache grows; it can grow past that.
+  package let capacity: Int
+  /// Of the states of recurrences.
+  package let stateType: DType
+
+  package init(sequences: Int, capacity: Int = 0, stateType: DType = .float32) {
+    (self.sequences, self.capacity, self.stateType) = (sequences, capacity, stateType)
+  }
+}
+
+/// Numbers that the cache of one sequence holds: of the type of activations, and of states.
+package struct CacheElements: Sendable, Equatable {
+  package var activations = 0
+  package var states = 0
+
+  package func bytes(activations type: DType, states stateType: DType) -> Int {
+    activations * type.size + states * stateType.size
+  }
 }
 
 /// The part of a layer that moves information between tokens.
@@ -25,11 +51,11 @@ package protocol TokenMixer {
   /// - Returns: `[N, hidden]`
   func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor
 
-  /// Empty caches for `sequences` sequences, with room for `capacity` tokens each where the mixer's cache grows.
-  func makeCache(_ backend: any Backend, sequences: Int, capacity: Int) -> any MixerCache
+  /// Empty caches.
+  func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache
 
-  /// Elements that the cache of one sequence must hold at this context.
-  func cacheElements(context: Int) -> Int
+  /// What the cache of one sequence must hold at this context.
+  func cacheElements(context: Int) -> CacheElements
 
   /// How `q_proj`, `k_proj`, `v_proj` and `o_proj` are laid out, for mixers that have them head by head and may begin
   /// from a teacher's attention.

@@ -16,10 +16,10 @@ extension Backend {
     }
   }
 
-  package func remember(_ x: Tensor, _ segments: Segments, in history: Tensor) {
+  package func remember(_ x: Tensor, layout: Layout, in history: Tensor) {
     let taps = history.shape[1]
     let rows = history.reshaped([history.rows * taps, history.shape[2]])
-    for (sequence, range) in segments.ranges.enumerated() where !range.isEmpty {
+    for (sequence, range) in layout.segments.ranges.enumerated() where !range.isEmpty {
       let first = sequence * taps
       let fresh = min(range.count, taps)
       for row in first..<first + taps - fresh {
@@ -28,5 +28,38 @@ extension Backend {
       copy(
         x.rows(range.upperBound - fresh..<range.upperBound), into: rows.rows(first + taps - fresh..<first + taps))
     }
+  }
+
+  package func storeRows(_ x: Tensor, at positions: Tensor, in cache: Tensor) {
+    let room = cache.shape[1]
+    let moves = positions.toIntegers().enumerated().map { sequence, position in
+      RowMove(from: sequence, to: sequence * room + Int(position) % room, count: 1)
+    }
+    copyRows(x, into: cache.reshaped([cache.rows * room] + cache.shape.dropFirst(2)), moves)
+  }
+
+  package func attendCache(_ q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, into o: Tensor) {
+    let room = keys.shape[1]
+    let spans = positions.toIntegers().enumerated().map { sequence, position in
+      let first = sequence * room
+      return AttentionSpan(
+        queries: sequence..<sequence + 1, keys: first..<first + min(Int(position) + 1, room))
+    }
+    func rows(_ cache: Tensor) -> Tensor { cache.reshaped([cache.rows * room] + cache.shape.dropFirst(2)) }
+    attend(
+      q, rows(keys), rows(values), spans: AttentionSpans(spans), into: o, logSums: empty([q.rows, q.shape[1]]))
+  }
+
+  package func advance(_ positions: Tensor) {
+    positions.toIntegers().map { $0 + 1 }.withUnsafeBytes { upload($0, into: positions).wait() }
+  }
+
+  package func chooseTokens(_ logits: Tensor, _ sampling: Sampling, uniforms: Tensor, into tokens: Tensor) {
+    let (values, numbers) = (logits.toArray(), uniforms.toArray())
+    let size = logits.columns
+    let chosen = (0..<logits.rows).map { row in
+      sampling.token(of: Array(values[row * size..<(row + 1) * size]), uniform: numbers[row]).map { Int32($0) } ?? -1
+    }
+    chosen.withUnsafeBytes { upload($0, into: tokens).wait() }
   }
 }

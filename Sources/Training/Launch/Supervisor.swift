@@ -52,7 +52,7 @@ package final class Supervisor {
 
   /// Exit codes that no restart mends: usage; and bad data, unless the attempt came forward, and what it then met may have
   /// been a moment's.
-  private static let (usage, badData): (Int32, Int32) = (64, 65)
+  private static let (usage, badData, cardFault): (Int32, Int32, Int32) = (64, 65, 69)
   private static let stoppedOnRequest: Int32 = 75
 
   /// What mpirun says where it cannot start at all, and no restart mends it; with what does.
@@ -145,10 +145,14 @@ package final class Supervisor {
       }
       if attempts.count > plan.maxRestarts { return report("given up after \(plan.maxRestarts) restarts") }
       if let host = attempt.host, !hosts.isEmpty {
-        faults[host, default: 0] += 1
-        if faults[host] == Self.faultsOfAHost, hosts.count > 1 {
+        // A card that failed, or is gone, fails again.
+        let isCard = attempt.status == Self.cardFault
+        faults[host, default: 0] += isCard ? Self.faultsOfAHost : 1
+        if faults[host]! >= Self.faultsOfAHost, hosts.count > 1 {
           hosts.removeAll { $0.name == host }
-          say("host \(host) failed \(Self.faultsOfAHost) times and is left out; \(try ranks(on: hosts)) ranks go on")
+          say(
+            "host \(host) \(isCard ? "has a card that failed" : "failed \(Self.faultsOfAHost) times") and is left out; "
+              + "\(try ranks(on: hosts)) ranks go on")
         }
       }
       pause = attempt.reached > attempt.from ? plan.backoff : min(60, pause * 2)

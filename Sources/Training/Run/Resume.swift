@@ -39,8 +39,8 @@ extension Trainer {
     )
     if let kernels = checkpoint.manifest.job["matrix_kernels"], kernels != backend.kernelIdentity {
       say(
-        "WARNING: the checkpoint was made with OpenBLAS's kernels of \(kernels), the run goes on with those of "
-          + "\(backend.kernelIdentity): not to the same bits (OPENBLAS_CORETYPE)")
+        "WARNING: the checkpoint was made with the kernels of \(kernels), the run goes on with those of "
+          + "\(backend.kernelIdentity): not to the same bits (on CPUs OPENBLAS_CORETYPE chooses OpenBLAS's)")
     }
   }
 

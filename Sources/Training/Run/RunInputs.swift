@@ -98,7 +98,7 @@ struct RunInputs {
     let all = try world.allGather(Array(backend.kernelIdentity.utf8)).map { String(decoding: $0, as: UTF8.self) }
     guard let other = all.indices.first(where: { all[$0] != all[0] }) else { return nil }
     return
-      "WARNING: OpenBLAS uses the kernels of \(all[0]) on rank 0 and of \(all[other]) on rank \(other); the result depends on "
-      + "which rank does what. Set OPENBLAS_CORETYPE to the same on all hosts (mpirun -x OPENBLAS_CORETYPE)"
+      "WARNING: products use the kernels of \(all[0]) on rank 0 and of \(all[other]) on rank \(other); the result depends on "
+      + "which rank does what. On CPUs set OPENBLAS_CORETYPE to the same on all hosts (mpirun -x OPENBLAS_CORETYPE)"
   }
 }

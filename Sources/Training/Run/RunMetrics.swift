@@ -30,12 +30,12 @@ struct RunMetrics {
     ]
   }
 
-  /// The progress line.
+  /// The progress line; `data` is the share of the step that was spent waiting for it.
   var line: String {
     let left = Double(totalSteps - position.step) * total
     return
       "step \(position.step)/\(totalSteps)  tokens \(Format.count(Double(position.tokens)))  loss \(String(format: "%.5g", result.loss))  "
       + "lr \(String(format: "%.2e", learningRate))  grad \(String(format: "%.3f", result.gradientNorm))  "
-      + "\(Format.count(tokensPerSecond)) tok/s  MFU \(Int(utilization * 100))%  ETA \(Format.duration(left))"
+      + "\(Format.count(tokensPerSecond)) tok/s  data \(Int((100 * (seconds["data"] ?? 0) / total).rounded()))%  MFU \(Int(utilization * 100))%  ETA \(Format.duration(left))"
   }
 }

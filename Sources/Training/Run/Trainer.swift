@@ -88,6 +88,7 @@ package final class Trainer {
       fabric: fabric, backend: backend)
     watchdog.forget()
     runner.watchdog = watchdog
+    runner.willUpdate = { [saver] in saver.waitForCopy() }
     updates.replay(position.step - position.phaseStep..<position.step)
     operations = StepEstimate.modelOperations(
       of: phase, student: models.student.configuration, teacher: models.teacher?.configuration)

@@ -31,7 +31,7 @@ final class Saver {
   private(set) var isRetryDue = false
   /// When the last save began, or this start of the run.
   private var lastBegun = ContinuousClock.now
-  /// Seconds that training waited for copies since this was last taken.
+  /// Seconds that training waited for copies since this was last taken: where they begin, and before the update that follows.
   private var stall = 0.0
   /// The first of the updates that were left out in a row; nil when the last one was not.
   var firstSkippedStep: Int?
@@ -80,13 +80,20 @@ final class Saver {
         staleDigest: hasUpdated ? savedDigest : nil, buffer: snapshot, makeManifest: manifest)
       stall += save.stall
       pending = save
-      (savedDigest, hasUpdated) = (save.trainedDigest, false)
+      hasUpdated = false
     } catch { try handle(error, step: step) }
+  }
+
+  /// Waits until what the save under way writes is copied: before anything of it changes.
+  func waitForCopy() {
+    if let pending { stall += pending.waitForCopy() }
   }
 
   /// Ends the save that is under way, if there is one: waits for the disk, and gives it its name.
   func finish() throws {
     guard let save = pending else { return }
+    stall += save.waitForCopy()
+    savedDigest = save.trainedDigest
     pending = nil
     // A phase of its own, since a copy takes a moment, and a disk or the way to it what it takes.
     watchdog.enter(.write)

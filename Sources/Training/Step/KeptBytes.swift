@@ -15,8 +15,9 @@ package struct KeptBytes {
   package var total: Double { parts.reduce(0) { $0 + $1.bytes } }
 
   /// Counts one micro-batch of `phase`, in which gradients cross layers.
-  package init(_ phase: Phase, student configuration: ModelConfiguration) {
-    let backend = ShapeBackend()
+  package init(_ phase: Phase, student configuration: ModelConfiguration, on device: ShapeBackend.Counted = .cpu) {
+    let backend = ShapeBackend(device)
+    backend.activationType = phase.compute == .bfloat16 ? .bfloat16 : .float32
     let model = HybridLM(configuration)
     model.allocate(on: backend)
     if configuration.supernetMixer != nil { model.path = SupernetPath() }

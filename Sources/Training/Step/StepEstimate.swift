@@ -16,23 +16,26 @@ package struct StepEstimate {
   /// The most bytes that tensors take at once: in a step, or while the phase takes the place of the one before. A resume and
   /// a return to a checkpoint take no more, since what is read goes where it belongs piece by piece.
   package let tensorBytes: Int
-  /// Bytes of the copy that a save makes, kept from the first one on, and of what waits for the disk.
+  /// Bytes of host memory of the copy that a save makes, kept from the first one on, and of what waits for the disk.
   package let saveBytes: Int
   /// Parameters of the student, and those that train.
   package let parameters: Int
   package let trained: Int
 
-  /// The most bytes that one rank takes at once, besides what the process holds anyway.
+  /// The most bytes that one rank takes at once where tensors lie in the host's memory, besides what the process holds
+  /// anyway.
   package var peakBytes: Int { tensorBytes + saveBytes }
 
   /// Estimates the phases of a job as they follow each other.
   ///
   /// - Parameter ranks: that share the optimizer state and the micro-batches; the estimate is of the coordinator, which
   ///   holds the most
+  /// - Parameter device: whose kernels run
   package static func phases(
-    _ phases: [Phase], student: ModelConfiguration, teacher: ModelConfiguration?, ranks: Int
+    _ phases: [Phase], student: ModelConfiguration, teacher: ModelConfiguration?, ranks: Int,
+    on device: ShapeBackend.Counted = .cpu
   ) -> [StepEstimate] {
-    let backend = ShapeBackend()
+    let backend = ShapeBackend(device)
     let teacherModel = teacher.map { configuration in
       let model = HybridLM(configuration)
       model.allocate(on: backend)

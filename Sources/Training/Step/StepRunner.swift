@@ -58,6 +58,8 @@ package final class StepRunner {
   private let places: [ModelPart: [Range<Int>]]
   /// Is told what the main thread does.
   package var watchdog: Watchdog? { didSet { watchdog?.watch(exchange.place) } }
+  /// Called before an update changes parameters and moments.
+  package var willUpdate: () -> Void = {}
   /// Whether gradients and parameters travel while the ranks compute.
   package var overlaps = true
   /// Whether the last step took so long, on some rank, that one had better be left than finished when the run is to stop.
@@ -254,6 +256,7 @@ package final class StepRunner {
     let loss = means.weighted(phase.losses)
     let isAccepted = try accepts(loss, norm)
     if isAccepted {
+      willUpdate()
       let scale = phase.clip > 0 && norm > phase.clip ? phase.clip / norm : 1
       for bucket in exchange.updateOrder {
         optimizer.update(slice: bucket, updates: updates, learningRate: learningRate, gradientScale: scale)

@@ -27,6 +27,18 @@ void emulate_gated_delta_rule_bulk(emulated_inputs, emulated_outputs);
 /// GatedDeltaRuleExact.cu on float32, with any head sizes.
 void emulate_gated_delta_rule_exact(emulated_inputs, emulated_outputs, int keySize, int valueSize);
 
+/// Sizes that the kernels of decoding are emulated with.
+enum { EMULATED_HEAD_SIZE = 64, EMULATED_STEP_KEY_SIZE = 40 };
+
+/// CacheAttention.cu: the parts that blocks find, [S, H, parts, HEAD_SIZE] and [S, H, parts, 2].
+void emulate_cache_attention(
+  const void *q, const void *keys, const void *values, const int *positions, int sequences, int heads, int groups,
+  int room, int rowsPerBlock, float scale, float *outputs, float *sums);
+/// DeltaRuleStep.cu on states in float32.
+void emulate_delta_rule_step(
+  const void *q, const void *k, const void *v, const float *g, const float *beta, float scale, int sequences, int heads,
+  int values, float *state, void *o);
+
 #ifdef __cplusplus
 }
 #endif
