@@ -87,7 +87,7 @@ let meant: [(command: String, option: String, values: [String])] = [
   ("*", "--output", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("*", "--run-dir", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("bench checkpoint", "--folder", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
-  ("bench step", "--trace", ["-1", "0", "1e30", "nan", "binary"]),
+  ("bench step", "--trace", ["-1", "0", "1e30", "nan", "binary", "folder"]),
   ("compare", "--report", ["-1", "0", "1e30", "nan", "binary"]),
   // Seeds are any number that is not negative.
   ("*", "--seed", ["0"]),
