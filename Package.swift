@@ -15,9 +15,10 @@ let unoptimized: [SwiftSetting] = [.unsafeFlags(["-Onone"])]
 /// Texts that the C target CUDAKernels embeds.
 let kernels = [
   "Attention.cu", "AttentionExact.cu", "AttentionHopper.cu", "CacheAttention.cu", "Caches.cu", "Core.cu", "DeltaRuleStep.cu",
+  "DeltaRuleStep.cuh",
   "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
   "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu",
-  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Recurrence.cu",
+  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "JetStep.cu", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Recurrence.cu",
   "Rows.cuh", "Sampling.cu", "Spans.cuh", "Values.cuh",
 ]
 

@@ -40,6 +40,8 @@ package protocol FusedKernels: AnyObject {
   /// Softmax attention of one query a sequence, q and o [S, H, D], over the rows that its cache has: the first
   /// min(positions[s] + 1, R) of `keys` and `values` [S, R, G, D], in whatever order they are.
   func attendCache(_ q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, into o: Tensor)
+  /// o [S, H, V] of a step of the layout's one token a sequence; history and state take it in.
+  func jetStep(_ step: JetStep, layout: Layout, into o: Tensor)
   /// positions[s] += 1
   func advance(_ positions: Tensor)
   /// tokens[s] = a token drawn from row s of `logits` [S, V] by the number uniforms[s] in [0, 1) (``Sampling``), −1 where the

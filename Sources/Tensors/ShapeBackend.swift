@@ -187,6 +187,7 @@ package final class ShapeBackend: Backend {
   package func fill(_ x: Tensor, with value: Float) {}
   package func copyRows(_ x: Tensor, into y: Tensor, _ moves: [RowMove]) {}
   package func remember(_ x: Tensor, layout: Layout, in history: Tensor) {}
+  package func jetStep(_ step: JetStep, layout: Layout, into o: Tensor) {}
   package func storeRows(_ x: Tensor, at positions: Tensor, in cache: Tensor) {}
   package func attendCache(_ q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, into o: Tensor) {}
   package func chooseTokens(_ logits: Tensor, _ sampling: Sampling, uniforms: Tensor, into tokens: Tensor) {}

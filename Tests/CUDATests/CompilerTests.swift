@@ -26,7 +26,9 @@ import Testing
       all += ["Attention.cu", "AttentionExact.cu"].map { ($0, ["HEAD_SIZE": size]) }
     }
     for (keys, states) in [("96", "float"), ("96", "bf16"), ("128", "float"), ("256", "float")] {
-      all.append(("DeltaRuleStep.cu", ["KEY_SIZE": keys, "ELEMENT": "bf16", "STATE": states]))
+      all += ["DeltaRuleStep.cu", "JetStep.cu"].map {
+        ($0, ["KEY_SIZE": keys, "VALUE_SIZE": "256", "ELEMENT": "bf16", "STATE": states])
+      }
     }
     all += ["128", "64"].map { ("CacheAttention.cu", ["HEAD_SIZE": $0]) }
     all += ["Core.cu", "AttentionHopper.cu", "Caches.cu", "Sampling.cu"].map { ($0, [:]) }

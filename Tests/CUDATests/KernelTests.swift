@@ -210,7 +210,7 @@ import Testing
   }
 
   @Test func emulatedDeltaRuleStepMatches() {
-    let (count, heads, keys, values) = (2, 3, Int(EMULATED_STEP_KEY_SIZE), 132)
+    let (count, heads, keys, values) = (2, 3, Int(EMULATED_STEP_KEY_SIZE), Int(EMULATED_STEP_VALUE_SIZE))
     let items = count * heads
     let q = bfloat16(randomFloats(items * keys, seed: 1))
     let k = bfloat16(randomFloats(items * keys, seed: 2).map { $0 / Float(keys).squareRoot() })
@@ -223,7 +223,7 @@ import Testing
     var state = before
     aligned(before) { bytes in
       emulate_delta_rule_step(
-        q, k, v, g, beta, scale, Int32(count), Int32(heads), Int32(values),
+        q, k, v, g, beta, scale, Int32(count), Int32(heads),
         bytes.assumingMemoryBound(to: Float.self), &o)
       state = Array(UnsafeBufferPointer(start: bytes.assumingMemoryBound(to: Float.self), count: state.count))
     }
@@ -248,6 +248,51 @@ import Testing
     )
     print("emulated: step of the delta rule: state \(errors.0), output \(errors.1)")
     #expect(errors.0 < 1e-6 && errors.1 < 5e-3)
+  }
+
+  /// The kernel that makes a JetBlock's step of its projections, beside the composition of the CPU's.
+  @Test func emulatedJetStepMatches() {
+    let (count, heads, keys, values) = (2, 3, Int(EMULATED_STEP_KEY_SIZE), Int(EMULATED_STEP_VALUE_SIZE))
+    let (channels, backend) = (heads * values, CPUBackend(threads: 2))
+    let widths = [heads * keys, heads * keys, channels, heads, heads]
+    let projected = bfloat16(randomFloats(count * widths.reduce(0, +), seed: 1).map { $0 * 2 })
+    let taps = bfloat16(randomFloats(count * channels * 4, seed: 2))
+    var history = bfloat16(randomFloats(count * channels * 4, seed: 3))
+    let (bias, aLog) = (randomFloats(channels * 4, seed: 4), randomFloats(heads, seed: 5))
+    let (dtBias, before) = (randomFloats(heads, seed: 6), randomFloats(count * heads * keys * values, seed: 7))
+    let wide = backend.tensor(widened(projected), [count, widths.reduce(0, +)])
+    var first = 0
+    let parts = widths.map { width in
+      defer { first += width }
+      return wide.columns(first..<first + width)
+    }
+    let step = JetStep(
+      q: parts[0], k: parts[1], v: parts[2], a: parts[3], b: parts[4],
+      taps: backend.tensor(widened(taps), [count, channels * 4]), tapBias: backend.tensor(bias, [channels * 4]),
+      aLog: backend.tensor(aLog, [heads]), dtBias: backend.tensor(dtBias, [heads]),
+      history: backend.tensor(widened(history), [count, 4, channels]),
+      state: backend.tensor(before, [count, heads, keys, values]), epsilon: 1e-6)
+    let expected = backend.empty([count, heads, values])
+    backend.jetStep(step, layout: Layout(decodingAfter: [4, 9], limit: 12, on: backend), into: expected)
+    var o = [UInt16](repeating: 0x7fff, count: count * channels)
+    var state = before
+    aligned(before) { bytes in
+      aligned(taps) { taps in
+        aligned(history) { past in
+          emulate_jet_step(
+            projected, taps, bias, aLog, dtBias, 1e-6, step.scale, Int32(count), Int32(heads), past,
+            bytes.assumingMemoryBound(to: Float.self), &o)
+          history = Array(UnsafeBufferPointer(start: past.assumingMemoryBound(to: UInt16.self), count: history.count))
+        }
+      }
+      state = Array(UnsafeBufferPointer(start: bytes.assumingMemoryBound(to: Float.self), count: state.count))
+    }
+    let errors = [
+      relativeError(widened(o), expected.toArray()), relativeError(state, step.state.toArray()),
+      relativeError(widened(history), step.history.toArray()),
+    ]
+    print("emulated: step of a JetBlock: output, state, history \(errors)")
+    #expect(errors[0] < 5e-3 && errors[1] < 1e-5 && errors[2] == 0)
   }
 
   /// Calls `body` with a copy at a multiple of 64 bytes.

@@ -113,31 +113,60 @@ extension CUDABackend {
   ) -> Bool {
     let (keys, values) = (q.shape[2], v.shape[2])
     guard keys <= 256, values % 4 == 0, q.rows <= 65_535 else { return false }
-    let names = { (type: DType) in type == .bfloat16 ? "bf16" : "float" }
-    let name = StepName(keys: keys, elements: v.dtype, states: state.dtype)
-    let kernel =
-      stepKernels[name]
-      ?? must {
-        let module = try library.module(
-          "DeltaRuleStep.cu",
-          defines: ["KEY_SIZE": "\(keys)", "ELEMENT": names(v.dtype), "STATE": names(state.dtype)])
-        let made = try module.kernel("deltaRuleStep")
-        stepKernels[name] = made
-        return made
-      }
+    let kernel = stepKernel("DeltaRuleStep.cu", "deltaRuleStep", elements: v.dtype, state)
     run("deltaRuleStep") {
       try kernel.launch(
         grid: ((values + 127) / 128, q.shape[1], q.rows), threads: keys <= 128 ? 128 : 256,
         [
-          A(q.deviceView), A(k.deviceView), A(v.deviceView), g.floats, beta.floats, A(scale), A(values),
+          A(q.deviceView), A(k.deviceView), A(v.deviceView), g.floats, beta.floats, A(scale),
           A(state.deviceView), A(o.deviceView),
         ])
     }
     return true
   }
 
+  /// One token of every sequence through a JetBlock: all activations of one type, weights in float32.
+  package func jetStep(_ step: JetStep, layout: Layout, into o: Tensor) {
+    let inputs = [step.q, step.k, step.v, step.a, step.b]
+    let (type, values) = (o.dtype, step.valueSize)
+    guard step.keySize <= 256, values % 4 == 0, step.sequences <= 65_535,
+      (inputs + [step.taps, step.history]).allSatisfy({ $0.dtype == type }),
+      inputs.allSatisfy({ $0.rowStride == step.q.rowStride }), step.taps.isDense
+    else { return composedJetStep(step, layout: layout, into: o) }
+    let kernel = stepKernel("JetStep.cu", "jetStep", elements: type, step.state)
+    run("jetStep") {
+      try kernel.launch(
+        grid: ((values + 127) / 128, step.heads, step.sequences), threads: step.keySize <= 128 ? 128 : 256,
+        inputs.map { A($0.deviceView) } + [
+          A(wide: step.q.rowStride), A(step.taps.deviceView), step.tapBias.floats, step.aLog.floats, step.dtBias.floats,
+          A(step.epsilon), A(step.scale), A(step.history.deviceView), A(step.state.deviceView),
+          A(o.deviceView),
+        ])
+    }
+  }
+
+  /// Compiled for the sizes of the state [S, H, K, V].
+  private func stepKernel(_ file: String, _ symbol: String, elements: DType, _ state: Tensor) -> Kernel {
+    let name = StepName(
+      file: file, keys: state.shape[2], values: state.shape[3], elements: elements, states: state.dtype)
+    if let known = stepKernels[name] { return known }
+    func spelled(_ type: DType) -> String { type == .bfloat16 ? "bf16" : "float" }
+    return must {
+      let module = try library.module(
+        file,
+        defines: [
+          "KEY_SIZE": "\(name.keys)", "VALUE_SIZE": "\(name.values)", "ELEMENT": spelled(elements),
+          "STATE": spelled(state.dtype),
+        ])
+      let made = try module.kernel(symbol)
+      stepKernels[name] = made
+      return made
+    }
+  }
+
   struct StepName: Hashable {
-    let keys: Int
+    let file: String
+    let keys, values: Int
     let elements, states: DType
   }
 

@@ -3,7 +3,8 @@ import Tensors
 /// Generation: caches, one token of every sequence, the choice of the next.
 extension BackendCheck {
   static func decoding(small: Bool) -> [Case] {
-    rowsOfCaches(small: small) + cacheAttentions(small: small) + deltaRuleSteps(small: small) + choices(small: small)
+    rowsOfCaches(small: small) + cacheAttentions(small: small) + deltaRuleSteps(small: small) + jetSteps(small: small)
+      + choices(small: small)
   }
 
   /// Row moves, histories, and rows stored where positions say, of columns of wider rows too.
@@ -79,6 +80,37 @@ extension BackendCheck {
             o: o, final: kept, saves: false)
           return ([o, kept], [])
         }
+      }
+    }
+  }
+
+  private static func jetSteps(small: Bool) -> [Case] {
+    let sizes = small ? [(16, 16)] : [(96, 256), (128, 132), (40, 24), (192, 16)]
+    return sizes.map { keys, values in
+      Case(name: "step of a JetBlock", shape: "5 x 3 x \(keys) x \(values)") { make in
+        let b = make.backend
+        let (count, heads) = (5, 3)
+        let widths = [heads * keys, heads * keys, heads * values, heads, heads, 7]
+        let wide = make.random([count, widths.reduce(0, +)], 1)
+        var first = 0
+        let parts = widths.map { width in
+          defer { first += width }
+          if b.takesColumnViews { return wide.columns(first..<first + width) }
+          let part = make.output([count, width])
+          b.copyColumns(wide, first..<first + width, into: part)
+          return part
+        }
+        let channels = heads * values
+        let (history, state) = (make.random([count, 4, channels], 2), make.floats([count, heads, keys, values], 3))
+        let o = make.output([count, heads, values])
+        b.jetStep(
+          JetStep(
+            q: parts[0], k: parts[1], v: parts[2], a: parts[3], b: parts[4],
+            taps: make.random([count, 4 * channels], 4, scale: 0.5),
+            tapBias: make.floats([4 * channels], 5, scale: 0.5),
+            aLog: make.floats([heads], 6), dtBias: make.floats([heads], 7), history: history, state: state,
+            epsilon: 1e-6), layout: Layout(decodingAfter: [3, 1, 4, 1, 5], limit: 9, on: b), into: o)
+        return ([o, history, state], [])
       }
     }
   }

@@ -22,6 +22,9 @@ static const char core[] = {
 static const char deltaRuleStep[] = {
 #embed "DeltaRuleStep.cu"
   , 0};
+static const char deltaRuleStepHeader[] = {
+#embed "DeltaRuleStep.cuh"
+  , 0};
 static const char dynamicConvolution[] = {
 #embed "DynamicConvolution.cu"
   , 0};
@@ -48,6 +51,9 @@ static const char gatedDeltaRulePrepare[] = {
   , 0};
 static const char gatedDeltaRuleWalkHeader[] = {
 #embed "GatedDeltaRuleWalk.cuh"
+  , 0};
+static const char jetStep[] = {
+#embed "JetStep.cu"
   , 0};
 static const char losses[] = {
 #embed "Losses.cu"
@@ -83,6 +89,7 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"Caches.cu", caches, sizeof caches - 1},
     {"Core.cu", core, sizeof core - 1},
     {"DeltaRuleStep.cu", deltaRuleStep, sizeof deltaRuleStep - 1},
+    {"DeltaRuleStep.cuh", deltaRuleStepHeader, sizeof deltaRuleStepHeader - 1},
     {"DynamicConvolution.cu", dynamicConvolution, sizeof dynamicConvolution - 1},
     {"Elementwise.cu", elementwise, sizeof elementwise - 1},
     {"GatedDeltaRule.cuh", gatedDeltaRuleHeader, sizeof gatedDeltaRuleHeader - 1},
@@ -92,6 +99,7 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"GatedDeltaRuleForward.cu", gatedDeltaRuleForward, sizeof gatedDeltaRuleForward - 1},
     {"GatedDeltaRulePrepare.cu", gatedDeltaRulePrepare, sizeof gatedDeltaRulePrepare - 1},
     {"GatedDeltaRuleWalk.cuh", gatedDeltaRuleWalkHeader, sizeof gatedDeltaRuleWalkHeader - 1},
+    {"JetStep.cu", jetStep, sizeof jetStep - 1},
     {"Losses.cu", losses, sizeof losses - 1},
     {"Normalization.cu", normalization, sizeof normalization - 1},
     {"Primitives.cuh", primitivesHeader, sizeof primitivesHeader - 1},

@@ -16,6 +16,8 @@ struct JetBlock: TokenMixer {
   private let kernelWeight: Parameter
   private let kernelBias: Parameter
   private let shape: JetConfiguration
+  /// Beside the squares that queries and keys are divided by the root of.
+  private static let lengthEpsilon: Float = 1e-6
 
   init(_ scope: ParameterScope, hidden: Int, _ shape: JetConfiguration) {
     self.shape = shape
@@ -44,8 +46,21 @@ struct JetBlock: TokenMixer {
     let (n, heads) = (x.rows, shape.heads)
     let cache = cache as? RecurrentCache
     let projected = projections(x)
-    let queries = siluNormalize(projected[q].reshaped([n, heads, shape.keySize]))
-    let keys = siluNormalize(projected[k].reshaped([n, heads, shape.keySize]))
+    func output(_ mixed: Tensor) -> Tensor {
+      o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
+    }
+    if let cache, batch.layout.isDecoding {
+      let mixed = x.backend.empty([n, heads, shape.valueSize], x.dtype)
+      x.backend.jetStep(
+        JetStep(
+          q: projected[q], k: projected[k], v: projected[v], a: projected[a], b: projected[b],
+          taps: linear(silu(projected[kernel1]), kernelWeight.value), tapBias: kernelBias.value, aLog: aLog.value,
+          dtBias: dtBias.value, history: cache.histories[0], state: cache.state, epsilon: Self.lengthEpsilon),
+        layout: batch.layout, into: mixed)
+      return output(mixed)
+    }
+    let queries = siluNormalize(projected[q].reshaped([n, heads, shape.keySize]), epsilon: Self.lengthEpsilon)
+    let keys = siluNormalize(projected[k].reshaped([n, heads, shape.keySize]), epsilon: Self.lengthEpsilon)
     let convolved = dynamicConvolution(
       projected[v], inner: silu(projected[kernel1]), weight: kernelWeight.value, bias: kernelBias.value,
       layout: batch.layout, history: cache?.histories[0])
@@ -54,7 +69,7 @@ struct JetBlock: TokenMixer {
       q: queries, k: keys, v: convolved.reshaped([n, heads, shape.valueSize]), g: gates.g,
       beta: gates.beta, layout: batch.layout, initial: cache?.state, final: cache?.state)
     cache?.remember(projected[v], batch.layout)
-    return o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
+    return output(mixed)
   }
 
   func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {

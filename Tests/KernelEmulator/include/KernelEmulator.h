@@ -28,7 +28,7 @@ void emulate_gated_delta_rule_bulk(emulated_inputs, emulated_outputs);
 void emulate_gated_delta_rule_exact(emulated_inputs, emulated_outputs, int keySize, int valueSize);
 
 /// Sizes that the kernels of decoding are emulated with.
-enum { EMULATED_HEAD_SIZE = 64, EMULATED_STEP_KEY_SIZE = 40 };
+enum { EMULATED_HEAD_SIZE = 64, EMULATED_STEP_KEY_SIZE = 40, EMULATED_STEP_VALUE_SIZE = 132 };
 
 /// CacheAttention.cu: the parts that blocks find, [S, H, parts, HEAD_SIZE] and [S, H, parts, 2].
 void emulate_cache_attention(
@@ -37,7 +37,11 @@ void emulate_cache_attention(
 /// DeltaRuleStep.cu on states in float32.
 void emulate_delta_rule_step(
   const void *q, const void *k, const void *v, const float *g, const float *beta, float scale, int sequences, int heads,
-  int values, float *state, void *o);
+  float *state, void *o);
+/// JetStep.cu on rows of q, k, v, a and b, states in float32.
+void emulate_jet_step(
+  const void *projected, const void *taps, const float *tapBias, const float *aLog, const float *dtBias, float epsilon,
+  float scale, int sequences, int heads, void *history, float *state, void *o);
 
 #ifdef __cplusplus
 }
