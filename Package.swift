@@ -14,12 +14,12 @@ let unoptimized: [SwiftSetting] = [.unsafeFlags(["-Onone"])]
 
 /// Texts that the C target CUDAKernels embeds.
 let kernels = [
-  "Attention.cu", "AttentionExact.cu", "AttentionHopper.cu", "CacheAttention.cu", "Caches.cu", "Core.cu", "DeltaRuleStep.cu",
-  "DeltaRuleStep.cuh",
-  "DynamicConvolution.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
-  "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu",
-  "GatedDeltaRulePrepare.cu", "GatedDeltaRuleWalk.cuh", "JetStep.cu", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Recurrence.cu",
-  "Rows.cuh", "Sampling.cu", "Spans.cuh", "Values.cuh",
+  "Attention.cu", "AttentionExact.cu", "AttentionHopper.cu", "AttentionHopper.cuh", "AttentionHopperBackward.cu",
+  "CacheAttention.cu", "Caches.cu", "Convolution.cu", "DeltaRuleStep.cu", "DeltaRuleStep.cuh",
+  "DynamicConvolution.cu", "Elements.cu", "Elementwise.cu", "GatedDeltaRule.cuh", "GatedDeltaRuleBackward.cu",
+  "GatedDeltaRuleBackwardStates.cu", "GatedDeltaRuleExact.cu", "GatedDeltaRuleForward.cu", "GatedDeltaRulePrepare.cu",
+  "GatedDeltaRuleWalk.cuh", "JetStep.cu", "Losses.cu", "Normalization.cu", "Primitives.cuh", "Recurrence.cu",
+  "Rows.cuh", "RowsAndColumns.cu", "Sampling.cu", "Spans.cuh", "Tables.cu", "Values.cuh",
 ]
 
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")

@@ -50,12 +50,14 @@ extension CPUBackend {
   }
 
   package func generatedConvolve(
-    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
-  ) {
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor,
+    saves: Bool
+  ) -> SavedState? {
     let (channels, tokens) = (x.columns, x.rows)
     guard tokens > Self.fewTokens else {
-      return composedGeneratedConvolve(
+      composedGeneratedConvolve(
         x, inner: inner, weight: weight, bias: bias, layout: layout, history: history, into: y)
+      return nil
     }
     let (px, pi, py, biases, past) = (x.floatRows, inner.floatRows, y.floats, bias.floats, history?.floats)
     let places = places(layout)
@@ -83,6 +85,7 @@ extension CPUBackend {
         }
       }
     }
+    return nil
   }
 
   /// Calls `body(channel, lanes, u, taps)` for the channels of a block at one token, u before the activation.
@@ -106,8 +109,8 @@ extension CPUBackend {
   }
 
   package func generatedConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
-    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, saved: SavedState?,
+    dx: Tensor, dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
   ) {
     let (channels, tokens, rank) = (x.columns, x.rows, inner.columns)
     let (px, pi, pdy, biases) = (x.floatRows, inner.floatRows, dy.floats, bias.floats)

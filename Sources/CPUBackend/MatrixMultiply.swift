@@ -109,9 +109,9 @@ extension CPUBackend {
   }
 
   /// With the bias added while a tile is in cache, where all weights lie together.
-  package func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor) {
-    guard weights.count == 1, biases.count == 1, min(y.rows, y.columns) > Self.fewRows else {
-      return composedProject(x, weights, biases: biases, into: y)
+  package func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], onto base: Tensor?, into y: Tensor) {
+    guard weights.count == 1, biases.count == 1, base == nil, min(y.rows, y.columns) > Self.fewRows else {
+      return composedProject(x, weights, biases: biases, onto: base, into: y)
     }
     operations += 2 * Double(y.rows) * Double(weights[0].count)
     let (rows, bias) = (y.floatRows, biases[0].floats)

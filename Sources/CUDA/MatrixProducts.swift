@@ -8,7 +8,7 @@ package final class MatrixProducts: @unchecked Sendable {
     case bfloat16 = 14
   }
 
-  /// A product of row-major matrices: c [m, n] = alpha · op(a) op(b) + beta · c, the inner size k; a and b are of one type.
+  /// A product of row-major matrices: c [m, n] = alpha · op(a) op(b), the inner size k; a and b are of one type.
   package struct Shape: Hashable, Sendable {
     package var m, n, k: Int
     package var aTransposed, bTransposed: Bool
@@ -102,21 +102,22 @@ package final class MatrixProducts: @unchecked Sendable {
     _ = destroy(handle)
   }
 
-  /// The product of `shape`, of matrices at these addresses.
+  /// The product of `shape`, of matrices at these addresses; added to the matrix at `base`, which lies as c does and may be
+  /// it.
   ///
   /// - Returns: false where the library has no kernel for it; nothing was computed then
   package func multiply(
-    _ shape: Shape, _ a: UInt64, _ b: UInt64, into c: UInt64, alpha: Float = 1, adds: Bool = false
+    _ shape: Shape, _ a: UInt64, _ b: UInt64, into c: UInt64, alpha: Float = 1, onto base: UInt64? = nil
   ) throws -> Bool {
-    let all = a | b | c | 16
-    let name = PlanName(shape: shape, alignment: all & (~all + 1), adds: adds)
+    let all = a | b | c | (base ?? 0) | 16
+    let name = PlanName(shape: shape, alignment: all & (~all + 1), adds: base != nil)
     if plans[name] == nil { plans[name] = .some(try plan(name)) }
     guard var plan = plans[name]! else { return false }
-    var (alpha, beta): (Float, Float) = (alpha, adds ? 1 : 0)
+    var (alpha, beta): (Float, Float) = (alpha, base == nil ? 0 : 1)
     // The library counts columns first: row-major c is its transpose, op(b)ᵀ op(a)ᵀ.
     try check(
       multiply(
-        handle, plan.description, &alpha, b, plan.b, a, plan.a, &beta, c, plan.c, c, plan.c, &plan.algorithm,
+        handle, plan.description, &alpha, b, plan.b, a, plan.a, &beta, base ?? c, plan.c, c, plan.c, &plan.algorithm,
         workspace.address, workspace.byteCount, device.stream.handle), "the product", shape)
     return true
   }

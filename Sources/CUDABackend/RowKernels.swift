@@ -76,20 +76,20 @@ package final class RowKernels: @unchecked Sendable {
   package func normalizeBackward(
     _ dy: any DeviceMemory, _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, gateView: Heads? = nil,
     weight: any DeviceMemory, inverse: any DeviceMemory, rows: Int, columns: Int, dx: any DeviceMemory,
-    addsInput: Bool = false, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil, dWeight: (any DeviceMemory)?,
+    onto base: (any DeviceMemory)? = nil, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil, dWeight: (any DeviceMemory)?,
     addsWeight: Bool,
     workspace: any DeviceMemory
   ) throws {
     let parts = Self.parts(rows: rows)
     precondition(
       dWeight == nil || workspace.byteCount >= 4 * parts.count * columns, "a workspace of \(workspace.byteCount) bytes")
-    let isEven = [dy, x, gate, weight, dx, dGate].allSatisfy { $0.map { $0.address % 16 == 0 } ?? true }
+    let isEven = [dy, x, gate, weight, dx, base, dGate].allSatisfy { $0.map { $0.address % 16 == 0 } ?? true }
     let strides = (gateView?.stride ?? 0) | (dGateView?.stride ?? 0)
     if let dWeight, columns % 8 == 0, (257...2048).contains(columns), isEven, gate == nil {
       try launch(
         "normalizeBackwardByColumns", grid: (parts.count, 1), threads: (columns / 8 + 31) / 32 * 32,
         [
-          A(dy), A(x), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(addsInput ? 1 : 0),
+          A(dy), A(x), A(weight), A(inverse), A(rows), A(columns), A(parts.rows), A(dx), A(base),
           A(workspace),
         ])
       return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
@@ -99,7 +99,7 @@ package final class RowKernels: @unchecked Sendable {
         "normalizeBackwardWithParts", grid: (parts.count, 1),
         [
           A(dy), A(x), A(gate), argument(gateView, columns: columns), A(weight), A(inverse), A(rows), A(columns),
-          A(parts.rows), A(dx), A(addsInput ? 1 : 0), A(dGate), argument(dGateView, columns: columns), A(workspace),
+          A(parts.rows), A(dx), A(base), A(dGate), argument(dGateView, columns: columns), A(workspace),
         ])
       return try addParts(workspace, parts: parts.count, columns: columns, adds: addsWeight, into: dWeight)
     }
@@ -107,7 +107,7 @@ package final class RowKernels: @unchecked Sendable {
       "normalizeBackward", grid: ((rows + 7) / 8, 1),
       [
         A(dy), A(x), A(gate), argument(gateView, columns: columns), A(weight), A(inverse), A(rows), A(columns), A(dx),
-        A(addsInput ? 1 : 0), A(dGate), argument(dGateView, columns: columns),
+        A(base), A(dGate), argument(dGateView, columns: columns),
       ])
     guard let dWeight else { return }
     try launch(

@@ -41,18 +41,18 @@ package struct DecoderLayer {
   package func mixerInput(_ x: Tensor) -> Tensor { inputNorm(x) }
 
   /// The layer's output, given its input and what the mixer made of it.
-  package func complete(_ x: Tensor, mixed: Tensor) -> Tensor {
-    let x = add(x, normed(mixed: mixed))
-    return add(x, fedForward(x))
+  package func complete(_ x: Tensor, mixed: Tensor) -> Tensor { fedForward(add(x, mixedNorm?(mixed) ?? mixed)) }
+
+  /// The residual stream behind the mixer: x and what it makes of x.
+  func mixed(_ x: Tensor, by mixer: any TokenMixer, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+    guard let mixedNorm else { return mixer(mixerInput(x), batch, cache: cache, onto: x) }
+    return add(x, mixedNorm(mixer(mixerInput(x), batch, cache: cache)))
   }
 
-  /// What the residual stream gets of a mixer's output.
-  func normed(mixed: Tensor) -> Tensor { mixedNorm?(mixed) ?? mixed }
-
-  /// What it gets behind the mixer of the MLP.
+  /// The residual stream behind the MLP.
   func fedForward(_ x: Tensor) -> Tensor {
-    let y = feedForward(feedForwardNorm(x))
-    return outputNorm?(y) ?? y
+    guard let outputNorm else { return feedForward(feedForwardNorm(x), onto: x) }
+    return add(x, outputNorm(feedForward(feedForwardNorm(x))))
   }
 }
 
@@ -109,11 +109,11 @@ package final class HybridLM {
     afterMixer: () -> Void = {}
   ) -> Tensor {
     let (layer, mixer) = (layers[index], activeMixer(index))
-    func mixed(_ x: Tensor) -> Tensor { mixer(layer.mixerInput(x), batch, cache: cache) }
-    if recompute == LayerRecomputation(.layer) { return checkpointed(x) { layer.complete($0, mixed: mixed($0)) } }
-    let x = add(x, recomputing(recompute.mixer, x) { layer.normed(mixed: mixed($0)) })
+    func mixed(_ x: Tensor) -> Tensor { layer.mixed(x, by: mixer, batch, cache: cache) }
+    if recompute == LayerRecomputation(.layer) { return checkpointed(x) { layer.fedForward(mixed($0)) } }
+    let x = recomputing(recompute.mixer, x, mixed)
     afterMixer()
-    return add(x, recomputing(recompute.mlp, x, layer.fedForward))
+    return recomputing(recompute.mlp, x, layer.fedForward)
   }
 
   /// `[N, hidden]`, the last hidden states after the final norm.

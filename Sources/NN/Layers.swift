@@ -12,9 +12,9 @@ package struct Linear {
     self.bias = bias ? scope.parameter("bias", [outputs], .zeros) : nil
   }
 
-  /// `[N, in]` to `[N, out]`.
-  package func callAsFunction(_ x: Tensor) -> Tensor {
-    linear(x, weight.value, bias: bias?.value)
+  /// `[N, in]` to `[N, out]`, added to `residual` of that shape.
+  package func callAsFunction(_ x: Tensor, onto residual: Tensor? = nil) -> Tensor {
+    linear(x, weight.value, bias: bias?.value, onto: residual)
   }
 }
 
@@ -82,10 +82,11 @@ package struct GatedFeedForward {
     down = Linear(scope.scope("down_proj"), intermediate, hidden)
   }
 
-  /// `[N, hidden]` to the same shape.
-  package func callAsFunction(_ x: Tensor) -> Tensor {
+  /// `[N, hidden]` to the same shape, added to `residual`.
+  package func callAsFunction(_ x: Tensor, onto residual: Tensor? = nil) -> Tensor {
     let projected = projections(x)
     let (gate, up) = (projected[gate], projected[up])
-    return down(activation == .silu ? swiGLU(gate: gate, up: up) : multiplyElements(apply(activation, gate), up))
+    return down(
+      activation == .silu ? swiGLU(gate: gate, up: up) : multiplyElements(apply(activation, gate), up), onto: residual)
   }
 }

@@ -44,16 +44,19 @@ package func dynamicConvolution(
   let backend = x.backend
   let inner = inner.dense
   let y = backend.empty(like: x)
-  backend.generatedConvolve(x, inner: inner, weight: weight, bias: bias, layout: layout, history: history, into: y)
+  let inputs = [x, inner, weight, bias]
+  let state = backend.generatedConvolve(
+    x, inner: inner, weight: weight, bias: bias, layout: layout, history: history, into: y,
+    saves: backend.records(inputs) && backend.tape?.recomputation == Recomputation.none)
   return backend.record(
-    y, from: [x, inner, weight, bias],
-    saving: (x: x.saved, inner: inner.saved, weight: weight.saved, bias: bias.saved, layout: layout)
+    y, from: inputs,
+    saving: (x: x.saved, inner: inner.saved, weight: weight.saved, bias: bias.saved, layout: layout, state: state)
   ) { saved in
     let x = saved.x.value
     let y = x.backend.empty(like: x)
-    x.backend.generatedConvolve(
+    _ = x.backend.generatedConvolve(
       x, inner: saved.inner.value, weight: saved.weight.value, bias: saved.bias.value, layout: saved.layout,
-      history: nil, into: y)
+      history: nil, into: y, saves: false)
     return y
   } backward: { [isContinued = history != nil] node in
     precondition(!isContinued, "a convolution that continues a cache has no backward pass")
@@ -63,7 +66,7 @@ package func dynamicConvolution(
     func run(_ dWeight: Tensor?, _ addsWeight: Bool, _ dBias: Tensor?, _ addsBias: Bool) {
       backend.generatedConvolveBackward(
         node.dy, saved.x.value, inner: saved.inner.value, weight: saved.weight.value, bias: saved.bias.value,
-        layout: saved.layout, dx: dx, dInner: dInner, dWeight: dWeight, addsWeight: addsWeight, dBias: dBias,
+        layout: saved.layout, saved: saved.state, dx: dx, dInner: dInner, dWeight: dWeight, addsWeight: addsWeight, dBias: dBias,
         addsBias: addsBias)
     }
     func withBias(_ dWeight: Tensor?, _ addsWeight: Bool) {

@@ -1,14 +1,15 @@
 import Tensors
 
-/// y = x Wᵀ + b.
+/// y = x Wᵀ + b, added to what flows past it.
 ///
 /// - Parameters:
 ///   - x: `[N, in]`
 ///   - weight: `[out, in]`
 ///   - bias: `[out]`
+///   - residual: `[N, out]`, the residual stream where the product ends a branch of it
 /// - Returns: `[N, out]`, of x's type
-package func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil) -> Tensor {
-  linear(x, [weight], biases: bias.map { [$0] } ?? [])
+package func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil, onto residual: Tensor? = nil) -> Tensor {
+  linear(x, [weight], biases: bias.map { [$0] } ?? [], onto: residual)
 }
 
 /// The same of a matrix whose rows lie in several places, and so its bias.
@@ -17,19 +18,22 @@ package func linear(_ x: Tensor, _ weight: Tensor, bias: Tensor? = nil) -> Tenso
 ///   - weights: `[out_i, in]` each
 ///   - biases: of as many elements together as the weights have rows; or none
 /// - Returns: `[N, Σ out_i]`
-package func linear(_ x: Tensor, _ weights: [Tensor], biases: [Tensor]) -> Tensor {
+package func linear(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], onto residual: Tensor? = nil) -> Tensor {
   let backend = x.backend
+  let residual = residual?.dense
   let y = backend.empty([x.rows, weights.reduce(0) { $0 + $1.rows }], x.dtype)
   precondition(
     biases.isEmpty || biases.reduce(0) { $0 + $1.count } == y.columns, "\(biases.map(\.shape)) for \(y.shape)")
-  backend.project(x, weights, biases: biases, into: y)
+  precondition(residual.map { $0.shape == y.shape } ?? true, "\(y.shape) onto \(residual?.shape ?? [])")
+  backend.project(x, weights, biases: biases, onto: residual, into: y)
   // A frozen matrix is all that the gradient of x needs, and x that of a matrix.
   let trains = weights.contains { $0.slot != nil }
   return backend.record(
-    y, from: [x] + weights + biases,
+    y, from: [x] + weights + biases + (residual.map { [$0] } ?? []),
     saving: (x: x.saved(if: trains), weights: x.slot == nil ? [] : weights.map(\.detached))
-  ) { [rows = weights.map(\.rows), elements = biases.map(\.count)] node in
+  ) { [rows = weights.map(\.rows), elements = biases.map(\.count), addsResidual = residual != nil] node in
     let (backend, saved) = (node.backend, node.saved)
+    if addsResidual { node[1 + rows.count + elements.count].add(node.dy) }
     node[0].accumulate { dx, adds in backend.projectBackward(node.dy, saved.weights, into: dx, adds: adds) }
     for (index, range) in ranges(of: rows).enumerated() where node[1 + index].isAsked {
       let (dy, x) = (copiedColumns(node.dy, range), saved.x!.value)

@@ -3,9 +3,9 @@
 /// Columns of wider rows may be, where a backend takes them: y of `addBias`, gate and up of `swiGLU`, gate of `gatedNormalize`, x of
 /// `siluNormalize`, `dynamicConvolve`, `generatedConvolve` and `shortConvolve`, a and b of `decayGate`, and the gradients of all these.
 package protocol FusedKernels: AnyObject {
-  /// y = x Wᵀ + b for x [N, I] and y [N, O]. The rows of W are those of `weights` [O_i, I], one behind the other, and the
-  /// elements of b those of `biases`, if there are any.
-  func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor)
+  /// y = base + x Wᵀ + b for x [N, I] and y [N, O]. The rows of W are those of `weights` [O_i, I], one behind the other, and
+  /// the elements of b those of `biases`, if there are any.
+  func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], onto base: Tensor?, into y: Tensor)
   /// dx = dy W, or added.
   func projectBackward(_ dy: Tensor, _ weights: [Tensor], into dx: Tensor, adds: Bool)
   /// out = x + y
@@ -78,11 +78,16 @@ package protocol FusedKernels: AnyObject {
   func dynamicConvolveBackward(
     _ dy: Tensor, _ x: Tensor, kernels: Tensor, layout: Layout, dx: Tensor, dKernels: Tensor)
   /// The same where the kernels are inner weightᵀ + bias, for inner [N, R], weight [4·C, R] and bias [4·C].
+  ///
+  /// - Parameter saves: whether a backward pass will come for which memory may be spent
+  /// - Returns: what it would else make again, of a backend that has it at hand
   func generatedConvolve(
-    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor)
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor,
+    saves: Bool
+  ) -> SavedState?
   func generatedConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
-    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool)
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, saved: SavedState?,
+    dx: Tensor, dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool)
   /// y[t, c] = SiLU(bias[c] + Σ_w weight[c, w] · x[t − 3 + w, c]) within each segment; `history` as for `convolve`.
   func shortConvolve(
     _ x: Tensor, weight: Tensor, bias: Tensor?, layout: Layout, history: Tensor?, into y: Tensor)

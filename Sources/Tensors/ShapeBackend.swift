@@ -171,13 +171,15 @@ package final class ShapeBackend: Backend {
 
   /// Taps and their gradients exist by strips; making them again is not counted, as no recomputation is.
   package func generatedConvolve(
-    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
-  ) {
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor,
+    saves: Bool
+  ) -> SavedState? {
     operations += 2 * Double(x.rows) * Double(weight.count)
+    return nil
   }
   package func generatedConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
-    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, saved: SavedState?,
+    dx: Tensor, dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
   ) {
     _ = empty([min(256, x.rows), weight.rows])
     operations += 2 * Double(x.rows) * Double(weight.count) * (dWeight == nil ? 1 : 2)

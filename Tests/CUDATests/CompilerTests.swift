@@ -31,7 +31,11 @@ import Testing
       }
     }
     all += ["128", "64"].map { ("CacheAttention.cu", ["HEAD_SIZE": $0]) }
-    all += ["Core.cu", "AttentionHopper.cu", "Caches.cu", "Sampling.cu"].map { ($0, [:]) }
+    let whole = [
+      "AttentionHopper.cu", "AttentionHopperBackward.cu", "Caches.cu", "Convolution.cu", "Elements.cu", "RowsAndColumns.cu",
+      "Sampling.cu", "Tables.cu",
+    ]
+    all += whole.map { ($0, [:]) }
     return all + [("Recurrence.cu", ["KEY_SIZE": "64"])]
   }()
 
@@ -46,7 +50,7 @@ import Testing
     // Every size on the card that is measured, the 2B's and the plain kernel on the others.
     for (file, defines) in Self.variants
     where architecture == "sm_90a"
-      || (file != "AttentionHopper.cu"
+      || (!file.hasPrefix("AttentionHopper")
         && (defines["KEY_SIZE"] == "96" || defines["ELEMENT"] == "bf16" || defines["HEAD_SIZE"] == "128"
           || defines.isEmpty))
     {

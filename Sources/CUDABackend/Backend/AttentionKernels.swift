@@ -33,66 +33,72 @@ extension CUDABackend {
 
   /// How an attention of this shape runs.
   private struct Plan {
-    let heads, groups, size: Int
-    let usesTensorCores: Bool
+    /// The products of warpgroups (Hopper), those of warps, or plain float32 arithmetic.
+    enum Way { case warpgroups, warps, exact }
 
-    init(_ q: Tensor, _ k: Tensor, all tensors: [Tensor]) {
+    let heads, groups, size: Int
+    let way: Way
+
+    init(_ q: Tensor, _ k: Tensor, spans: AttentionSpans, on device: Device, all tensors: [Tensor]) {
       (heads, groups, size) = (q.shape[1], k.shape[1], q.shape[2])
       require(size <= 256, "heads of \(size) channels: attention on cards takes at most 256")
-      usesTensorCores =
+      guard
         size % 16 == 0 && size <= 128
-        && tensors.allSatisfy { $0.dtype == .bfloat16 && $0.deviceView.address % 16 == 0 && $0.rowStride % 8 == 0 }
+          && tensors.allSatisfy({ $0.dtype == .bfloat16 && $0.deviceView.address % 16 == 0 && $0.rowStride % 8 == 0 })
+      else {
+        way = .exact
+        return
+      }
+      // Few queries, as of decoding, fill no block of the warpgroups' kernels.
+      way =
+        size == 128 && device.capability.major == 9 && q.rows >= 192 * spans.list.count ? .warpgroups : .warps
     }
 
-    var file: String { usesTensorCores ? "Attention.cu" : "AttentionExact.cu" }
-    var tile: Int { usesTensorCores ? 64 : size <= 128 ? 32 : 16 }
-    var threads: Int { usesTensorCores ? 128 : tile * 8 }
+    var file: String { way == .exact ? "AttentionExact.cu" : "Attention.cu" }
+    var tile: Int { way == .warps ? 64 : size <= 128 ? 32 : 16 }
+    var threads: Int { way == .warps ? 128 : tile * 8 }
     var scale: Float { 1 / Float(size).squareRoot() }
 
     /// Bytes of shared memory: on tensor cores always four tiles' worth; else of so many tiles of rows and of products.
     func sharedMemory(rows: Int, products: Int) -> Int {
-      usesTensorCores ? 4 * tile * size * 2 + 512 : 4 * tile * (rows * (size + 1) + products * (tile + 1))
+      way == .warps ? 4 * tile * size * 2 + 512 : 4 * tile * (rows * (size + 1) + products * (tile + 1))
     }
 
     /// Where elements lie, with their type for the kernels that take any.
-    func place(_ x: Tensor) -> KernelArgument { usesTensorCores ? x.address(of: .bfloat16) : x.values }
+    func place(_ x: Tensor) -> KernelArgument { way == .exact ? x.values : x.address(of: .bfloat16) }
   }
 
-  /// The kernel of AttentionHopper.cu, with the queries of a block and its threads.
-  private func warpgroupAttention() -> (kernel: Kernel, queries: Int, threads: Int) {
-    if let known = hopperAttention { return known }
-    return must {
+  /// The kernels of AttentionHopper.cu and AttentionHopperBackward.cu, with the rows that a block takes and its threads.
+  struct WarpgroupAttention {
+    let forward, backwardQueries, backwardKeys: Kernel
+    let queries, threads, backwardRows, backwardThreads: Int
+
+    init(_ library: KernelLibrary) throws {
       let module = try library.module("AttentionHopper.cu", defines: [:])
       let sizes = try module.constants("attentionSizes")
-      let made = (try module.kernel("attentionForward", sharedMemory: sizes[2]), sizes[0], sizes[1])
-      hopperAttention = made
-      return made
+      (queries, threads) = (sizes[0], sizes[1])
+      forward = try module.kernel("attentionForward", sharedMemory: sizes[2])
+      let backward = try library.module("AttentionHopperBackward.cu", defines: [:])
+      let rows = try backward.constants("attentionBackwardSizes")
+      (backwardRows, backwardThreads) = (rows[0], rows[1])
+      backwardQueries = try backward.kernel("attentionBackwardQueries", sharedMemory: rows[2])
+      backwardKeys = try backward.kernel("attentionBackwardKeys", sharedMemory: rows[3])
     }
   }
 
   package func attend(
     _ q: Tensor, _ k: Tensor, _ v: Tensor, spans: AttentionSpans, into o: Tensor, logSums: Tensor
   ) {
-    let plan = Plan(q, k, all: [q, k, v, o])
-    // Few queries, as of decoding, fill no block of the warpgroups' kernel.
-    if plan.usesTensorCores, plan.size == 128, device.capability.major == 9, q.rows >= 192 * spans.list.count {
-      let (kernel, queries, threads) = warpgroupAttention()
-      let (table, tiles) = tables(spans, tile: queries)
-      return run("attention") {
-        try kernel.launch(
-          grid: (tiles.count / 2, plan.heads, 1), threads: threads,
-          [
-            plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
-            A(v.rowStride), A(plan.scale), plan.place(o), logSums.floats,
-          ])
-      }
-    }
-    let (table, tiles) = tables(spans, tile: plan.tile)
-    let kernel = kernel(
-      plan.file, "attentionForward", size: plan.size, sharedMemory: plan.sharedMemory(rows: 2, products: 1))
+    let plan = Plan(q, k, spans: spans, on: device, all: [q, k, v, o])
+    let byWarpgroups = plan.way == .warpgroups ? warpgroupAttention : nil
+    let (table, tiles) = tables(spans, tile: byWarpgroups?.queries ?? plan.tile)
+    let kernel =
+      byWarpgroups?.forward
+      ?? kernel(plan.file, "attentionForward", size: plan.size, sharedMemory: plan.sharedMemory(rows: 2, products: 1))
     run("attention") {
       try kernel.launch(
-        grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
+        grid: byWarpgroups == nil ? (tiles.count / 2, plan.heads, 1) : (tiles.count / 2 * plan.heads, 1, 1),
+        threads: byWarpgroups?.threads ?? plan.threads,
         [
           plan.place(q), plan.place(k), plan.place(v), tiles.integers, table.integers, A(plan.heads), A(plan.groups),
           A(v.rowStride), A(plan.scale), plan.place(o), logSums.floats,
@@ -104,36 +110,47 @@ extension CUDABackend {
     _ dO: Tensor, _ q: Tensor, _ k: Tensor, _ v: Tensor, _ o: Tensor, logSums: Tensor, spans: AttentionSpans,
     dQ: Tensor, dK: Tensor, dV: Tensor
   ) {
-    let plan = Plan(q, k, all: [dO, q, k, v, dQ, dK, dV])
-    let (table, tiles) = tables(spans, tile: plan.tile)
+    let plan = Plan(q, k, spans: spans, on: device, all: [dO, q, k, v, dQ, dK, dV])
+    let byWarpgroups = plan.way == .warpgroups ? warpgroupAttention : nil
+    let (rows, threads) = (byWarpgroups?.backwardRows ?? plan.tile, byWarpgroups?.backwardThreads ?? plan.threads)
+    let (table, tiles) = tables(spans, tile: rows)
     let dots = empty([q.rows, plan.heads])
     rowProducts(dO, o, into: dots)
-    let queries = kernel(
-      plan.file, "attentionBackwardQueries", size: plan.size, sharedMemory: plan.sharedMemory(rows: 3, products: 1))
-    let keys = kernel(
-      plan.file, "attentionBackwardKeys", size: plan.size, sharedMemory: plan.sharedMemory(rows: 4, products: 2))
+    let queries =
+      byWarpgroups?.backwardQueries
+      ?? kernel(
+        plan.file, "attentionBackwardQueries", size: plan.size, sharedMemory: plan.sharedMemory(rows: 3, products: 1))
+    let keys =
+      byWarpgroups?.backwardKeys
+      ?? kernel(
+        plan.file, "attentionBackwardKeys", size: plan.size, sharedMemory: plan.sharedMemory(rows: 4, products: 2))
+    // Of tiles by heads, or tiles times heads.
+    func grid(_ tiles: Int, _ heads: Int) -> (Int, Int, Int) {
+      byWarpgroups == nil ? (tiles, heads, 1) : (tiles * heads, 1, 1)
+    }
     let inputs = [plan.place(dO), plan.place(q), plan.place(k), plan.place(v), logSums.floats, dots.floats]
+    let keyTiles = (k.rows + rows - 1) / rows
     run("attention backward") {
       try queries.launch(
-        grid: (tiles.count / 2, plan.heads, 1), threads: plan.threads,
+        grid: grid(tiles.count / 2, plan.heads), threads: threads,
         inputs + [
           tiles.integers, table.integers, A(plan.heads), A(plan.groups), A(v.rowStride), A(plan.scale), plan.place(dQ),
         ])
-      guard !plan.usesTensorCores else { return }
+      guard plan.way == .exact else { return }
       try keys.launch(
-        grid: ((k.rows + plan.tile - 1) / plan.tile, plan.groups, 1), threads: plan.threads,
+        grid: grid(keyTiles, plan.groups), threads: threads,
         inputs + [
           table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(v.rowStride),
           A(plan.scale), plan.place(dK), plan.place(dV), A(dV.rowStride),
         ])
     }
-    guard plan.usesTensorCores else { return }
+    guard plan.way != .exact else { return }
     // Each head's share by itself, so that there are blocks enough; those of a group are added up then.
     let shares = [k.rows, plan.heads, plan.size]
     let (keyShares, valueShares) = (empty(shares), empty(shares))
     run("attention backward") {
       try keys.launch(
-        grid: ((k.rows + plan.tile - 1) / plan.tile, plan.heads, 1), threads: plan.threads,
+        grid: grid(keyTiles, plan.heads), threads: threads,
         inputs + [
           table.integers, A(spans.list.count), A(k.rows), A(plan.heads), A(plan.groups), A(v.rowStride),
           A(plan.scale), keyShares.floats, valueShares.floats,

@@ -22,7 +22,7 @@ package final class CUDABackend: Backend {
   var rotary: [RotaryTables] = []
   var asideReader: AsideReader?
   var stepKernels: [StepName: Kernel] = [:]
-  var hopperAttention: (kernel: Kernel, queries: Int, threads: Int)?
+  private(set) lazy var warpgroupAttention = must { try WarpgroupAttention(library) }
 
   /// Kernels since it was set, by events around every launch; nil when no profile is taken.
   package var profile: Profile?
@@ -107,12 +107,20 @@ package final class CUDABackend: Backend {
     }
   }
 
-  /// Launches a kernel of Core.cu over `count` threads, or over `grid` blocks.
+  /// The files of kernels that take any type of elements.
+  enum CoreFile: String {
+    case elements = "Elements.cu"
+    case rowsAndColumns = "RowsAndColumns.cu"
+    case tables = "Tables.cu"
+    case convolution = "Convolution.cu"
+  }
+
+  /// Launches one of those kernels over `count` threads, or over `grid` blocks.
   func launch(
-    _ symbol: String, threads count: Int = 0, grid: (Int, Int)? = nil, blockSize: Int = 256,
+    _ file: CoreFile, _ symbol: String, threads count: Int = 0, grid: (Int, Int)? = nil, blockSize: Int = 256,
     _ arguments: [KernelArgument]
   ) {
-    let kernel = kernel("Core.cu", symbol)
+    let kernel = kernel(file.rawValue, symbol)
     let grid = grid ?? ((count + 255) / 256, 1)
     run(symbol) { try kernel.launch(grid: (grid.0, grid.1, 1), threads: blockSize, arguments) }
   }

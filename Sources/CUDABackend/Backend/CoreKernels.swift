@@ -2,7 +2,7 @@ import CUDA
 import Foundation
 import Tensors
 
-/// Elements, rows, columns and tables (Kernels/Core.cu).
+/// Elements, rows, columns and tables (Kernels/Elements.cu, RowsAndColumns.cu, Tables.cu).
 extension CUDABackend {
   typealias A = KernelArgument
 
@@ -29,7 +29,7 @@ extension CUDABackend {
     if value.bitPattern == 0, x.isDense {
       return run("fill") { try device.fill(view.address, byte: 0, byteCount: view.byteCount) }
     }
-    launch("fill", grid: eights(x.count), [x.values, A(wide: x.count), lie(x), A(value)])
+    launch(.elements, "fill", grid: eights(x.count), [x.values, A(wide: x.count), lie(x), A(value)])
   }
 
   package func copy(_ x: Tensor, into y: Tensor) {
@@ -40,29 +40,29 @@ extension CUDABackend {
       guard from.address != to.address else { return }
       return run("copy") { try device.copy(from: from.address, to: to.address, byteCount: from.byteCount) }
     }
-    launch("copyValues", grid: eights(x.count), [x.values, y.values, A(wide: x.count), lie(x, y)])
+    launch(.elements, "copyValues", grid: eights(x.count), [x.values, y.values, A(wide: x.count), lie(x, y)])
   }
 
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {
     require(x.count == y.count, "add of \(x.shape) into \(y.shape)")
     launch(
-      "addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), lie(x, y, y), A(scale)])
+      .elements, "addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), lie(x, y, y), A(scale)])
   }
 
   package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {
     launch(
-      "addScaled", grid: eights(x.count),
+      .elements, "addScaled", grid: eights(x.count),
       [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(Float(1))])
   }
 
   package func product(_ x: Tensor, _ y: Tensor, into out: Tensor, adds: Bool) {
     require(x.count == y.count && y.count == out.count, "product of \(x.shape) and \(y.shape)")
     launch(
-      "product", grid: eights(x.count),
+      .elements, "product", grid: eights(x.count),
       [x.values, y.values, out.values, A(wide: x.count), lie(x, y, out), A(adds ? 1 : 0)])
   }
 
-  /// The number of a function in Core.cu, and its constants.
+  /// The number of a function in Elements.cu, and its constants.
   private func code(_ function: ElementFunction) -> (number: Int, scale: Float, epsilon: Float) {
     switch function {
     case .silu: (0, 1, 0)
@@ -81,7 +81,7 @@ extension CUDABackend {
   package func apply(_ function: ElementFunction, _ x: Tensor, into y: Tensor) {
     let code = code(function)
     launch(
-      "applyFunction", grid: eights(x.count),
+      .elements, "applyFunction", grid: eights(x.count),
       [x.values, y.values, A(wide: x.count), lie(x, y), A(code.number), A(code.scale), A(code.epsilon)])
   }
 
@@ -89,7 +89,7 @@ extension CUDABackend {
     let code = code(function)
     let read = function.slopeReadsOutput ? y : x
     launch(
-      "applyFunctionBackward", grid: eights(dx.count),
+      .elements, "applyFunctionBackward", grid: eights(dx.count),
       [dy.values, read.values, dx.values, A(wide: dx.count), lie(dy, read, dx), A(code.number), A(code.scale)])
   }
 
@@ -99,7 +99,7 @@ extension CUDABackend {
     let columns = x.count / max(1, scales.count)
     require(columns * scales.count == x.count && y.count == x.count, "rows of \(x.shape) by \(scales.shape)")
     launch(
-      "scaleRows", threads: x.count,
+      .rowsAndColumns, "scaleRows", threads: x.count,
       [x.values, scales.values, y.values, narrow(x.count), A(columns), A(adds ? 1 : 0)])
   }
 
@@ -107,14 +107,14 @@ extension CUDABackend {
     let columns = x.count / max(1, out.count)
     require(columns * out.count == x.count && y.count == x.count, "rows of \(x.shape), \(y.shape) into \(out.shape)")
     launch(
-      "rowProducts", grid: ((out.count + 7) / 8, 1), [x.values, y.values, out.values, A(out.count), A(columns)])
+      .rowsAndColumns, "rowProducts", grid: ((out.count + 7) / 8, 1), [x.values, y.values, out.values, A(out.count), A(columns)])
   }
 
   package func scaleColumns(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {
     let group = x.columns / scales.count
     require(group * scales.count == x.columns && y.count == x.count, "columns of \(x.shape) by \(scales.shape)")
     launch(
-      "scaleColumns", threads: x.count,
+      .rowsAndColumns, "scaleColumns", threads: x.count,
       [x.values, scales.values, y.values, narrow(x.count), A(x.columns), A(group), A(adds ? 1 : 0)])
   }
 
@@ -133,40 +133,40 @@ extension CUDABackend {
     let parts = (rows + rowsPerPart - 1) / rowsPerPart
     let partial = empty([max(1, parts), columns])
     launch(
-      "columnParts", grid: ((columns + 255) / 256, parts),
+      .rowsAndColumns, "columnParts", grid: ((columns + 255) / 256, parts),
       [x.values, A(values: y), A(rows), A(columns), A(x.rowStride), A(rowsPerPart), partial.floats])
     launch(
-      "addColumnParts", grid: ((out.count + 7) / 8, 1),
+      .rowsAndColumns, "addColumnParts", grid: ((out.count + 7) / 8, 1),
       [partial.floats, A(parts), A(columns), A(group), out.values, A(adds ? 1 : 0)])
   }
 
   package func addBias(_ bias: Tensor, to y: Tensor) {
-    launch("addBias", grid: eights(y.count), [bias.values, y.values, narrow(y.count), A(y.columns), A(y.rowStride)])
+    launch(.rowsAndColumns, "addBias", grid: eights(y.count), [bias.values, y.values, narrow(y.count), A(y.columns), A(y.rowStride)])
   }
 
   package func copyColumns(_ x: Tensor, _ range: Range<Int>, into y: Tensor) {
     require(range.upperBound <= x.columns && y.count == x.rows * range.count, "columns \(range) of \(x.shape)")
     launch(
-      "copyColumns", threads: y.count,
+      .rowsAndColumns, "copyColumns", threads: y.count,
       [x.values, y.values, narrow(y.count), A(x.columns), A(range.lowerBound), A(range.count)])
   }
 
   package func addColumns(_ dy: Tensor, into dx: Tensor, _ range: Range<Int>, adds: Bool) {
     require(range.upperBound <= dx.columns && dy.count == dx.rows * range.count, "columns \(range) of \(dx.shape)")
     launch(
-      "addColumns", threads: dx.count,
+      .rowsAndColumns, "addColumns", threads: dx.count,
       [dy.values, dx.values, narrow(dx.count), A(dx.columns), A(range.lowerBound), A(range.count), A(adds ? 1 : 0)])
   }
 
   package func repeatHeads(_ x: Tensor, into y: Tensor) {
     launch(
-      "repeatHeads", threads: y.count,
+      .rowsAndColumns, "repeatHeads", threads: y.count,
       [x.values, y.values, narrow(y.count), A(y.shape[1]), A(x.shape[1]), A(x.shape[2])])
   }
 
   package func repeatHeadsBackward(_ dy: Tensor, into dx: Tensor) {
     launch(
-      "repeatHeadsBackward", threads: dx.count,
+      .rowsAndColumns, "repeatHeadsBackward", threads: dx.count,
       [dy.values, dx.values, narrow(dx.count), A(dy.shape[1]), A(dx.shape[1]), A(dx.shape[2]), A(dx.rowStride)])
   }
 
@@ -174,12 +174,12 @@ extension CUDABackend {
 
   package func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor) {
     launch(
-      "gatherRows", grid: (ids.count, 1), [table.values, ids.integers, out.values, A(table.rows), A(table.columns)])
+      .tables, "gatherRows", grid: (ids.count, 1), [table.values, ids.integers, out.values, A(table.rows), A(table.columns)])
   }
 
   package func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor) {
     launch(
-      "scatterAddRows", grid: (ids.count, 1),
+      .tables, "scatterAddRows", grid: (ids.count, 1),
       [x.values, ids.integers, table.values, A(ids.count), A(table.rows), A(table.columns)])
   }
 
@@ -205,7 +205,7 @@ extension CUDABackend {
     (0..<half).map { angles.stretched(pow(Double(angles.theta), -Double($0) / Double(half)), $0, of: half) }
       .withUnsafeBytes { upload($0, into: frequencies).wait() }
     launch(
-      "rotaryTables", threads: positions * half,
+      .tables, "rotaryTables", threads: positions * half,
       [tables.cosines.floats, tables.sines.floats, A(wide: positions * half), A(half), frequencies.doubles])
     rotary.append(tables)
     return tables
@@ -216,7 +216,7 @@ extension CUDABackend {
     let tables = rotaryTables(layout.positionLimit, half: size / 2, angles: angles)
     let pairs = x.rows * heads * (size / 2)
     launch(
-      "rotate", threads: pairs,
+      .tables, "rotate", threads: pairs,
       [
         x.values, y.values, layout.positions.integers, tables.cosines.floats, tables.sines.floats, narrow(pairs),
         A(heads), A(size), A(wide: x.rowStride), A(wide: y.rowStride), A(direction),
@@ -227,7 +227,7 @@ extension CUDABackend {
 
   package func sumElements(_ x: Tensor, scale: Double, into sum: Tensor) {
     require(sum.count == 1, "one sum into shape \(sum.shape)")
-    launch("sumElements", grid: (1, 1), blockSize: 1024, [x.values, A(wide: x.count), A(scale), sum.doubles])
+    launch(.rowsAndColumns, "sumElements", grid: (1, 1), blockSize: 1024, [x.values, A(wide: x.count), A(scale), sum.doubles])
   }
 
   package func sumsOfSquares(_ x: Tensor, blockSize: Int, into sums: Tensor) {
@@ -244,6 +244,23 @@ extension CUDABackend {
     _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,
     alpha: Float, adds: Bool
   ) {
+    multiply(
+      a, transposed: aTransposed, b, transposed: bTransposed, into: c, alpha: alpha, onto: adds ? c : nil)
+  }
+
+  /// Onto the residual stream in the product itself, where all is of one type and there is nothing else to add.
+  package func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], onto base: Tensor?, into y: Tensor) {
+    guard let base, weights.count == 1, biases.isEmpty, base.dtype == y.dtype, base.isDense, y.isDense else {
+      return composedProject(x, weights, biases: biases, onto: base, into: y)
+    }
+    multiply(x, transposed: false, weights[0], transposed: true, into: y, alpha: 1, onto: base)
+  }
+
+  /// The product, added to `base`, which lies as c does and may be it.
+  private func multiply(
+    _ a: Tensor, transposed aTransposed: Bool, _ b: Tensor, transposed bTransposed: Bool, into c: Tensor,
+    alpha: Float, onto base: Tensor?
+  ) {
     let (m, k) = aTransposed ? (a.columns, a.rows) : (a.rows, a.columns)
     let n = bTransposed ? b.rows : b.columns
     require(
@@ -256,24 +273,26 @@ extension CUDABackend {
     let isWide = a.dtype == .float32 && c.dtype == .bfloat16
     let out = isWide ? empty(c.shape) : c
     let isStrided = !(a.isDense && b.isDense && out.isDense)
-    if isWide && adds { copy(c, into: out) }
+    if isWide, let base { copy(base, into: out) }
     let shape = MatrixProducts.Shape(
       m: m, n: n, k: k, aTransposed: aTransposed, bTransposed: bTransposed,
       operands: a.dtype == .bfloat16 ? .bfloat16 : .float32, result: out.dtype == .bfloat16 ? .bfloat16 : .float32,
       strides: isStrided ? .init(a: a.rowStride, b: b.rowStride, c: out.rowStride) : nil)
     let (pa, pb, pc) = (a.deviceView, b.deviceView, out.deviceView)
+    let pBase = isWide && base != nil ? pc : base?.deviceView
     var isDone = false
     run(profile == nil ? "" : "product \(m) x \(n) x \(k) \(aTransposed ? "T" : "N")\(bTransposed ? "T" : "N")") {
-      isDone = try products.multiply(shape, pa.address, pb.address, into: pc.address, alpha: alpha, adds: adds)
+      isDone = try products.multiply(shape, pa.address, pb.address, into: pc.address, alpha: alpha, onto: pBase?.address)
     }
     if !isDone {
+      if let base, pBase!.address != pc.address { copy(base, into: out) }
       require(out.isDense, "a product into columns of \(c.shape) that the library has no kernel for")
       launch(
-        "plainProduct", threads: m * n,
+        .rowsAndColumns, "plainProduct", threads: m * n,
         [
           a.values, b.values, out.values, A(m), A(n), A(k), A(wide: aTransposed ? 1 : a.rowStride),
           A(wide: aTransposed ? a.rowStride : 1),
-          A(wide: bTransposed ? 1 : b.rowStride), A(wide: bTransposed ? b.rowStride : 1), A(alpha), A(adds ? 1 : 0),
+          A(wide: bTransposed ? 1 : b.rowStride), A(wide: bTransposed ? b.rowStride : 1), A(alpha), A(base == nil ? 0 : 1),
         ])
     }
     if isWide { copy(out, into: c) }

@@ -26,6 +26,22 @@ extension CUDABackend {
     _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, into dx: Tensor?, adds: Bool, dWeight: Tensor?,
     addsWeight: Bool
   ) {
+    normalizeBackward(
+      dy, x, weight: weight, inverse: inverse, base: adds ? dx : nil, into: dx, dWeight: dWeight, addsWeight: addsWeight)
+  }
+
+  package func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, onto base: Tensor, into dx: Tensor,
+    dWeight: Tensor?, addsWeight: Bool
+  ) {
+    normalizeBackward(
+      dy, x, weight: weight, inverse: inverse, base: base, into: dx, dWeight: dWeight, addsWeight: addsWeight)
+  }
+
+  private func normalizeBackward(
+    _ dy: Tensor, _ x: Tensor, weight: Tensor, inverse: Tensor, base: Tensor?, into dx: Tensor?, dWeight: Tensor?,
+    addsWeight: Bool
+  ) {
     let (count, columns) = (x.count / weight.count, weight.count)
     let dy = converted(dy, to: x.dtype)
     let kernels = rows(type(x))
@@ -38,11 +54,12 @@ extension CUDABackend {
           dWeight: dWeight.deviceView, addsWeight: addsWeight, workspace: workspace.deviceView)
       }
     }
-    writing(dx, as: x.dtype, adds: adds) { dx in
+    let base = base.map { converted($0, to: x.dtype) }
+    writing(dx, as: x.dtype) { dx in
       run("normalizeBackward") {
         try kernels.normalizeBackward(
           dy.deviceView, x.deviceView, weight: weight.deviceView, inverse: inverse.deviceView, rows: count,
-          columns: columns, dx: dx.deviceView, addsInput: adds, dWeight: dWeight?.deviceView, addsWeight: addsWeight,
+          columns: columns, dx: dx.deviceView, onto: base.map(\.deviceView), dWeight: dWeight?.deviceView, addsWeight: addsWeight,
           workspace: workspace.deviceView)
       }
     }

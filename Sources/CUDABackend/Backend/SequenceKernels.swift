@@ -39,7 +39,7 @@ extension CUDABackend {
   ) {
     let (x, places) = (dense(x), places(layout))
     launch(
-      "convolve", threads: x.count,
+      .convolution, "convolve", threads: x.count,
       [
         x.values, taps.values, A(wide: stride), A(values: bias), A(values: history), places.starts.integers,
         places.segments.integers, A(x.count), A(x.columns), A(activates ? 1 : 0), y.values,
@@ -58,7 +58,7 @@ extension CUDABackend {
     let x = dense(x)
     writing(dx, as: dx.dtype, isDense: true) { dx in
       launch(
-        "convolveBackward", threads: x.count,
+        .convolution, "convolveBackward", threads: x.count,
         [
           du.values, x.values, taps.values, A(wide: stride), places(layout).starts.integers, A(x.count), A(x.rows),
           A(x.columns), dx.values, A(values: dTaps),
@@ -72,7 +72,7 @@ extension CUDABackend {
   ) -> Tensor {
     let (x, du, places) = (dense(x), empty(x.shape), places(layout))
     launch(
-      "convolutionSlope", threads: x.count,
+      .convolution, "convolutionSlope", threads: x.count,
       [
         dy.values, x.values, taps.values, A(wide: stride), A(values: bias), places.starts.integers,
         places.segments.integers, A(x.count), A(x.columns), du.floats,
@@ -90,13 +90,16 @@ extension CUDABackend {
     dynamicConvolve(x, kernels, bias: nil, layout, history, into: y)
   }
 
+  /// Whether the kernel takes these.
+  private func dynamicallyConvolves(_ x: Tensor, _ kernels: Tensor, _ bias: Tensor?, _ y: Tensor) -> Bool {
+    (kernels.deviceView.address | (bias?.deviceView.address ?? 0)) % 16 == 0 && elements(x, kernels, y) != nil
+  }
+
   /// With the bias [C, 4] of the taps, which is added on the way.
   private func dynamicConvolve(
     _ x: Tensor, _ kernels: Tensor, bias: Tensor?, _ layout: Layout, _ history: Tensor?, into y: Tensor
   ) {
-    guard history == nil, (kernels.deviceView.address | (bias?.deviceView.address ?? 0)) % 16 == 0,
-      let type = elements(x, kernels, y)
-    else {
+    guard history == nil, let type = elements(x, kernels, y), dynamicallyConvolves(x, kernels, bias, y) else {
       if let bias { addBias(bias, to: kernels.reshaped([x.rows, bias.count])) }
       return convolve(x, taps: kernels, stride: x.columns * 4, bias: nil, layout, history, activates: true, into: y)
     }
@@ -141,9 +144,13 @@ extension CUDABackend {
   }
 
   package func generatedConvolve(
-    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
-  ) {
-    dynamicConvolve(x, taps(inner, weight), bias: bias, layout, history, into: y)
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor,
+    saves: Bool
+  ) -> SavedState? {
+    let taps = taps(inner, weight)
+    dynamicConvolve(x, taps, bias: bias, layout, history, into: y)
+    // Where the bias cannot be added on the way, it is in the taps now: they are made again.
+    return saves && dynamicallyConvolves(x, taps, bias, y) ? SavedState([taps]) : nil
   }
 
   /// Taps without their bias, `[N, C, 4]`.
@@ -154,10 +161,10 @@ extension CUDABackend {
   }
 
   package func generatedConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
-    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, saved: SavedState?,
+    dx: Tensor, dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
   ) {
-    let taps = taps(inner, weight)
+    let taps = saved?.tensors[0] ?? taps(inner, weight)
     let dTaps = empty(like: taps)
     dynamicConvolveBackward(
       dy, x, taps, bias: bias, layout, dx: dx, dKernels: dTaps, dBias: dBias, addsBias: addsBias)
@@ -185,10 +192,10 @@ extension CUDABackend {
     let parts = (x.rows + tokensPerPart - 1) / tokensPerPart
     let partial = empty([max(1, parts), x.columns * 4])
     launch(
-      "convolutionTapParts", grid: ((x.columns + 255) / 256, parts),
+      .convolution, "convolutionTapParts", grid: ((x.columns + 255) / 256, parts),
       [du.values, x.values, places(layout).starts.integers, A(x.rows), A(x.columns), A(tokensPerPart), partial.floats])
     launch(
-      "addColumnParts", grid: ((dWeight.count + 7) / 8, 1),
+      .rowsAndColumns, "addColumnParts", grid: ((dWeight.count + 7) / 8, 1),
       [partial.floats, A(parts), A(dWeight.count), A(1), dWeight.values, A(0)])
     if let dBias { sumRows(du, into: dBias, adds: false) }
   }
@@ -196,7 +203,7 @@ extension CUDABackend {
   package func shiftTokens(_ x: Tensor, layout: Layout, history: Tensor?, into y: Tensor) {
     let places = places(layout)
     launch(
-      "shiftTokens", threads: x.count,
+      .convolution, "shiftTokens", threads: x.count,
       [
         x.values, A(values: history), places.starts.integers, places.segments.integers, A(x.count), A(x.columns),
         y.values,
@@ -205,7 +212,7 @@ extension CUDABackend {
 
   package func shiftTokensBackward(_ dy: Tensor, layout: Layout, into dx: Tensor) {
     launch(
-      "shiftTokensBackward", threads: dy.count,
+      .convolution, "shiftTokensBackward", threads: dy.count,
       [dy.values, places(layout).starts.integers, A(dy.count), A(dy.rows), A(dy.columns), dx.values])
   }
 

@@ -84,6 +84,9 @@ extension BackendCheck {
           make.backend.multiply(x, transposed: xt, y, transposed: yt, into: added, alpha: 1, adds: true)
           outputs += [c, added]
         }
+        let (past, onto) = (make.random([m, n], 5), make.output([m, n]))
+        make.backend.project(a, [bt], biases: [], onto: past, into: onto)
+        outputs.append(onto)
         return (outputs, [])
       }
     }
@@ -142,11 +145,14 @@ extension BackendCheck {
           let weight = make.floats([columns], 4, scale: 0.3, shift: 1)
           let (y, inverse, dx) = (make.output([rows, columns]), b.empty([rows]), make.random([rows, columns], 5))
           let (dWeight, dWeight2) = (make.floats([columns], 6), b.empty([columns]))
+          let (past, dxPast, dWeight3) = (make.random([rows, columns], 7), make.output([rows, columns]), b.empty([columns]))
           b.normalize(x, weight: weight, epsilon: 1e-5, into: y, inverse: inverse)
           b.normalizeBackward(
             dy, x, weight: weight, inverse: inverse, into: dx, adds: true, dWeight: nil, addsWeight: false)
           b.normalizeBackward(
             dy, x, weight: weight, inverse: inverse, into: nil, adds: false, dWeight: dWeight, addsWeight: true)
+          b.normalizeBackward(
+            dy, x, weight: weight, inverse: inverse, onto: past, into: dxPast, dWeight: dWeight3, addsWeight: false)
           let (gated, inverse2) = (make.output([rows, columns]), b.empty([rows]))
           let (dx2, dGate) = (make.output([rows, columns]), make.output([rows, columns]))
           b.gatedNormalize(x, gate: gate, weight: weight, epsilon: 1e-5, into: gated, inverse: inverse2)
@@ -160,7 +166,7 @@ extension BackendCheck {
           let (length, dLength) = (make.output([rows, columns]), make.output([rows, columns]))
           b.normalizeLength(x, epsilon: 1e-6, into: length)
           b.normalizeLengthBackward(dy, x, epsilon: 1e-6, into: dLength)
-          return ([y, inverse, gated, unit, length], [dx, dWeight, dx2, dGate, dWeight2, dUnit, dLength])
+          return ([y, inverse, gated, unit, length], [dx, dWeight, dxPast, dWeight3, dx2, dGate, dWeight2, dUnit, dLength])
         }
       }
       + shapes.map { rows, columns, _ in
@@ -307,12 +313,12 @@ extension BackendCheck {
         make.random([n, 8], 8), make.random([4 * width, 8], 9, scale: 0.3), make.floats([4 * width], 10)
       )
       let convolved = make.output([n, width])
-      b.generatedConvolve(
-        x[1], inner: inner, weight: generator, bias: taps, layout: layout, history: nil, into: convolved)
+      let state = b.generatedConvolve(
+        x[1], inner: inner, weight: generator, bias: taps, layout: layout, history: nil, into: convolved, saves: true)
       let (dInner, dGenerator, dTaps) = (make.output([n, 8]), b.empty([4 * width, 8]), b.empty([4 * width]))
       gradient(width..<2 * width, [n, width]) {
         b.generatedConvolveBackward(
-          dy, x[1], inner: inner, weight: generator, bias: taps, layout: layout, dx: $0, dInner: dInner,
+          dy, x[1], inner: inner, weight: generator, bias: taps, layout: layout, saved: state, dx: $0, dInner: dInner,
           dWeight: dGenerator, addsWeight: false, dBias: dTaps, addsBias: false)
       }
       let (matrix, product) = (make.random([24, width], 11), make.output([n, 24]))
@@ -327,10 +333,10 @@ extension BackendCheck {
   // MARK: - Attention
 
   private static func attentions(small: Bool) -> [Case] {
-    let sizes = small ? [10, 32] : [10, 64, 96, 128, 256]
+    let sizes = small ? [10, 32, 128] : [10, 64, 96, 128, 256]
     let shapes: [([Int], Int?)] =
       small
-      ? [([1, 40], nil)]
+      ? [([1, 40], nil), ([200], nil)]
       : [
         ([1], nil), ([63, 65], nil), ([1000], nil), ([17, 64, 1, 128, 300], 33), ([400], 1), ([300], 129),
         ([1, 400, 193, 700], nil), ([1000, 500], 200),

@@ -10,14 +10,20 @@ static const char attentionExact[] = {
 static const char attentionHopper[] = {
 #embed "AttentionHopper.cu"
   , 0};
+static const char attentionHopperHeader[] = {
+#embed "AttentionHopper.cuh"
+  , 0};
+static const char attentionHopperBackward[] = {
+#embed "AttentionHopperBackward.cu"
+  , 0};
 static const char cacheAttention[] = {
 #embed "CacheAttention.cu"
   , 0};
 static const char caches[] = {
 #embed "Caches.cu"
   , 0};
-static const char core[] = {
-#embed "Core.cu"
+static const char convolution[] = {
+#embed "Convolution.cu"
   , 0};
 static const char deltaRuleStep[] = {
 #embed "DeltaRuleStep.cu"
@@ -27,6 +33,9 @@ static const char deltaRuleStepHeader[] = {
   , 0};
 static const char dynamicConvolution[] = {
 #embed "DynamicConvolution.cu"
+  , 0};
+static const char elements[] = {
+#embed "Elements.cu"
   , 0};
 static const char elementwise[] = {
 #embed "Elementwise.cu"
@@ -70,11 +79,17 @@ static const char recurrence[] = {
 static const char rowsHeader[] = {
 #embed "Rows.cuh"
   , 0};
+static const char rowsAndColumns[] = {
+#embed "RowsAndColumns.cu"
+  , 0};
 static const char sampling[] = {
 #embed "Sampling.cu"
   , 0};
 static const char spansHeader[] = {
 #embed "Spans.cuh"
+  , 0};
+static const char tables[] = {
+#embed "Tables.cu"
   , 0};
 static const char valuesHeader[] = {
 #embed "Values.cuh"
@@ -85,12 +100,15 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"Attention.cu", attention, sizeof attention - 1},
     {"AttentionExact.cu", attentionExact, sizeof attentionExact - 1},
     {"AttentionHopper.cu", attentionHopper, sizeof attentionHopper - 1},
+    {"AttentionHopper.cuh", attentionHopperHeader, sizeof attentionHopperHeader - 1},
+    {"AttentionHopperBackward.cu", attentionHopperBackward, sizeof attentionHopperBackward - 1},
     {"CacheAttention.cu", cacheAttention, sizeof cacheAttention - 1},
     {"Caches.cu", caches, sizeof caches - 1},
-    {"Core.cu", core, sizeof core - 1},
+    {"Convolution.cu", convolution, sizeof convolution - 1},
     {"DeltaRuleStep.cu", deltaRuleStep, sizeof deltaRuleStep - 1},
     {"DeltaRuleStep.cuh", deltaRuleStepHeader, sizeof deltaRuleStepHeader - 1},
     {"DynamicConvolution.cu", dynamicConvolution, sizeof dynamicConvolution - 1},
+    {"Elements.cu", elements, sizeof elements - 1},
     {"Elementwise.cu", elementwise, sizeof elementwise - 1},
     {"GatedDeltaRule.cuh", gatedDeltaRuleHeader, sizeof gatedDeltaRuleHeader - 1},
     {"GatedDeltaRuleBackward.cu", gatedDeltaRuleBackward, sizeof gatedDeltaRuleBackward - 1},
@@ -105,8 +123,10 @@ jettrain_kernel_source jettrain_kernel_source_at(int index) {
     {"Primitives.cuh", primitivesHeader, sizeof primitivesHeader - 1},
     {"Recurrence.cu", recurrence, sizeof recurrence - 1},
     {"Rows.cuh", rowsHeader, sizeof rowsHeader - 1},
+    {"RowsAndColumns.cu", rowsAndColumns, sizeof rowsAndColumns - 1},
     {"Sampling.cu", sampling, sizeof sampling - 1},
     {"Spans.cuh", spansHeader, sizeof spansHeader - 1},
+    {"Tables.cu", tables, sizeof tables - 1},
     {"Values.cuh", valuesHeader, sizeof valuesHeader - 1},
   };
   static const jettrain_kernel_source none = {0, 0, 0};

@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(256) normalize(
 template <int n, bool gated>
 DEVICE void normalizeRowBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
-  int row, int columns, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView) {
+  int row, int columns, ELEMENT *dx, const ELEMENT *base, ELEMENT *dGate, Heads dView) {
   const int lane = threadIdx.x % 32;
   const long long first = (long long)row * columns;
   const float scale = inverse[row];
@@ -84,24 +84,25 @@ DEVICE void normalizeRowBackward(
       }
       write(dGate + placeOf(dView, row, columns) + c, dz);
     }
-    if (adds) read(z, dx + first + c);
+    if (base) read(z, base + first + c);
 #pragma unroll
-    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean) + (adds ? z[i] : 0.0f);
+    for (int i = 0; i < n; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean) + (base ? z[i] : 0.0f);
     write(dx + first + c, v);
   }
 }
 
+/// dx = the gradient of `normalize`, on top of `base` where that is not null: dx itself, or what is to stay.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
-  int rows, int columns, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView) {
+  int rows, int columns, ELEMENT *dx, const ELEMENT *base, ELEMENT *dGate, Heads dView) {
   const int row = ownRow();
   if (row >= rows) return;
-  if (view.stride % 8 || dView.stride % 8 || !movesEight(columns, dy, x, gate, weight, dx, dGate))
-    gate ? normalizeRowBackward<1, true>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView)
-         : normalizeRowBackward<1, false>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView);
+  if (view.stride % 8 || dView.stride % 8 || !movesEight(columns, dy, x, gate, weight, dx, base, dGate))
+    gate ? normalizeRowBackward<1, true>(dy, x, gate, view, weight, inverse, row, columns, dx, base, dGate, dView)
+         : normalizeRowBackward<1, false>(dy, x, gate, view, weight, inverse, row, columns, dx, base, dGate, dView);
   else
-    gate ? normalizeRowBackward<8, true>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView)
-         : normalizeRowBackward<8, false>(dy, x, gate, view, weight, inverse, row, columns, dx, adds, dGate, dView);
+    gate ? normalizeRowBackward<8, true>(dy, x, gate, view, weight, inverse, row, columns, dx, base, dGate, dView)
+         : normalizeRowBackward<8, false>(dy, x, gate, view, weight, inverse, row, columns, dx, base, dGate, dView);
 }
 
 /// dx, dGate, and the sums of a part of the rows that dWeight is made of: a lane has eight columns, whose weights and sums
@@ -109,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackward(
 template <bool gated>
 DEVICE void normalizePartBackward(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
-  int rows, int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView, float *partial,
+  int rows, int columns, int rowsPerPart, ELEMENT *dx, const ELEMENT *base, ELEMENT *dGate, Heads dView, float *partial,
   float *sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane * 8;
   const int begin = blockIdx.x * rowsPerPart, end = begin + rowsPerPart < rows ? begin + rowsPerPart : rows;
@@ -138,9 +139,9 @@ DEVICE void normalizePartBackward(
     const float mean = laneTotal(sum) / columns * scale * scale;
     if (!isOwn) continue;
     if (gated) write(dGate + placeOf(dView, row, columns) + c, z);
-    if (adds) read(z, dx + place);
+    if (base) read(z, base + place);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean) + (adds ? z[i] : 0.0f);
+    for (int i = 0; i < 8; ++i) v[i] = scale * (d[i] * w[i] - v[i] * mean) + (base ? z[i] : 0.0f);
     write(dx + place, v);
   }
   // One warp after the other adds its rows.
@@ -158,19 +159,30 @@ DEVICE void normalizePartBackward(
 /// grid (parts), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
   const ELEMENT *dy, const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, const float *inverse,
-  int rows, int columns, int rowsPerPart, ELEMENT *dx, int adds, ELEMENT *dGate, Heads dView, float *partial) {
+  int rows, int columns, int rowsPerPart, ELEMENT *dx, const ELEMENT *base, ELEMENT *dGate, Heads dView, float *partial) {
   __shared__ float sums[256];
   gate ? normalizePartBackward<true>(
-           dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums)
+           dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, base, dGate, dView, partial, sums)
        : normalizePartBackward<false>(
-           dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, adds, dGate, dView, partial, sums);
+           dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, base, dGate, dView, partial, sums);
 }
 
+/// Eight elements on their way from device memory.
+struct Eight {
+  Quad parts[sizeof(ELEMENT) / 2];
+};
+DEVICE void fetch(Eight &e, const ELEMENT *p) {
+#pragma unroll
+  for (int i = 0; i < (int)sizeof(ELEMENT) / 2; ++i) e.parts[i] = reinterpret_cast<const Quad *>(p)[i];
+}
+DEVICE void unpack(float (&x)[8], const Eight &e) { read(x, reinterpret_cast<const ELEMENT *>(&e)); }
+
 /// normalizeBackward and normalizeWeightParts in one, for rows too long for a warp's registers: a thread has eight columns,
-/// whose weights and sums it keeps, a block takes two rows at a time. grid (parts), columns / 8 threads rounded up to 32.
+/// whose weights and sums it keeps, a block takes two rows at a time and fetches the next two meanwhile.
+/// grid (parts), columns / 8 threads rounded up to 32.
 extern "C" __global__ void __launch_bounds__(256) normalizeBackwardByColumns(
   const ELEMENT *dy, const ELEMENT *x, const float *weight, const float *inverse, int rows, int columns,
-  int rowsPerPart, ELEMENT *dx, int adds, float *partial) {
+  int rowsPerPart, ELEMENT *dx, const ELEMENT *base, float *partial) {
   constexpr int FEW = 2;
   __shared__ float shares[2][8][FEW];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, c = threadIdx.x * 8;
@@ -178,16 +190,29 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackwardByColumns(
   const bool isOwn = c < columns;
   float w[8] = {}, own[8] = {};
   if (isOwn) read(w, weight + c);
-  int turn = 0;
-  for (int first = begin; first < end; first += FEW, turn ^= 1) {
-    float d[FEW][8] = {}, v[FEW][8] = {};
+  Eight nextD[FEW] = {}, nextV[FEW] = {}, nextZ[FEW] = {};
+  auto fetchRows = [&](int first) {
 #pragma unroll
     for (int r = 0; r < FEW; ++r) {
-      if (isOwn && first + r < end) {
-        read(d[r], dy + (long long)(first + r) * columns + c);
-        read(v[r], x + (long long)(first + r) * columns + c);
-      }
+      if (!isOwn || first + r >= end) continue;
+      const long long place = (long long)(first + r) * columns + c;
+      fetch(nextD[r], dy + place);
+      fetch(nextV[r], x + place);
+      if (base) fetch(nextZ[r], base + place);
     }
+  };
+  fetchRows(begin);
+  int turn = 0;
+  for (int first = begin; first < end; first += FEW, turn ^= 1) {
+    float d[FEW][8], v[FEW][8];
+    Eight z[FEW];
+#pragma unroll
+    for (int r = 0; r < FEW; ++r) {
+      unpack(d[r], nextD[r]);
+      unpack(v[r], nextV[r]);
+      z[r] = nextZ[r];
+    }
+    fetchRows(first + FEW);
 #pragma unroll
     for (int r = 0; r < FEW; ++r) {
       float sum = 0;
@@ -203,15 +228,14 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackwardByColumns(
       float sum = 0;
       for (int i = 0; i < warps; ++i) sum += shares[turn][i][r];
       const float scale = inverse[first + r], mean = sum / columns * scale * scale;
-      ELEMENT *to = dx + (long long)(first + r) * columns + c;
-      float z[8];
-      if (adds) read(z, to);
+      float past[8];
+      unpack(past, z[r]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         own[i] += d[r][i] * v[r][i] * scale;
-        v[r][i] = scale * (d[r][i] * w[i] - v[r][i] * mean) + (adds ? z[i] : 0.0f);
+        v[r][i] = scale * (d[r][i] * w[i] - v[r][i] * mean) + past[i];
       }
-      write(to, v[r]);
+      write(dx + (long long)(first + r) * columns + c, v[r]);
     }
   }
   if (!isOwn) return;

@@ -98,10 +98,10 @@ template <int pending> DEVICE void waitCopies() { asm volatile("cp.async.wait_gr
 #ifdef HAS_BULK_COPIES
 // The copy engine of Hopper and later: one instruction copies many bytes, a barrier in shared memory counts them.
 
-/// A barrier that one arrival and the bytes that it announces complete, phase after phase. By one thread; the block
+/// A barrier that so many arrivals, and the bytes that they announce, complete, phase after phase. By one thread; the block
 /// must synchronize before others use it.
-DEVICE void initializeBarrier(u64 *barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(sharedAddress(barrier)) : "memory");
+DEVICE void initializeBarrier(u64 *barrier, int arrivals = 1) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(sharedAddress(barrier)), "r"(arrivals) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 /// The arrival of a phase: so many bytes will come.

@@ -36,3 +36,6 @@ template <int n> DEVICE void storeValues(u64 x, long long i, const float (&v)[n]
   else
     write(reinterpret_cast<float *>(addressOf(x)) + i, v);
 }
+
+/// Of a kernel whose threads take an element each: grid (count / 256 rounded up), 256 threads.
+DEVICE long long ownElement() { return (long long)blockIdx.x * 256 + threadIdx.x; }

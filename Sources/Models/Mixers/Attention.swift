@@ -50,7 +50,7 @@ struct Attention: TokenMixer {
     return copy
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor {
     let n = x.rows
     func rotated(_ x: Tensor, _ heads: Int, _ norm: RMSNorm?) -> Tensor {
       let x = x.reshaped([n, heads, size])
@@ -63,7 +63,7 @@ struct Attention: TokenMixer {
     let mixed =
       (cache as? KeyValueCache)?.attend(queries, keys, values, batch.layout)
       ?? attention(queries, keys, values, spans: batch.layout.spans(window: window))
-    return o(mixed.reshaped([n, heads * size]))
+    return o(mixed.reshaped([n, heads * size]), onto: residual)
   }
 
   func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {

@@ -45,7 +45,7 @@ struct DeltaNet: TokenMixer {
     o = Linear(scope.scope("o_proj"), values, hidden)
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor {
     let n = x.rows
     let cache = cache as? RecurrentCache
     func convolved(_ projected: Tensor, _ index: Int, _ size: Int) -> Tensor {
@@ -66,12 +66,14 @@ struct DeltaNet: TokenMixer {
     guard let gating else {
       let gates = batch.layout.table(NoDecay(heads: shape.heads)) { x.backend.zeros([n, shape.heads]) }
       let y = mixed(gates, apply(.sigmoid, projected[b]))
-      return o(rmsNorm(y, weight: norm.weight.value, epsilon: norm.epsilon).reshaped([n, values.columns]))
+      return o(
+        rmsNorm(y, weight: norm.weight.value, epsilon: norm.epsilon).reshaped([n, values.columns]), onto: residual)
     }
     let gates = decayGate(a: projected[gating.a], b: projected[b], aLog: gating.aLog.value, dtBias: gating.dtBias.value)
     return o(
       gatedRMSNorm(
-        mixed(gates.g, gates.beta), gate: projected[gating.g], weight: norm.weight.value, epsilon: norm.epsilon))
+        mixed(gates.g, gates.beta), gate: projected[gating.g], weight: norm.weight.value, epsilon: norm.epsilon),
+      onto: residual)
   }
 
   /// The gates of a state that does not decay, which all layers of as many heads share.

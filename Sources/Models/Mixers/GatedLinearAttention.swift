@@ -29,7 +29,7 @@ struct GatedLinearAttention: TokenMixer {
     o = Linear(scope.scope("o_proj"), values, hidden)
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor {
     let n = x.rows
     let cache = cache as? RecurrentCache
     func heads(_ x: Tensor, _ size: Int) -> Tensor { x.reshaped([n, shape.heads, size]) }
@@ -40,7 +40,8 @@ struct GatedLinearAttention: TokenMixer {
       v: heads(projected[v], shape.valueSize),
       g: heads(gates, shape.keySize), scale: 1 / Float(shape.keySize).squareRoot(), layout: batch.layout,
       initial: cache?.state, final: cache?.state)
-    return o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
+    return o(
+      gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon), onto: residual)
   }
 
   func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {

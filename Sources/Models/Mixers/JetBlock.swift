@@ -42,12 +42,12 @@ struct JetBlock: TokenMixer {
     kernelBias = second.parameter("bias", [taps], .identityTap(taps: shape.convolutionSize))
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor {
     let (n, heads) = (x.rows, shape.heads)
     let cache = cache as? RecurrentCache
     let projected = projections(x)
     func output(_ mixed: Tensor) -> Tensor {
-      o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
+      o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon), onto: residual)
     }
     if let cache, batch.layout.isDecoding {
       let mixed = x.backend.empty([n, heads, shape.valueSize], x.dtype)

@@ -34,7 +34,7 @@ struct Mamba2: TokenMixer {
     output = Linear(scope.scope("out_proj"), inner, hidden)
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor {
     let n = x.rows
     let cache = cache as? RecurrentCache
     let (states, heads) = (stateChannels, shape.heads)
@@ -56,7 +56,7 @@ struct Mamba2: TokenMixer {
       q: group(inner + states), k: group(inner), v: stepped, g: decay, scale: 1, layout: batch.layout,
       initial: cache?.state, final: cache?.state)
     let y = add(mixed.reshaped([n, inner]), scaleColumns(values, by: skip.value))
-    return output(normalized(swiGLU(gate: gate, up: y)))
+    return output(normalized(swiGLU(gate: gate, up: y)), onto: residual)
   }
 
   /// Root-mean-square norm of every group of heads by itself.

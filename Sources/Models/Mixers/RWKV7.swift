@@ -60,7 +60,7 @@ struct RWKV7: TokenMixer {
     o = Linear(scope.scope("o_proj"), width, hidden)
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor {
     let n = x.rows
     let cache = cache as? RecurrentCache
     let change = tokenShift(x, layout: batch.layout, history: cache?.histories[0])
@@ -82,7 +82,7 @@ struct RWKV7: TokenMixer {
     let affine = addBias(scaleColumns(normed, by: normWeight.value), normBias.value)
     let agreement = rowProducts(heads(scaleColumns(receptance, by: bonus.value)), heads(written))
     let extra = scaleRows(heads(values), by: agreement).reshaped([n, values.columns])
-    return o(multiplyElements(add(affine, extra), gate(mixed(5), .sigmoid)))
+    return o(multiplyElements(add(affine, extra), gate(mixed(5), .sigmoid)), onto: residual)
   }
 
   func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache {

@@ -26,7 +26,7 @@ struct Retention: TokenMixer {
     o = Linear(scope.scope("o_proj"), values, hidden)
   }
 
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor {
     let n = x.rows
     let cache = cache as? RecurrentCache
     func rotated(_ x: Tensor) -> Tensor {
@@ -49,7 +49,8 @@ struct Retention: TokenMixer {
       v: projected[v].reshaped([n, shape.heads, shape.valueSize]), g: gates,
       scale: 1 / Float(shape.keySize).squareRoot(), layout: batch.layout, initial: cache?.state, final: cache?.state
     )
-    return o(gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon))
+    return o(
+      gatedRMSNorm(mixed, gate: projected[g], weight: norm.weight.value, epsilon: norm.epsilon), onto: residual)
   }
 
   /// The gates of a batch, which all layers of as many heads share.

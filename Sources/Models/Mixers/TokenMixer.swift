@@ -48,8 +48,9 @@ package protocol TokenMixer {
   /// - Parameters:
   ///   - x: `[N, hidden]`, the layer's normalised input
   ///   - cache: of this mixer, when the segments of `batch` continue sequences
+  ///   - residual: `[N, hidden]`, what the output is added to
   /// - Returns: `[N, hidden]`
-  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor
+  func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?, onto residual: Tensor?) -> Tensor
 
   /// Empty caches.
   func makeCache(_ backend: any Backend, _ room: CacheRoom) -> any MixerCache
@@ -64,6 +65,11 @@ package protocol TokenMixer {
 
 extension TokenMixer {
   package var headShape: HeadShape? { nil }
+
+  /// What the mixer makes of x, by itself.
+  package func callAsFunction(_ x: Tensor, _ batch: Batch, cache: (any MixerCache)?) -> Tensor {
+    self(x, batch, cache: cache, onto: nil)
+  }
 }
 
 /// The mixer of a layer of this type, its parameters created under `scope`.

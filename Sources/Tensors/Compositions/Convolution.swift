@@ -15,10 +15,12 @@ extension Backend {
   }
 
   package func generatedConvolve(
-    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor
-  ) {
+    _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor,
+    saves: Bool
+  ) -> SavedState? {
     composedGeneratedConvolve(
       x, inner: inner, weight: weight, bias: bias, layout: layout, history: history, into: y)
+    return nil
   }
 
   /// By taps that exist whole, also for backends with a kernel of their own where tokens are few.
@@ -31,13 +33,13 @@ extension Backend {
   /// Taps by token and channel, `[N, C, 4]`.
   private func kernels(_ inner: Tensor, _ weight: Tensor, _ bias: Tensor) -> Tensor {
     let kernels = empty([inner.rows, weight.rows], inner.dtype)
-    project(inner, [weight], biases: [bias], into: kernels)
+    project(inner, [weight], biases: [bias], onto: nil, into: kernels)
     return kernels.reshaped([inner.rows, weight.rows / 4, 4])
   }
 
   package func generatedConvolveBackward(
-    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, dx: Tensor,
-    dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
+    _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, saved: SavedState?,
+    dx: Tensor, dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
   ) {
     let kernels = kernels(inner, weight, bias)
     let dKernels = empty(like: kernels)

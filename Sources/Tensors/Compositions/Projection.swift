@@ -1,11 +1,13 @@
 /// Products with the rows of one matrix that may lie apart, composed of the core.
 extension Backend {
-  package func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor) {
-    composedProject(x, weights, biases: biases, into: y)
+  package func project(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], onto base: Tensor?, into y: Tensor) {
+    composedProject(x, weights, biases: biases, onto: base, into: y)
   }
 
   /// The composition, also for backends whose own kernel is for some shapes alone.
-  package func composedProject(_ x: Tensor, _ weights: [Tensor], biases: [Tensor], into y: Tensor) {
+  package func composedProject(
+    _ x: Tensor, _ weights: [Tensor], biases: [Tensor], onto base: Tensor?, into y: Tensor
+  ) {
     forEachPart(of: y, rows: weights) { part, range, weight in
       multiply(x, transposed: false, weight, transposed: true, into: part, alpha: 1, adds: false)
       if part.storage !== y.storage { addColumns(part, into: y, range, adds: range.lowerBound > 0) }
@@ -18,6 +20,7 @@ extension Backend {
         ones, transposed: false, bias.reshaped([1, bias.count]), transposed: false, into: spread, alpha: 1, adds: false)
       addColumns(spread, into: y, range, adds: true)
     }
+    if let base { add(base, scale: 1, into: y) }
   }
 
   package func projectBackward(_ dy: Tensor, _ weights: [Tensor], into dx: Tensor, adds: Bool) {
