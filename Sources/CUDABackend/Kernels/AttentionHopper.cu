@@ -96,10 +96,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
         // Where nothing is seen yet the weights become zero: what rounding leaves of large numbers must not.
         shift[half] = fmaxf(highest, -1e29f) * factor;
         sum[half] *= keep;
+        // Behind the first tiles the highest score seldom changes; by one there is nothing to multiply.
+        if (anyLane(keep != 1)) {
 #pragma unroll
-        for (int d = 0; d < 16; ++d) {
-          out[d][2 * half] *= keep;
-          out[d][2 * half + 1] *= keep;
+          for (int d = 0; d < 16; ++d) {
+            out[d][2 * half] *= keep;
+            out[d][2 * half + 1] *= keep;
+          }
         }
       }
 #pragma unroll

@@ -120,6 +120,7 @@ DEVICE void publishCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: 
 DEVICE void arrive(u64 *barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(sharedAddress(barrier)) : "memory");
 }
+DEVICE bool anyLane(bool x) { return __any_sync(0xffffffffu, x); }
 /// The threads of one warpgroup wait for each other.
 DEVICE void syncWarpgroup(int member) { asm volatile("bar.sync %0, 128;" ::"r"(member + 1) : "memory"); }
 

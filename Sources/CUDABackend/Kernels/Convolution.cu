@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(256) convolutionSlope(
   if (i >= count) return;
   const int t = (u32)i / channels, c = (u32)i % channels;
   const float u = convolved(x, taps, tapStride, bias, 0, starts, segments, t, channels, c);
-  du[i] = loadValue(dy, i) * slopeOf(silu_, u, u, 1.0f);
+  du[i] = loadValue(dy, i) * exactSiluSlope(u);
 }
 
 /// dx, and where taps are of the token their gradient.

@@ -78,7 +78,6 @@ enum Function {
 };
 
 DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(exactExponential(-fabsf(x))); }
-DEVICE float exactSigmoid(float x) { return 1.0f / (1.0f + exactExponential(-x)); }
 
 /// √(2/π) (x + 0.044715 x³), u of gelu: ½ x (1 + tanh u) = x · sigmoid(2u).
 DEVICE float geluArgument(float x) { return 0.7978845608028654f * (x + 0.044715f * x * x * x); }
@@ -99,10 +98,7 @@ DEVICE float valueOf(int function, float x, float scale, float epsilon) {
 }
 DEVICE float slopeOf(int function, float x, float y, float scale) {
   switch (function) {
-  case silu_: {
-    const float s = exactSigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
-  }
+  case silu_: return exactSiluSlope(x);
   case gelu_: {
     const float s = exactSigmoid(2.0f * geluArgument(x));
     return s + 2.0f * x * s * (1.0f - s) * 0.7978845608028654f * (1.0f + 3 * 0.044715f * x * x);

@@ -39,3 +39,10 @@ template <int n> DEVICE void storeValues(u64 x, long long i, const float (&v)[n]
 
 /// Of a kernel whose threads take an element each: grid (count / 256 rounded up), 256 threads.
 DEVICE long long ownElement() { return (long long)blockIdx.x * 256 + threadIdx.x; }
+
+/// As the functions of elements have it.
+DEVICE float exactSigmoid(float x) { return 1.0f / (1.0f + exactExponential(-x)); }
+DEVICE float exactSiluSlope(float x) {
+  const float s = exactSigmoid(x);
+  return s * (1.0f + x * (1.0f - s));
+}
