@@ -63,7 +63,7 @@ package final class RowKernels: @unchecked Sendable {
     columns: Int, epsilon: Float, into y: any DeviceMemory, inverse: any DeviceMemory
   ) throws {
     try launch(
-      "normalize", grid: ((rows + 7) / 8, 1),
+      "normalize", grid: (columns <= 256 ? (rows + 31) / 32 : (rows + 7) / 8, 1),
       [
         A(x), A(gate), argument(gateView, columns: columns), A(weight), A(rows), A(columns), A(epsilon), A(y),
         A(inverse),
@@ -132,7 +132,7 @@ package final class RowKernels: @unchecked Sendable {
     _ x: any DeviceMemory, view: Heads? = nil, rows: Int, columns: Int, epsilon: Float, into y: any DeviceMemory
   ) throws {
     try launch(
-      "siluNormalize", grid: ((rows + 15) / 16, 1),
+      "siluNormalize", grid: ((rows + 63) / 64, 1),
       [A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(y)])
   }
 
@@ -141,7 +141,7 @@ package final class RowKernels: @unchecked Sendable {
     dx: any DeviceMemory, dView: Heads? = nil
   ) throws {
     try launch(
-      "siluNormalizeBackward", grid: ((rows + 15) / 16, 1),
+      "siluNormalizeBackward", grid: ((rows + 63) / 64, 1),
       [
         A(dy), A(x), argument(view, columns: columns), A(rows), A(columns), A(epsilon), A(dx),
         argument(dView, columns: columns),
@@ -212,7 +212,7 @@ package final class RowKernels: @unchecked Sendable {
     dB: any DeviceMemory, strides: (dA: Int, dB: Int)? = nil, dALog: any DeviceMemory, dDtBias: any DeviceMemory
   ) throws {
     try launch(
-      "decayGateBackward", grid: (heads, 1), threads: 512,
+      "decayGateBackward", grid: (heads, 1), threads: 1024,
       [
         A(dG), A(dBeta), A(a), A(aStride ?? heads), A(beta), A(aLog), A(dtBias), A(tokens), A(heads), A(dA),
         A(strides?.dA ?? heads), A(dB), A(strides?.dB ?? heads), A(dALog), A(dDtBias),

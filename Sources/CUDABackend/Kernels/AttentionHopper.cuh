@@ -115,7 +115,7 @@ DEVICE void multiplyWarpgroup(float (&d)[16][4], const Quad &a, u64 b, int adds)
     : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(adds));
 }
 
-/// Lets the products see what this thread copied.
+/// Lets the products see what copies have written.
 DEVICE void publishCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEVICE void arrive(u64 *barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(sharedAddress(barrier)) : "memory");
@@ -150,44 +150,33 @@ template <int stages> struct Stages {
     }
   }
 
-  /// The stage is read no longer, by this warp.
-  DEVICE void release(int stage) {
-    syncWarp();
-    if (threadIdx.x % 32 == 0) arrive(empty + stage);
-  }
-};
+  // Of those that copy.
 
-/// What the copying warpgroup keeps in mind: a stage is handed on once the copies of LAG later ones have begun.
-template <int stages> struct Feed {
-  static constexpr int LAG = 2;
-  static_assert(stages > LAG, "stages");
-  Stages<stages> barriers;
-  Turn<stages> next, done;
-  int count = 0;
-
-  /// Waits until the next stage may be written.
-  DEVICE int begin() {
-    if (count >= stages) waitBarrier(barriers.empty + next.stage, next.parity ^ 1);
-    return next.stage;
+  /// Waits until nobody reads the stage any more.
+  DEVICE void begin(Turn<stages> turn, int count) {
+    if (count >= stages) waitBarrier(empty + turn.stage, turn.parity ^ 1);
   }
-  /// The copies into it have begun.
-  DEVICE void end() {
-    commitCopies();
-    next.advance();
-    if (++count <= LAG) return;
-    waitCopies<LAG>();
-    handOn();
-  }
-  DEVICE void finish() {
-    waitCopies<0>();
-    for (int left = count < LAG ? count : LAG; left > 0; --left) handOn();
+  /// The stage is full once the copies that this thread has begun are there; nobody waits for that here.
+  DEVICE void end(Turn<stages> turn) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(sharedAddress(full + turn.stage)) : "memory");
   }
 
-private:
-  DEVICE void handOn() {
+  // Of those that multiply.
+
+  /// Waits until the stage is full, and lets the products see what was copied.
+  DEVICE void await(Turn<stages> turn) {
+    waitBarrier(full + turn.stage, turn.parity);
     publishCopies();
-    arrive(barriers.full + done.stage);
-    done.advance();
+  }
+  /// The stage is read no longer, by this warp.
+  DEVICE void release(Turn<stages> turn) {
+    syncWarp();
+    if (threadIdx.x % 32 == 0) arrive(empty + turn.stage);
+  }
+  /// The stage is of no use to this warp.
+  DEVICE void pass(Turn<stages> turn) {
+    waitBarrier(full + turn.stage, turn.parity);
+    release(turn);
   }
 };
 

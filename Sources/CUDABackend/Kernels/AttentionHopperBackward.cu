@@ -30,14 +30,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardQuerie
     const int kStride = groups * SIZE;
     k += (long long)span.key * kStride + group * SIZE;
     v += (long long)span.key * vStride + group * SIZE;
-    Feed<STAGES> feed = {barriers};
-    for (int key = first; key < end; key += TILE) {
-      bf16 *stage = stages + feed.begin() * STAGE;
+    Turn<STAGES> turn;
+    for (int key = first, count = 0; key < end; key += TILE, turn.advance(), ++count) {
+      barriers.begin(turn, count);
+      bf16 *stage = stages + turn.stage * STAGE;
       copyRows<TILE>(stage, k + (long long)key * kStride, end - key, kStride);
       copyRows<TILE>(stage + 2 * PANEL, v + (long long)key * vStride, end - key, vStride);
-      feed.end();
+      barriers.end(turn);
     }
-    feed.finish();
   } else {
     takeRegisters<240>();
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
@@ -68,9 +68,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardQuerie
     const int groupBase = base + member * TILE;
     Turn<STAGES> turn;
     for (int key = first; key < end; key += TILE, turn.advance()) {
-      waitBarrier(barriers.full + turn.stage, turn.parity);
+      barriers.await(turn);
       if (key >= groupBase + TILE || key + TILE <= groupBase - span.window + 1) {
-        barriers.release(turn.stage);
+        barriers.release(turn);
         continue;
       }
       const bf16 *keys = stages + turn.stage * STAGE, *values = keys + 2 * PANEL;
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardQuerie
       for (int j = 0; j < 4; ++j) multiplyWarpgroup(out, p[j], someRows(keys, j), 1);
       commitProducts();
       waitProducts<0>();
-      barriers.release(turn.stage);
+      barriers.release(turn);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -159,12 +159,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
   syncBlock();
   if (member == GROUPS) {
     giveRegisters<24>();
-    Feed<STAGES> feed = {barriers};
+    Turn<STAGES> turn;
+    int turns = 0;
     for (int index = 0; index < spanCount; ++index) {
       const Span span = spans[index];
       const Seers some = seers(span, first, count);
-      for (int offset = some.begin; offset < some.end; offset += TILE) {
-        const int stage = feed.begin(), left = span.queryCount - offset;
+      for (int offset = some.begin; offset < some.end; offset += TILE, turn.advance(), ++turns) {
+        barriers.begin(turn, turns);
+        const int stage = turn.stage, left = span.queryCount - offset;
         const long long start = ((long long)(span.query + offset) * heads + h) * SIZE;
         copyRows<TILE>(stages + stage * STAGE, q + start, left, heads * SIZE);
         copyRows<TILE>(stages + stage * STAGE + 2 * PANEL, dO + start, left, heads * SIZE);
@@ -172,10 +174,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
         const long long at = (long long)(span.query + offset + (i < left ? i : 0)) * heads + h;
         copyWordAsync(
           scalars + stage * SCALARS + isDot * TILE + i, (isDot ? dots : logSums) + at, i < left);
-        feed.end();
+        barriers.end(turn);
       }
     }
-    feed.finish();
   } else {
     takeRegisters<240>();
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
@@ -196,11 +197,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
       // Where the keys of this warpgroup stand among the span's.
       const int place = some.place + member * TILE;
       for (int offset = some.begin; offset < some.end; offset += TILE, turn.advance()) {
-        waitBarrier(barriers.full + turn.stage, turn.parity);
+        barriers.await(turn);
         const int position = some.base + offset;
         // Queries that see none of them.
         if (place > position + TILE - 1 || place + TILE <= position - span.window + 1) {
-          barriers.release(turn.stage);
+          barriers.release(turn);
           continue;
         }
         const bf16 *query = stages + turn.stage * STAGE, *gradient = query + 2 * PANEL;
@@ -252,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionBackwardKeys(
         for (int j = 0; j < 4; ++j) multiplyWarpgroup(dKey, slope[j], someRows(query, j), 1);
         commitProducts();
         waitProducts<0>();
-        barriers.release(turn.stage);
+        barriers.release(turn);
       }
     }
 #pragma unroll

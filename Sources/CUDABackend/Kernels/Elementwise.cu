@@ -17,16 +17,17 @@ extern "C" __global__ void __launch_bounds__(256) decayGate(
   beta[i] = sigmoid(readElement(b + n * bStride + h));
 }
 
-/// grid (heads), 512 threads: a block sums over the tokens of a head, each thread in order, then the threads in order.
-extern "C" __global__ void __launch_bounds__(512) decayGateBackward(
-  const float *dG, const float *dBeta, const ELEMENT *a, int aStride, const float *beta, const float *aLog,
-  const float *dtBias, int tokens, int heads, ELEMENT *dA, int dAStride, ELEMENT *dB, int dBStride, float *dALog,
-  float *dDtBias) {
-  __shared__ float logs[512], biases[512];
+/// grid (heads), 1024 threads: a block sums over the tokens of a head, each thread in order, then the threads in order.
+extern "C" __global__ void __launch_bounds__(1024) decayGateBackward(
+  const float *__restrict__ dG, const float *__restrict__ dBeta, const ELEMENT *__restrict__ a, int aStride,
+  const float *__restrict__ beta, const float *aLog, const float *dtBias, int tokens, int heads,
+  ELEMENT *__restrict__ dA, int dAStride, ELEMENT *__restrict__ dB, int dBStride, float *dALog, float *dDtBias) {
+  __shared__ float logs[1024], biases[1024];
   const int h = blockIdx.x;
   const float rate = -exactExponential(aLog[h]), bias = dtBias[h];
   float sumLog = 0, sumBias = 0;
-  for (long long n = threadIdx.x; n < tokens; n += 512) {
+#pragma unroll 4
+  for (long long n = threadIdx.x; n < tokens; n += 1024) {
     const long long i = n * heads + h;
     const float z = readElement(a + n * aStride + h) + bias;
     sumLog += dG[i] * rate * softplus(z);
@@ -38,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(512) decayGateBackward(
   logs[threadIdx.x] = sumLog;
   biases[threadIdx.x] = sumBias;
   syncBlock();
-  for (int half = 256; half > 0; half /= 2) {
+  for (int half = 512; half > 0; half /= 2) {
     if ((int)threadIdx.x < half) {
       logs[threadIdx.x] += logs[threadIdx.x + half];
       biases[threadIdx.x] += biases[threadIdx.x + half];

@@ -11,6 +11,16 @@ DEVICE long long placeOf(Heads view, int row, int columns) {
   return (long long)(row / view.heads) * view.stride + row % view.heads * columns;
 }
 
+/// Eight elements on their way from device memory.
+struct Eight {
+  Quad parts[sizeof(ELEMENT) / 2];
+};
+DEVICE void fetch(Eight &e, const ELEMENT *p) {
+#pragma unroll
+  for (int i = 0; i < (int)sizeof(ELEMENT) / 2; ++i) e.parts[i] = reinterpret_cast<const Quad *>(p)[i];
+}
+DEVICE void unpack(float (&x)[8], const Eight &e) { read(x, reinterpret_cast<const ELEMENT *>(&e)); }
+
 template <int n, bool gated>
 DEVICE void normalizeRow(
   const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, int row, int columns, float epsilon,
@@ -37,18 +47,78 @@ DEVICE void normalizeRow(
   }
 }
 
-/// y = x / rms(x) weight, with `gate` times SiLU(gate); `inverse` keeps 1 / rms.
+/// The same for `few` rows at a time of at most 256 · steps columns, a multiple of 8: all of them are fetched before anything is
+/// waited for, and once.
+template <int few, int steps, bool gated>
+DEVICE void normalizeRows(
+  const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, int row, int rows, int columns,
+  float epsilon, ELEMENT *y, float *inverse) {
+  const int lane = threadIdx.x % 32;
+  Eight held[few][steps] = {}, gates[gated ? few : 1][gated ? steps : 1] = {};
+#pragma unroll
+  for (int r = 0; r < few; ++r)
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const int c = (step * 32 + lane) * 8;
+      if (row + r >= rows || c >= columns) continue;
+      fetch(held[r][step], x + (long long)(row + r) * columns + c);
+      if (gated) fetch(gates[r][step], gate + placeOf(view, row + r, columns) + c);
+    }
+#pragma unroll
+  for (int r = 0; r < few; ++r) {
+    float sum = 0;
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      if (row + r >= rows || (step * 32 + lane) * 8 >= columns) continue;
+      float v[8];
+      unpack(v, held[r][step]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += v[i] * v[i];
+    }
+    const float scale = rsqrtf(laneTotal(sum) / columns + epsilon);
+    if (row + r >= rows) return;
+    if (lane == 0) inverse[row + r] = scale;
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const int c = (step * 32 + lane) * 8;
+      if (c >= columns) continue;
+      float v[8], w[8], z[8];
+      unpack(v, held[r][step]);
+      read(w, weight + c);
+      if (gated) unpack(z, gates[r][step]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] *= scale * w[i] * (gated ? silu(z[i]) : 1.0f);
+      write(y + (long long)(row + r) * columns + c, v);
+    }
+  }
+}
+
+/// Rows that a warp of `normalize` takes.
+DEVICE int rowsOfWarp(int columns) { return columns <= 256 ? 4 : 1; }
+
+template <bool gated>
+DEVICE void normalizeAny(
+  const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, int rows, int columns, float epsilon,
+  ELEMENT *y, float *inverse) {
+  const int few = rowsOfWarp(columns), row = ownRow() * few;
+  if (row >= rows) return;
+  const bool isEven = view.stride % 8 == 0 && movesEight(columns, x, gate, weight, y);
+  if (isEven && columns <= 256)
+    return normalizeRows<4, 1, gated>(x, gate, view, weight, row, rows, columns, epsilon, y, inverse);
+  if (isEven && columns <= 2048 && !gated)
+    return normalizeRows<1, 8, false>(x, gate, view, weight, row, rows, columns, epsilon, y, inverse);
+#pragma unroll 1
+  for (int r = row; r < row + few && r < rows; ++r)
+    isEven ? normalizeRow<8, gated>(x, gate, view, weight, r, columns, epsilon, y, inverse)
+           : normalizeRow<1, gated>(x, gate, view, weight, r, columns, epsilon, y, inverse);
+}
+
+/// y = x / rms(x) weight, with `gate` times SiLU(gate); `inverse` keeps 1 / rms. grid (rows / 8 / rowsOfWarp rounded up)
 extern "C" __global__ void __launch_bounds__(256) normalize(
   const ELEMENT *x, const ELEMENT *gate, Heads view, const float *weight, int rows, int columns, float epsilon,
   ELEMENT *y, float *inverse) {
-  const int row = ownRow();
-  if (row >= rows) return;
-  if (view.stride % 8 || !movesEight(columns, x, gate, weight, y))
-    gate ? normalizeRow<1, true>(x, gate, view, weight, row, columns, epsilon, y, inverse)
-         : normalizeRow<1, false>(x, gate, view, weight, row, columns, epsilon, y, inverse);
-  else
-    gate ? normalizeRow<8, true>(x, gate, view, weight, row, columns, epsilon, y, inverse)
-         : normalizeRow<8, false>(x, gate, view, weight, row, columns, epsilon, y, inverse);
+  gate ? normalizeAny<true>(x, gate, view, weight, rows, columns, epsilon, y, inverse)
+       : normalizeAny<false>(x, gate, view, weight, rows, columns, epsilon, y, inverse);
 }
 
 template <int n, bool gated>
@@ -167,16 +237,6 @@ extern "C" __global__ void __launch_bounds__(256) normalizeBackwardWithParts(
            dy, x, gate, view, weight, inverse, rows, columns, rowsPerPart, dx, base, dGate, dView, partial, sums);
 }
 
-/// Eight elements on their way from device memory.
-struct Eight {
-  Quad parts[sizeof(ELEMENT) / 2];
-};
-DEVICE void fetch(Eight &e, const ELEMENT *p) {
-#pragma unroll
-  for (int i = 0; i < (int)sizeof(ELEMENT) / 2; ++i) e.parts[i] = reinterpret_cast<const Quad *>(p)[i];
-}
-DEVICE void unpack(float (&x)[8], const Eight &e) { read(x, reinterpret_cast<const ELEMENT *>(&e)); }
-
 /// normalizeBackward and normalizeWeightParts in one, for rows too long for a warp's registers: a thread has eight columns,
 /// whose weights and sums it keeps, a block takes two rows at a time and fetches the next two meanwhile.
 /// grid (parts), columns / 8 threads rounded up to 32.
@@ -281,19 +341,19 @@ extern "C" __global__ void __launch_bounds__(1024) addParts(
   sums[c] = sum;
 }
 
-template <int n, int lanes>
+template <int n>
 DEVICE void siluNormalizeRow(const ELEMENT *x, Heads view, int row, int columns, float epsilon, ELEMENT *y) {
-  const int lane = threadIdx.x % lanes;
+  const int lane = threadIdx.x % 32;
   const long long first = (long long)row * columns, from = placeOf(view, row, columns);
   float sum = 0;
-  for (int c = lane * n; c < columns; c += lanes * n) {
+  for (int c = lane * n; c < columns; c += 32 * n) {
     float v[n];
     read(v, x + from + c);
 #pragma unroll
     for (int i = 0; i < n; ++i) sum += silu(v[i]) * silu(v[i]);
   }
-  const float scale = rsqrtf(laneTotal<lanes>(sum) + epsilon);
-  for (int c = lane * n; c < columns; c += lanes * n) {
+  const float scale = rsqrtf(laneTotal(sum) + epsilon);
+  for (int c = lane * n; c < columns; c += 32 * n) {
     float v[n];
     read(v, x + from + c);
 #pragma unroll
@@ -302,31 +362,55 @@ DEVICE void siluNormalizeRow(const ELEMENT *x, Heads view, int row, int columns,
   }
 }
 
-/// y = SiLU(x) / length of SiLU(x), a row a head; half a warp takes a row of at most 128 bfloat16. grid (rows / 16
+/// Rows that half a warp takes at a time: all of them are fetched before anything is waited for.
+constexpr int HALVES = 4;
+
+/// The same for rows of at most 128 columns, a multiple of 8, by half a warp.
+DEVICE void siluNormalizeRows(const ELEMENT *x, Heads view, int row, int rows, int columns, float epsilon, ELEMENT *y) {
+  const int c = threadIdx.x % 16 * 8;
+  Eight held[HALVES] = {};
+#pragma unroll
+  for (int r = 0; r < HALVES; ++r)
+    if (row + r < rows && c < columns) fetch(held[r], x + placeOf(view, row + r, columns) + c);
+#pragma unroll
+  for (int r = 0; r < HALVES; ++r) {
+    float v[8], sum = 0;
+    unpack(v, held[r]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      v[i] = silu(v[i]);
+      sum += v[i] * v[i];
+    }
+    const float scale = rsqrtf(laneTotal<16>(sum) + epsilon);
+    if (row + r >= rows || c >= columns) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] *= scale;
+    write(y + (long long)(row + r) * columns + c, v);
+  }
+}
+
+/// y = SiLU(x) / length of SiLU(x), a row a head; half a warp takes rows of at most 128 bfloat16. grid (rows / 64
 /// rounded up), 256 threads.
 extern "C" __global__ void __launch_bounds__(256) siluNormalize(
   const ELEMENT *x, Heads view, int rows, int columns, float epsilon, ELEMENT *y) {
   const bool isEven = view.stride % 8 == 0 && movesEight(columns, x, y);
-  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
-    // All lanes of the warp take part in its sums.
-    const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
-    siluNormalizeRow<8, 16>(x, view, last, columns, epsilon, y);
-    return;
-  }
+  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128)
+    return siluNormalizeRows(
+      x, view, (blockIdx.x * 16 + threadIdx.x / 16) * HALVES, rows, columns, epsilon, y);
 #pragma unroll 1
-  for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    isEven ? siluNormalizeRow<8, 32>(x, view, row, columns, epsilon, y)
-           : siluNormalizeRow<1, 32>(x, view, row, columns, epsilon, y);
+  for (int row = blockIdx.x * 64 + threadIdx.x / 32, turn = 0; row < rows && turn < 8; row += 8, ++turn)
+    isEven ? siluNormalizeRow<8>(x, view, row, columns, epsilon, y)
+           : siluNormalizeRow<1>(x, view, row, columns, epsilon, y);
 }
 
-template <int n, int lanes>
+template <int n>
 DEVICE void siluNormalizeRowBackward(
   const ELEMENT *dy, const ELEMENT *x, Heads view, int row, int columns, float epsilon, ELEMENT *dx, Heads dView) {
-  const int lane = threadIdx.x % lanes;
+  const int lane = threadIdx.x % 32;
   const long long first = (long long)row * columns, from = placeOf(view, row, columns);
   const long long to = placeOf(dView, row, columns);
   float sum = 0, overlap = 0;
-  for (int c = lane * n; c < columns; c += lanes * n) {
+  for (int c = lane * n; c < columns; c += 32 * n) {
     float d[n], v[n];
     read(d, dy + first + c);
     read(v, x + from + c);
@@ -337,8 +421,8 @@ DEVICE void siluNormalizeRowBackward(
       overlap += a * d[i];
     }
   }
-  const float scale = rsqrtf(laneTotal<lanes>(sum) + epsilon), along = laneTotal<lanes>(overlap) * scale * scale;
-  for (int c = lane * n; c < columns; c += lanes * n) {
+  const float scale = rsqrtf(laneTotal(sum) + epsilon), along = laneTotal(overlap) * scale * scale;
+  for (int c = lane * n; c < columns; c += 32 * n) {
     float d[n], v[n];
     read(d, dy + first + c);
     read(v, x + from + c);
@@ -348,16 +432,44 @@ DEVICE void siluNormalizeRowBackward(
   }
 }
 
+DEVICE void siluNormalizeRowsBackward(
+  const ELEMENT *dy, const ELEMENT *x, Heads view, int row, int rows, int columns, float epsilon, ELEMENT *dx,
+  Heads dView) {
+  const int c = threadIdx.x % 16 * 8;
+  Eight heldD[HALVES] = {}, heldV[HALVES] = {};
+#pragma unroll
+  for (int r = 0; r < HALVES; ++r) {
+    if (row + r >= rows || c >= columns) continue;
+    fetch(heldD[r], dy + (long long)(row + r) * columns + c);
+    fetch(heldV[r], x + placeOf(view, row + r, columns) + c);
+  }
+#pragma unroll
+  for (int r = 0; r < HALVES; ++r) {
+    float d[8], v[8], sum = 0, overlap = 0;
+    unpack(d, heldD[r]);
+    unpack(v, heldV[r]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float a = silu(v[i]);
+      sum += a * a;
+      overlap += a * d[i];
+    }
+    const float scale = rsqrtf(laneTotal<16>(sum) + epsilon), along = laneTotal<16>(overlap) * scale * scale;
+    if (row + r >= rows || c >= columns) continue;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) d[i] = scale * (d[i] - silu(v[i]) * along) * siluSlope(v[i]);
+    write(dx + placeOf(dView, row + r, columns) + c, d);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(256) siluNormalizeBackward(
   const ELEMENT *dy, const ELEMENT *x, Heads view, int rows, int columns, float epsilon, ELEMENT *dx, Heads dView) {
   const bool isEven = (view.stride | dView.stride) % 8 == 0 && movesEight(columns, dy, x, dx);
-  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128) {
-    const int row = blockIdx.x * 16 + threadIdx.x / 16, last = row < rows ? row : rows - 1;
-    siluNormalizeRowBackward<8, 16>(dy, x, view, last, columns, epsilon, dx, dView);
-    return;
-  }
+  if (sizeof(ELEMENT) == 2 && isEven && columns <= 128)
+    return siluNormalizeRowsBackward(
+      dy, x, view, (blockIdx.x * 16 + threadIdx.x / 16) * HALVES, rows, columns, epsilon, dx, dView);
 #pragma unroll 1
-  for (int row = blockIdx.x * 16 + threadIdx.x / 32, turn = 0; row < rows && turn < 2; row += 8, ++turn)
-    isEven ? siluNormalizeRowBackward<8, 32>(dy, x, view, row, columns, epsilon, dx, dView)
-           : siluNormalizeRowBackward<1, 32>(dy, x, view, row, columns, epsilon, dx, dView);
+  for (int row = blockIdx.x * 64 + threadIdx.x / 32, turn = 0; row < rows && turn < 8; row += 8, ++turn)
+    isEven ? siluNormalizeRowBackward<8>(dy, x, view, row, columns, epsilon, dx, dView)
+           : siluNormalizeRowBackward<1>(dy, x, view, row, columns, epsilon, dx, dView);
 }
