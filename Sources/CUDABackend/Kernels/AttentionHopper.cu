@@ -74,8 +74,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
     const int ownEnd = min(end, groupBase + TILE);
     float s[8][4];
     Quad p[4];
-    // Scores become weights, and the sums so far are brought to their scale, once the products of the tile before are done.
-    auto weigh = [&](Turn<STAGES> before, bool isFirst) {
+    float keep[2];
+    // Scores become weights.
+    auto weigh = [&] {
       if (key + TILE - 1 > groupBase || key <= groupBase + TILE - 1 - span.window) {
 #pragma unroll
         for (int j = 0; j < 8; ++j)
@@ -85,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
             if (place > position || place <= position - span.window) s[j][i] = -1e30f;
           }
       }
-      float shift[2], keep[2];
+      float shift[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float highest = most[half];
@@ -105,6 +106,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
           s[j][i] = power2(s[j][i] * factor - shift[i / 2]);
           sum[i / 2] += s[j][i];
         }
+    };
+    // The sums so far are brought to the scale of the weights, once the products of the tile before are done.
+    auto rescale = [&](Turn<STAGES> before, bool isFirst) {
       waitProducts<0>();
       touch(out);
       if (!isFirst) barriers.release(before);
@@ -130,19 +134,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
       waitProducts<0>();
       touch(s);
       // While the weights of a tile are made, the values of the tile before are still being multiplied, and the scores of the
-      // next are multiplied first.
+      // next are multiplied first. The wait for the next tile stands between the weights and the wait for the products, or the
+      // compiler would draw the latter before the weights.
       for (bool isFirst = true; key + TILE < ownEnd; key += TILE, isFirst = false) {
-        weigh(before, isFirst);
-        before = turn;
+        weigh();
+        const Turn<STAGES> own = turn;
         turn.advance();
         barriers.await(turn);
+        rescale(before, isFirst);
+        before = own;
         beginProducts();
         scores(s, query, stages + turn.stage * STAGE);
-        add(stages + before.stage * STAGE + 2 * PANEL);
+        add(stages + own.stage * STAGE + 2 * PANEL);
         waitProducts<1>();
         touch(s);
       }
-      weigh(before, before.stage == turn.stage);
+      weigh();
+      rescale(before, before.stage == turn.stage);
       beginProducts();
       add(stages + turn.stage * STAGE + 2 * PANEL);
       waitProducts<0>();

@@ -435,30 +435,34 @@ DEVICE void siluNormalizeRowBackward(
 DEVICE void siluNormalizeRowsBackward(
   const ELEMENT *dy, const ELEMENT *x, Heads view, int row, int rows, int columns, float epsilon, ELEMENT *dx,
   Heads dView) {
-  const int c = threadIdx.x % 16 * 8;
-  Eight heldD[HALVES] = {}, heldV[HALVES] = {};
+  constexpr int PAIR = 2;
+  const int c = threadIdx.x % 16 * 8, end = row + HALVES;
+#pragma unroll 1
+  for (; row < end; row += PAIR) {
+    Eight heldD[PAIR] = {}, heldV[PAIR] = {};
 #pragma unroll
-  for (int r = 0; r < HALVES; ++r) {
-    if (row + r >= rows || c >= columns) continue;
-    fetch(heldD[r], dy + (long long)(row + r) * columns + c);
-    fetch(heldV[r], x + placeOf(view, row + r, columns) + c);
-  }
-#pragma unroll
-  for (int r = 0; r < HALVES; ++r) {
-    float d[8], v[8], sum = 0, overlap = 0;
-    unpack(d, heldD[r]);
-    unpack(v, heldV[r]);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float a = silu(v[i]);
-      sum += a * a;
-      overlap += a * d[i];
+    for (int r = 0; r < PAIR; ++r) {
+      if (row + r >= rows || c >= columns) continue;
+      fetch(heldD[r], dy + (long long)(row + r) * columns + c);
+      fetch(heldV[r], x + placeOf(view, row + r, columns) + c);
     }
-    const float scale = rsqrtf(laneTotal<16>(sum) + epsilon), along = laneTotal<16>(overlap) * scale * scale;
-    if (row + r >= rows || c >= columns) continue;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) d[i] = scale * (d[i] - silu(v[i]) * along) * siluSlope(v[i]);
-    write(dx + placeOf(dView, row + r, columns) + c, d);
+    for (int r = 0; r < PAIR; ++r) {
+      float d[8], v[8], sum = 0, overlap = 0;
+      unpack(d, heldD[r]);
+      unpack(v, heldV[r]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float a = silu(v[i]);
+        sum += a * a;
+        overlap += a * d[i];
+      }
+      const float scale = rsqrtf(laneTotal<16>(sum) + epsilon), along = laneTotal<16>(overlap) * scale * scale;
+      if (row + r >= rows || c >= columns) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) d[i] = scale * (d[i] - silu(v[i]) * along) * siluSlope(v[i]);
+      write(dx + placeOf(dView, row + r, columns) + c, d);
+    }
   }
 }
 
