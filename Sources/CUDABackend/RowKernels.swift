@@ -76,7 +76,8 @@ package final class RowKernels: @unchecked Sendable {
   package func normalizeBackward(
     _ dy: any DeviceMemory, _ x: any DeviceMemory, gate: (any DeviceMemory)? = nil, gateView: Heads? = nil,
     weight: any DeviceMemory, inverse: any DeviceMemory, rows: Int, columns: Int, dx: any DeviceMemory,
-    onto base: (any DeviceMemory)? = nil, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil, dWeight: (any DeviceMemory)?,
+    onto base: (any DeviceMemory)? = nil, dGate: (any DeviceMemory)? = nil, dGateView: Heads? = nil,
+    dWeight: (any DeviceMemory)?,
     addsWeight: Bool,
     workspace: any DeviceMemory
   ) throws {

@@ -66,7 +66,8 @@ package func dynamicConvolution(
     func run(_ dWeight: Tensor?, _ addsWeight: Bool, _ dBias: Tensor?, _ addsBias: Bool) {
       backend.generatedConvolveBackward(
         node.dy, saved.x.value, inner: saved.inner.value, weight: saved.weight.value, bias: saved.bias.value,
-        layout: saved.layout, saved: saved.state, dx: dx, dInner: dInner, dWeight: dWeight, addsWeight: addsWeight, dBias: dBias,
+        layout: saved.layout, saved: saved.state, dx: dx, dInner: dInner, dWeight: dWeight, addsWeight: addsWeight,
+        dBias: dBias,
         addsBias: addsBias)
     }
     func withBias(_ dWeight: Tensor?, _ addsWeight: Bool) {

@@ -51,7 +51,7 @@ extension CUDABackend {
       }
       // Few queries, as of decoding, fill no block of the warpgroups' kernels.
       way =
-        size == 128 && device.capability.major == 9 && q.rows >= 128 * spans.list.count ? .warpgroups : .warps
+        size == 128 && device.capability.major == 9 && q.rows >= 192 * spans.list.count ? .warpgroups : .warps
     }
 
     var file: String { way == .exact ? "AttentionExact.cu" : "Attention.cu" }

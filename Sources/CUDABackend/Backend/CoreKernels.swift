@@ -46,7 +46,8 @@ extension CUDABackend {
   package func add(_ x: Tensor, scale: Float, into y: Tensor) {
     require(x.count == y.count, "add of \(x.shape) into \(y.shape)")
     launch(
-      .elements, "addScaled", grid: eights(x.count), [x.values, y.values, y.values, A(wide: x.count), lie(x, y, y), A(scale)])
+      .elements, "addScaled", grid: eights(x.count),
+      [x.values, y.values, y.values, A(wide: x.count), lie(x, y, y), A(scale)])
   }
 
   package func sum(_ x: Tensor, _ y: Tensor, into out: Tensor) {
@@ -107,7 +108,8 @@ extension CUDABackend {
     let columns = x.count / max(1, out.count)
     require(columns * out.count == x.count && y.count == x.count, "rows of \(x.shape), \(y.shape) into \(out.shape)")
     launch(
-      .rowsAndColumns, "rowProducts", grid: ((out.count + 7) / 8, 1), [x.values, y.values, out.values, A(out.count), A(columns)])
+      .rowsAndColumns, "rowProducts", grid: ((out.count + 7) / 8, 1),
+      [x.values, y.values, out.values, A(out.count), A(columns)])
   }
 
   package func scaleColumns(_ x: Tensor, by scales: Tensor, into y: Tensor, adds: Bool) {
@@ -141,7 +143,9 @@ extension CUDABackend {
   }
 
   package func addBias(_ bias: Tensor, to y: Tensor) {
-    launch(.rowsAndColumns, "addBias", grid: eights(y.count), [bias.values, y.values, narrow(y.count), A(y.columns), A(y.rowStride)])
+    launch(
+      .rowsAndColumns, "addBias", grid: eights(y.count),
+      [bias.values, y.values, narrow(y.count), A(y.columns), A(y.rowStride)])
   }
 
   package func copyColumns(_ x: Tensor, _ range: Range<Int>, into y: Tensor) {
@@ -174,7 +178,8 @@ extension CUDABackend {
 
   package func gather(_ table: Tensor, _ ids: Tensor, into out: Tensor) {
     launch(
-      .tables, "gatherRows", grid: (ids.count, 1), [table.values, ids.integers, out.values, A(table.rows), A(table.columns)])
+      .tables, "gatherRows", grid: (ids.count, 1),
+      [table.values, ids.integers, out.values, A(table.rows), A(table.columns)])
   }
 
   package func scatterAdd(_ x: Tensor, _ ids: Tensor, into table: Tensor) {
@@ -227,7 +232,9 @@ extension CUDABackend {
 
   package func sumElements(_ x: Tensor, scale: Double, into sum: Tensor) {
     require(sum.count == 1, "one sum into shape \(sum.shape)")
-    launch(.rowsAndColumns, "sumElements", grid: (1, 1), blockSize: 1024, [x.values, A(wide: x.count), A(scale), sum.doubles])
+    launch(
+      .rowsAndColumns, "sumElements", grid: (1, 1), blockSize: 1024,
+      [x.values, A(wide: x.count), A(scale), sum.doubles])
   }
 
   package func sumsOfSquares(_ x: Tensor, blockSize: Int, into sums: Tensor) {
@@ -282,7 +289,8 @@ extension CUDABackend {
     let pBase = isWide && base != nil ? pc : base?.deviceView
     var isDone = false
     run(profile == nil ? "" : "product \(m) x \(n) x \(k) \(aTransposed ? "T" : "N")\(bTransposed ? "T" : "N")") {
-      isDone = try products.multiply(shape, pa.address, pb.address, into: pc.address, alpha: alpha, onto: pBase?.address)
+      isDone = try products.multiply(
+        shape, pa.address, pb.address, into: pc.address, alpha: alpha, onto: pBase?.address)
     }
     if !isDone {
       if let base, pBase!.address != pc.address { copy(base, into: out) }
@@ -292,7 +300,8 @@ extension CUDABackend {
         [
           a.values, b.values, out.values, A(m), A(n), A(k), A(wide: aTransposed ? 1 : a.rowStride),
           A(wide: aTransposed ? a.rowStride : 1),
-          A(wide: bTransposed ? 1 : b.rowStride), A(wide: bTransposed ? b.rowStride : 1), A(alpha), A(base == nil ? 0 : 1),
+          A(wide: bTransposed ? 1 : b.rowStride), A(wide: bTransposed ? b.rowStride : 1), A(alpha),
+          A(base == nil ? 0 : 1),
         ])
     }
     if isWide { copy(out, into: c) }

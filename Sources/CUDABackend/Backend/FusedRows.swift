@@ -27,7 +27,8 @@ extension CUDABackend {
     addsWeight: Bool
   ) {
     normalizeBackward(
-      dy, x, weight: weight, inverse: inverse, base: adds ? dx : nil, into: dx, dWeight: dWeight, addsWeight: addsWeight)
+      dy, x, weight: weight, inverse: inverse, base: adds ? dx : nil, into: dx, dWeight: dWeight, addsWeight: addsWeight
+    )
   }
 
   package func normalizeBackward(
@@ -59,7 +60,8 @@ extension CUDABackend {
       run("normalizeBackward") {
         try kernels.normalizeBackward(
           dy.deviceView, x.deviceView, weight: weight.deviceView, inverse: inverse.deviceView, rows: count,
-          columns: columns, dx: dx.deviceView, onto: base.map(\.deviceView), dWeight: dWeight?.deviceView, addsWeight: addsWeight,
+          columns: columns, dx: dx.deviceView, onto: base.map(\.deviceView), dWeight: dWeight?.deviceView,
+          addsWeight: addsWeight,
           workspace: workspace.deviceView)
       }
     }

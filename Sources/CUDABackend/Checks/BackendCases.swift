@@ -145,7 +145,9 @@ extension BackendCheck {
           let weight = make.floats([columns], 4, scale: 0.3, shift: 1)
           let (y, inverse, dx) = (make.output([rows, columns]), b.empty([rows]), make.random([rows, columns], 5))
           let (dWeight, dWeight2) = (make.floats([columns], 6), b.empty([columns]))
-          let (past, dxPast, dWeight3) = (make.random([rows, columns], 7), make.output([rows, columns]), b.empty([columns]))
+          let (past, dxPast, dWeight3) = (
+            make.random([rows, columns], 7), make.output([rows, columns]), b.empty([columns])
+          )
           b.normalize(x, weight: weight, epsilon: 1e-5, into: y, inverse: inverse)
           b.normalizeBackward(
             dy, x, weight: weight, inverse: inverse, into: dx, adds: true, dWeight: nil, addsWeight: false)
@@ -166,7 +168,9 @@ extension BackendCheck {
           let (length, dLength) = (make.output([rows, columns]), make.output([rows, columns]))
           b.normalizeLength(x, epsilon: 1e-6, into: length)
           b.normalizeLengthBackward(dy, x, epsilon: 1e-6, into: dLength)
-          return ([y, inverse, gated, unit, length], [dx, dWeight, dxPast, dWeight3, dx2, dGate, dWeight2, dUnit, dLength])
+          return (
+            [y, inverse, gated, unit, length], [dx, dWeight, dxPast, dWeight3, dx2, dGate, dWeight2, dUnit, dLength]
+          )
         }
       }
       + shapes.map { rows, columns, _ in

@@ -1,8 +1,8 @@
-// Softmax attention forward by the products of warpgroups: two that keep 64 queries each in registers and walk the keys, and
-// one that copies keys and values ahead of them.
+// Softmax attention forward by the products of warpgroups: three that keep 64 queries each in registers and walk the keys,
+// and one that copies keys and values ahead of them.
 #include "AttentionHopper.cuh"
 
-constexpr int GROUPS = 2, QUERIES = GROUPS * TILE, THREADS = (GROUPS + 1) * 128, STAGES = 4;
+constexpr int GROUPS = 3, QUERIES = GROUPS * TILE, THREADS = (GROUPS + 1) * 128, STAGES = 4;
 /// Queries of a block, its threads, and bytes of dynamic shared memory: for the launch.
 extern "C" __device__ const int attentionSizes[3] = {
   QUERIES, THREADS, (QUERIES * SIZE + STAGES * STAGE) * 2 + 2 * STAGES * 8 + 1024};
@@ -16,14 +16,7 @@ DEVICE float quadMaximum(float x) {
   return fmaxf(x, shuffleXor(x, 2));
 }
 
-/// Begins s [64, 64] = the queries of a warpgroup times 64 keys.
-DEVICE void scores(float (&s)[8][4], const Quad (&query)[8], const bf16 *keys) {
-#pragma unroll
-  for (int d = 0; d < 8; ++d) multiplyWarpgroup(s, query[d], channels<TILE>(keys, d), d > 0);
-  commitProducts();
-}
-
-/// tiles: span and first query of each run of 128 queries, those that see most keys first. grid (tiles x heads), 384 threads
+/// tiles: span and first query of each run of 192 queries, those that see most keys first. grid (tiles x heads), 512 threads
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
   const bf16 *q, const bf16 *k, const bf16 *v, const int *tiles, const Span *spans, int heads, int groups,
   int vStride, float scale, bf16 *o, float *logSums) {
@@ -39,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
   const int member = uniform(threadIdx.x / 128);
   syncBlock();
   if (member == GROUPS) {
-    giveRegisters<24>();
+    giveRegisters<32>();
     const int kStride = groups * SIZE;
     k += (long long)span.key * kStride + group * SIZE;
     v += (long long)span.key * vStride + group * SIZE;
@@ -52,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
       barriers.end(turn);
     }
   } else {
-    takeRegisters<240>();
+    takeRegisters<160>();
     const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
     Quad query[8];
     bf16 *own = queries + member * TILE * SIZE;
@@ -68,15 +61,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
     // Where the queries of this warpgroup begin among the keys.
     const int groupBase = base + member * TILE;
     Turn<STAGES> turn;
-    // Keys that none of its queries sees: before its windows, and behind its last query.
-    int key = first;
-    for (; key < end && key + TILE <= groupBase - span.window + 1; key += TILE, turn.advance()) barriers.pass(turn);
-    const int ownEnd = min(end, groupBase + TILE);
-    float s[8][4];
-    Quad p[4];
-    float keep[2];
-    // Scores become weights.
-    auto weigh = [&] {
+    for (int key = first; key < end; key += TILE, turn.advance()) {
+      barriers.await(turn);
+      // Keys that none of its queries sees.
+      if (key >= groupBase + TILE || key + TILE <= groupBase - span.window + 1) {
+        barriers.release(turn);
+        continue;
+      }
+      const bf16 *keys = stages + turn.stage * STAGE, *values = keys + 2 * PANEL;
+      float s[8][4];
+      beginProducts();
+#pragma unroll
+      for (int d = 0; d < 8; ++d) multiplyWarpgroup(s, query[d], channels<TILE>(keys, d), d > 0);
+      commitProducts();
+      waitProducts<0>();
       if (key + TILE - 1 > groupBase || key <= groupBase + TILE - 1 - span.window) {
 #pragma unroll
         for (int j = 0; j < 8; ++j)
@@ -93,11 +91,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
 #pragma unroll
         for (int j = 0; j < 8; ++j) highest = fmaxf(highest, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
         highest = quadMaximum(highest);
-        keep[half] = power2((most[half] - highest) * factor);
+        const float keep = power2((most[half] - highest) * factor);
         most[half] = highest;
         // Where nothing is seen yet the weights become zero: what rounding leaves of large numbers must not.
         shift[half] = fmaxf(highest, -1e29f) * factor;
-        sum[half] *= keep[half];
+        sum[half] *= keep;
+        // Behind the first tiles the highest score seldom changes; by one there is nothing to multiply.
+        if (anyLane(keep != 1)) {
+#pragma unroll
+          for (int d = 0; d < 16; ++d) {
+            out[d][2 * half] *= keep;
+            out[d][2 * half + 1] *= keep;
+          }
+        }
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j)
@@ -106,60 +112,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attentionForward(
           s[j][i] = power2(s[j][i] * factor - shift[i / 2]);
           sum[i / 2] += s[j][i];
         }
-    };
-    // The sums so far are brought to the scale of the weights, once the products of the tile before are done.
-    auto rescale = [&](Turn<STAGES> before, bool isFirst) {
-      waitProducts<0>();
-      touch(out);
-      if (!isFirst) barriers.release(before);
+      Quad p[4];
       packSums(p, s);
-      // Behind the first tiles the highest score seldom changes; by one there is nothing to multiply.
-      if (anyLane(keep[0] != 1 || keep[1] != 1)) {
-#pragma unroll
-        for (int d = 0; d < 16; ++d)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) out[d][i] *= keep[i / 2];
-      }
-    };
-    auto add = [&](const bf16 *values) {
+      beginProducts();
 #pragma unroll
       for (int j = 0; j < 4; ++j) multiplyWarpgroup(out, p[j], someRows(values, j), 1);
       commitProducts();
-    };
-    if (key < ownEnd) {
-      Turn<STAGES> before = turn;
-      barriers.await(turn);
-      beginProducts();
-      scores(s, query, stages + turn.stage * STAGE);
       waitProducts<0>();
-      touch(s);
-      // While the weights of a tile are made, the values of the tile before are still being multiplied, and the scores of the
-      // next are multiplied first. The wait for the next tile stands between the weights and the wait for the products, or the
-      // compiler would draw the latter before the weights.
-      for (bool isFirst = true; key + TILE < ownEnd; key += TILE, isFirst = false) {
-        weigh();
-        const Turn<STAGES> own = turn;
-        turn.advance();
-        barriers.await(turn);
-        rescale(before, isFirst);
-        before = own;
-        beginProducts();
-        scores(s, query, stages + turn.stage * STAGE);
-        add(stages + own.stage * STAGE + 2 * PANEL);
-        waitProducts<1>();
-        touch(s);
-      }
-      weigh();
-      rescale(before, before.stage == turn.stage);
-      beginProducts();
-      add(stages + turn.stage * STAGE + 2 * PANEL);
-      waitProducts<0>();
-      touch(out);
       barriers.release(turn);
-      key += TILE;
-      turn.advance();
     }
-    for (; key < end; key += TILE, turn.advance()) barriers.pass(turn);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sum[half] = quadTotal(sum[half]);

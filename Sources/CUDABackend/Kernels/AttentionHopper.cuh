@@ -173,11 +173,6 @@ template <int stages> struct Stages {
     syncWarp();
     if (threadIdx.x % 32 == 0) arrive(empty + turn.stage);
   }
-  /// The stage is of no use to this warp.
-  DEVICE void pass(Turn<stages> turn) {
-    waitBarrier(full + turn.stage, turn.parity);
-    release(turn);
-  }
 };
 
 /// Begins to copy `rows` rows of 128 elements, `stride` elements apart, into two panels of so many rows; zeros behind
