@@ -155,7 +155,7 @@ package final class Generator {
       let batch = Batch(tokens: tokens, layout: layout)
       let work = backend.routine {
         let hidden = model(batch, caches: caches)
-        backend.project(hidden, [model.head], biases: [], into: logits)
+        backend.project(hidden, [model.head], biases: [], onto: nil, into: logits)
         backend.chooseTokens(logits, sampling, uniforms: uniforms, into: tokens)
         backend.advance(layout.positions)
       }

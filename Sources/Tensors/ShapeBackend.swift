@@ -169,19 +169,24 @@ package final class ShapeBackend: Backend {
     _ = empty([x.rows + 1, x.columns])
   }
 
-  /// Taps and their gradients exist by strips; making them again is not counted, as no recomputation is.
+  /// On the CPU taps and their gradients exist by strips, on a card whole, and stay where nothing is recomputed; making them
+  /// again is not counted, as no recomputation is.
   package func generatedConvolve(
     _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, history: Tensor?, into y: Tensor,
     saves: Bool
   ) -> SavedState? {
     operations += 2 * Double(x.rows) * Double(weight.count)
-    return nil
+    guard counted == .card else { return nil }
+    let taps = empty([x.rows, weight.rows], inner.dtype)
+    return saves ? SavedState([taps]) : nil
   }
   package func generatedConvolveBackward(
     _ dy: Tensor, _ x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor, layout: Layout, saved: SavedState?,
     dx: Tensor, dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
   ) {
-    _ = empty([min(256, x.rows), weight.rows])
+    if counted == .cpu { _ = empty([min(256, x.rows), weight.rows]) }
+    let taps = counted == .card ? (0..<(saved == nil ? 2 : 1)).map { _ in empty([x.rows, weight.rows], inner.dtype) } : []
+    withExtendedLifetime(taps) {}
     operations += 2 * Double(x.rows) * Double(weight.count) * (dWeight == nil ? 1 : 2)
   }
 
