@@ -185,7 +185,8 @@ package final class ShapeBackend: Backend {
     dx: Tensor, dInner: Tensor, dWeight: Tensor?, addsWeight: Bool, dBias: Tensor?, addsBias: Bool
   ) {
     if counted == .cpu { _ = empty([min(256, x.rows), weight.rows]) }
-    let taps = counted == .card ? (0..<(saved == nil ? 2 : 1)).map { _ in empty([x.rows, weight.rows], inner.dtype) } : []
+    let taps =
+      counted == .card ? (0..<(saved == nil ? 2 : 1)).map { _ in empty([x.rows, weight.rows], inner.dtype) } : []
     withExtendedLifetime(taps) {}
     operations += 2 * Double(x.rows) * Double(weight.count) * (dWeight == nil ? 1 : 2)
   }

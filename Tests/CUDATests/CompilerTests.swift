@@ -32,7 +32,8 @@ import Testing
     }
     all += ["128", "64"].map { ("CacheAttention.cu", ["HEAD_SIZE": $0]) }
     let whole = [
-      "AttentionHopper.cu", "AttentionHopperBackward.cu", "Caches.cu", "Convolution.cu", "Elements.cu", "RowsAndColumns.cu",
+      "AttentionHopper.cu", "AttentionHopperBackward.cu", "Caches.cu", "Convolution.cu", "Elements.cu",
+      "RowsAndColumns.cu",
       "Sampling.cu", "Tables.cu",
     ]
     all += whole.map { ($0, [:]) }
