@@ -32,6 +32,8 @@ package enum JSONValue: Sendable {
   package var boolean: Bool? { if case .boolean(let value) = self { value } else { nil } }
   package var integer: Int? { if case .number(let value) = self { Int(exactly: value) } else { nil } }
   package var list: [JSONValue]? { if case .list(let values) = self { values } else { nil } }
-  package var members: [(key: [UInt8], value: JSONValue)]? { if case .object(let members) = self { members } else { nil } }
+  package var members: [(key: [UInt8], value: JSONValue)]? {
+    if case .object(let members) = self { members } else { nil }
+  }
   package var isNull: Bool { if case .null = self { true } else { false } }
 }

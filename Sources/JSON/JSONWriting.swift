@@ -6,7 +6,9 @@ extension JSONValue: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, Ex
   package init(booleanLiteral value: Bool) { self = .boolean(value) }
   package init(integerLiteral value: Int) { self = .number(Double(value)) }
   package init(arrayLiteral values: JSONValue...) { self = .list(values) }
-  package init(dictionaryLiteral members: (String, JSONValue)...) { self = .object(members.map { (Array($0.utf8), $1) }) }
+  package init(dictionaryLiteral members: (String, JSONValue)...) {
+    self = .object(members.map { (Array($0.utf8), $1) })
+  }
   package init(_ text: String) { self = .string(Array(text.utf8)) }
   package init(_ value: Int) { self = .number(Double(value)) }
 

@@ -84,7 +84,8 @@ package final class SafetensorsFile {
       if let key = fields.keys.first(where: { !["dtype", "shape", "data_offsets"].contains($0) }) {
         throw fail("\(name): \(key) is unknown")
       }
-      guard let typeName = fields["dtype"]?.text, let shape = fields["shape"]?.list, let places = fields["data_offsets"]?.list
+      guard let typeName = fields["dtype"]?.text, let shape = fields["shape"]?.list,
+        let places = fields["data_offsets"]?.list
       else { throw fail("\(name): dtype, shape or data_offsets are missing") }
       guard let type = SafetensorsType(rawValue: typeName) else {
         throw fail("\(name): element type \(typeName) is not supported (F32, F16, BF16, I32, I64 are)")

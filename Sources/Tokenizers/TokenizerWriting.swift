@@ -37,7 +37,9 @@ extension TokenizerDescription {
         "end_of_word_suffix": .null, "fuse_unk": .boolean(!isByteLevel), "byte_fallback": .boolean(!isByteLevel),
         "ignore_merges": .boolean(ignoresMerges),
         "vocab": .object(
-          vocabulary.sorted { ($0.value, $0.key.count) < ($1.value, $1.key.count) }.map { ($0.key, JSONValue($0.value)) }
+          vocabulary.sorted { ($0.value, $0.key.count) < ($1.value, $1.key.count) }.map {
+            ($0.key, JSONValue($0.value))
+          }
         ),
         "merges": .list(
           merges.map { .list([.string(spellings[$0.left] ?? []), .string(spellings[$0.right] ?? [])]) }),

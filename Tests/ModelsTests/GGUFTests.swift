@@ -53,7 +53,8 @@ import Tokenizers
       truncates: truncates)
     reference.initializerRange = architecture.initializerRange
     #expect(architecture == reference)
-    let batch = Batch(tokens: backend.tensor((0..<40).map { Int32($0 * 7 % 48) }), segments: Segments(count: 1, length: 40))
+    let batch = Batch(
+      tokens: backend.tensor((0..<40).map { Int32($0 * 7 % 48) }), segments: Segments(count: 1, length: 40))
     let outputs = backend.withoutRecording { [found, expected].map { $0.logits($0(batch)).toArray() } }
     #expect(relativeError(outputs[0], outputs[1]) < 1e-5)
   }

@@ -39,7 +39,8 @@ import Tokenizers
     let tokenizer = try makeTokenizer(Self.folder + kind)
     let text = Array(
       String(
-        repeating: "It's the 2nd  of\n\nmany of the lines, \tand <table> the next.\nAnd\nso on 12345 the the\n", count: 40
+        repeating: "It's the 2nd  of\n\nmany of the lines, \tand <table> the next.\nAnd\nso on 12345 the the\n",
+        count: 40
       ).utf8)
     var parts: [UInt32] = []
     var start = 0
