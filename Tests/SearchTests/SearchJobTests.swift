@@ -59,7 +59,8 @@ func linearModel(_ mixer: LayerType, heads: Int, keySize: Int, valueSize: Int) t
       case "txt":
         // The layers of a model in the order in which they are replaced: each once.
         let text = try String(contentsOfFile: path, encoding: .utf8)
-        let layers = text.split(separator: "\n").filter { !$0.hasPrefix("#") }.joined(separator: " ").split(separator: " ")
+        let layers = text.split(separator: "\n").filter { !$0.hasPrefix("#") }.joined(separator: " ").split(
+          separator: " ")
         #expect(layers.compactMap { Int($0) }.sorted() == Array(0..<layers.count) && layers.count > 1, "\(path)")
       case "": break  // A folder.
       case "sh": break  // Its commands run in `./bootstrap demo`.
