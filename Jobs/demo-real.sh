@@ -7,7 +7,7 @@
 #   --hours H          how long the student learns, by the clock; what is made of it is measured first
 #   --accept-licence   the model's licence (Apache-2.0) is accepted without a question
 set -euo pipefail
-layers=12
+layers=8
 hours=0.25
 accept=()
 only_check=
