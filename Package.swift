@@ -56,7 +56,8 @@ let package = Package(
     .target(name: "Ops", dependencies: ["Tensors"]),
     .target(name: "NN", dependencies: ["Ops", "Tensors"]),
     .target(name: "Files", dependencies: ["CZstd", "Hashing"]),
-    .target(name: "Safetensors", dependencies: ["Files", "Tensors"], swiftSettings: kernelFlags),
+    .target(name: "JSON"),
+    .target(name: "Safetensors", dependencies: ["Files", "JSON", "Tensors"], swiftSettings: kernelFlags),
     .target(name: "GGUF", dependencies: ["Files"], swiftSettings: kernelFlags),
     .target(name: "Chat"),
     .target(name: "Fetching", dependencies: ["Files", "Hashing"]),
@@ -65,7 +66,7 @@ let package = Package(
       resources: [.embedInCode("Modelling/modeling_jettrain_hybrid.py")]),
     .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
-    .target(name: "Tokenizers", dependencies: ["GGUF", "Hashing"]),
+    .target(name: "Tokenizers", dependencies: ["GGUF", "Hashing", "JSON"]),
     .target(
       name: "TokenStreams", dependencies: ["Chat", "Files", "Hashing", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),
@@ -82,7 +83,7 @@ let package = Package(
       ]),
     .target(
       name: "Evaluation",
-      dependencies: ["Models", "NN", "Ops", "Safetensors", "Tensors", "Tokenizers", "Training", "TokenStreams"]),
+      dependencies: ["Files", "Models", "NN", "Ops", "Safetensors", "Tensors", "Tokenizers", "Training", "TokenStreams"]),
     .target(
       name: "Search",
       dependencies: [
@@ -120,7 +121,7 @@ let package = Package(
     .testTarget(name: "ChatTests", dependencies: ["Chat", "TestSupport"], swiftSettings: unoptimized),
     .testTarget(name: "TokenizersTests", dependencies: ["TestSupport", "Tokenizers"], swiftSettings: unoptimized),
     .testTarget(
-      name: "TokenStreamsTests", dependencies: ["Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"],
+      name: "TokenStreamsTests", dependencies: ["Chat", "Files", "Parallel", "TestSupport", "Tokenizers", "TokenStreams"],
       swiftSettings: unoptimized),
     .testTarget(
       name: "TrainingTests",

@@ -60,11 +60,7 @@ if [ $# -gt 0 ]; then
 else
   text=$(mktemp -d)
   trap 'rm -rf "$text"' EXIT
-  zcat /usr/share/debian-reference/debian-reference.en.txt.gz |
-    awk '/^Chapter [0-9]+\.|^[0-9]+\.[0-9]+\. /{print "%"} {print}' >"$text/debian-reference.txt"
-  for file in /usr/share/games/fortunes/*; do
-    case "$file" in *.dat | *.u8) ;; *) [ -f "$file" ] && cat "$file" >>"$text/fortunes.txt" ;; esac
-  done
+  Jobs/debian-texts.sh "$text"
   run "$jettrain" tokens build --output "$data/text" --separator % "$text/debian-reference.txt" "$text/fortunes.txt"
 fi
 # Rolls of the held-out eighth are never made to train on, whatever the seed.

@@ -19,6 +19,12 @@ struct TemplateInterpreter {
     guard steps <= Self.mostSteps else { throw TemplateError("does not end after \(Self.mostSteps) steps") }
   }
 
+  /// A value that holds others, all of which count: nobody makes a text of 2^40 elements by putting a list twice into a list.
+  private mutating func charged(_ value: TemplateValue) throws(TemplateError) -> TemplateValue {
+    try step(value.weight(upTo: Self.mostSteps))
+    return value
+  }
+
   // MARK: - Statements
 
   private mutating func run(_ nodes: [TemplateNode]) throws(TemplateError) {
@@ -118,11 +124,11 @@ struct TemplateInterpreter {
     case .list(let parts):
       var values: [TemplateValue] = []
       for part in parts { values.append(try value(part)) }
-      return .list(values)
+      return try charged(.list(values))
     case .object(let parts):
       var members: [(key: String, value: TemplateValue)] = []
       for (key, part) in parts { members.append((try value(key).text, try value(part))) }
-      return .object(members)
+      return try charged(.object(members))
     case .member(let base, let name): return try member(value(base), name)
     case .index(let base, let index): return try element(value(base), value(index))
     case .slice(let base, let first, let last, let stride):
@@ -233,8 +239,7 @@ struct TemplateInterpreter {
     switch (symbol, a, b) {
     case ("+", .string(let x), .string(let y)): return .string(try joined(x, y))
     case ("+", .list(let x), .list(let y)):
-      try step(x.count + y.count)
-      return .list(x + y)
+      return try charged(.list(x + y))
     case ("<", .string(let x), .string(let y)): return .boolean(x < y)
     case (">", .string(let x), .string(let y)): return .boolean(x > y)
     case (_, .integer(let x), .integer(let y)):
@@ -242,9 +247,9 @@ struct TemplateInterpreter {
       case "+": return .integer(x &+ y)
       case "-": return .integer(x &- y)
       case "*": return .integer(x &* y)
-      // Python's remainder has the divisor's sign.
-      case "%" where y != 0 && y != -1: return .integer(((x % y) + y) % y)
-      case "//" where y != 0 && y != -1: return .integer((x - ((x % y) + y) % y) / y)
+      // Python rounds quotients down: its remainder has the divisor's sign.
+      case "%" where y != 0 && y != -1: return .integer(x % y != 0 && (x < 0) != (y < 0) ? x % y + y : x % y)
+      case "//" where y != 0 && y != -1: return .integer(x % y != 0 && (x < 0) != (y < 0) ? x / y - 1 : x / y)
       default: break
       }
     default: break
@@ -298,7 +303,8 @@ struct TemplateInterpreter {
         throw TemplateError("range takes one or two whole numbers")
       }
       let (first, last) = bounds.count == 1 ? (0, bounds[0]) : (bounds[0], bounds[1])
-      guard last <= first || last.subtractingReportingOverflow(first).partialValue <= 100_000 else {
+      let (length, overflow) = last.subtractingReportingOverflow(first)
+      guard last <= first || !overflow && length <= 100_000 else {
         throw TemplateError("a range is too long")
       }
       return .list((first..<max(first, last)).map { .integer($0) })
@@ -327,8 +333,11 @@ struct TemplateInterpreter {
     case "list": return .list(try elements(base))
     case "items": return try TemplateText.method(base, "items", [])
     case "join":
-      let parts = try elements(base).map(\.text)
-      return .string(parts.joined(separator: arguments.first?.text ?? ""))
+      let (parts, separator) = (try elements(base).map(\.text), arguments.first?.text ?? "")
+      guard parts.reduce(0, { $0 + $1.utf8.count + separator.utf8.count }) <= Self.mostOutput else {
+        throw TemplateError("join makes a text of more than \(Self.mostOutput) bytes")
+      }
+      return .string(parts.joined(separator: separator))
     case "default", "d":
       let fallback = arguments.first ?? .string("")
       if case .undefined = base { return fallback }

@@ -75,6 +75,21 @@ indirect enum TemplateValue {
     }
   }
 
+  /// Values that it is made of, however deep, a text being one for each 64 bytes; counted no further than `most`.
+  func weight(upTo most: Int) -> Int {
+    func sum(_ values: some Sequence<TemplateValue>) -> Int {
+      var total = 1
+      for value in values where total < most { total += value.weight(upTo: most - total) }
+      return total
+    }
+    return switch self {
+    case .list(let values): sum(values)
+    case .object(let members): sum(members.lazy.map(\.value))
+    case .string(let text): 1 + text.utf8.count / 64
+    default: 1
+    }
+  }
+
   /// Whether the two are equal; texts by their scalars, as in Python.
   func equals(_ other: TemplateValue) -> Bool {
     switch (self, other) {

@@ -115,8 +115,10 @@ package struct Student {
     let root = "model.layers.\(layer)."
     let path = root + (model.layers[layer].alternatives == nil ? "self_attn." : "linear_attn.")
     func teacherRows(_ name: String) -> [Float] { teacher.store[root + "self_attn." + name]!.value.toArray() }
-    let (wq, wk, wv) = (teacherRows("q_proj.weight"), teacherRows("k_proj.weight"), teacherRows("v_proj.weight"))
-    let wo = teacherRows("o_proj.weight")
+    let normed = QueryKeyNorms(of: teacher, layer: layer)
+    let wq = normed.folded(teacherRows("q_proj.weight"), "q_norm")
+    let wk = normed.folded(teacherRows("k_proj.weight"), "k_norm")
+    let (wv, wo) = (teacherRows("v_proj.weight"), teacherRows("o_proj.weight"))
     func head(_ rows: [Float], _ h: Int) -> [Float] { Array(rows[h * size * hidden..<(h + 1) * size * hidden]) }
     /// Columns of o_proj that read head h, as rows [size, hidden].
     func outputHead(_ h: Int) -> [Float] {

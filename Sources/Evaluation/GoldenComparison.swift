@@ -1,3 +1,4 @@
+import Files
 import Foundation
 import Models
 import NN
@@ -32,12 +33,12 @@ package struct GoldenComparison {
     self.golden = golden
     self.backend = backend
     guard let entry = golden.entries["input_ids"], (1...2).contains(entry.shape.count), entry.count > 0 else {
-      throw SafetensorsError(path: golden.path, reason: "has no input_ids of shape [B, T] or [T]")
+      throw FileError(golden.path, "has no input_ids of shape [B, T] or [T]")
     }
     let ids = try golden.integers("input_ids")
     let vocabulary = model.configuration.vocabularySize
     if let bad = ids.first(where: { $0 < 0 || $0 >= vocabulary }) {
-      throw SafetensorsError(path: golden.path, reason: "input_ids holds \(bad), the vocabulary has \(vocabulary)")
+      throw FileError(golden.path, "input_ids holds \(bad), the vocabulary has \(vocabulary)")
     }
     let length = entry.shape[entry.shape.count - 1]
     let segments = Segments(count: entry.count / length, length: length)
@@ -48,7 +49,7 @@ package struct GoldenComparison {
       ? try golden.integers("labels")
       : segments.ranges.flatMap { range in range.map { $0 + 1 < range.upperBound ? ids[$0 + 1] : -100 } }
     guard labels.count == ids.count, labels.allSatisfy({ $0 < vocabulary }) else {
-      throw SafetensorsError(path: golden.path, reason: "labels do not fit input_ids and the vocabulary")
+      throw FileError(golden.path, "labels do not fit input_ids and the vocabulary")
     }
     try checkNames()
     try compare()
@@ -65,7 +66,7 @@ package struct GoldenComparison {
         isKnown = ["input_ids", "labels", "logits", "loss"].contains(name)
       }
       guard isKnown else {
-        throw SafetensorsError(path: golden.path, reason: "\(name) is nothing that this model has")
+        throw FileError(golden.path, "\(name) is nothing that this model has")
       }
     }
   }
@@ -110,8 +111,8 @@ package struct GoldenComparison {
   private mutating func compareLogits(_ hidden: Tensor) throws {
     let vocabulary = model.configuration.vocabularySize
     guard let entry = golden.entries["logits"], entry.count == hidden.rows * vocabulary else {
-      throw SafetensorsError(
-        path: golden.path, reason: "logits are not [\(hidden.rows), \(vocabulary)], tokens by vocabulary")
+      throw FileError(
+        golden.path, "logits are not [\(hidden.rows), \(vocabulary)], tokens by vocabulary")
     }
     let chunk = max(1, (1 << 22) / vocabulary)
     var sums = Difference()
@@ -135,7 +136,7 @@ package struct GoldenComparison {
   private func add(_ name: String, _ x: Tensor, to entries: inout [Entry]) throws {
     guard let entry = golden.entries[name] else { return }
     guard entry.count == x.count else {
-      throw SafetensorsError(path: golden.path, reason: "\(name) has shape \(entry.shape), the model's has \(x.shape)")
+      throw FileError(golden.path, "\(name) has shape \(entry.shape), the model's has \(x.shape)")
     }
     var sums = Difference()
     sums.add(x.toArray(), try golden.floats(name))

@@ -29,6 +29,19 @@ package final class MappedFile: @unchecked Sendable {
     bytes = UnsafeRawBufferPointer(start: address, count: size)
   }
 
+  /// A file that is not on disk: a copy of `content`, at an address as even as a mapped file's; `path` names it in errors.
+  package init(content: [UInt8], path: String) {
+    self.path = path
+    guard !content.isEmpty else {
+      bytes = UnsafeRawBufferPointer(start: nil, count: 0)
+      return
+    }
+    let address = mmap(nil, content.count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    guard let address, address != MAP_FAILED else { preconditionFailure("no memory for \(content.count) bytes") }
+    content.withUnsafeBytes { address.copyMemory(from: $0.baseAddress!, byteCount: content.count) }
+    bytes = UnsafeRawBufferPointer(start: address, count: content.count)
+  }
+
   deinit {
     if let address = bytes.baseAddress { munmap(UnsafeMutableRawPointer(mutating: address), bytes.count) }
   }

@@ -1,17 +1,5 @@
 import Files
 
-/// A GGUF file that cannot be used, and why.
-package struct GGUFError: Error, CustomStringConvertible {
-  package let path: String
-  package let reason: String
-  package var description: String { "\(path): \(reason)" }
-
-  package init(path: String, reason: String) {
-    self.path = path
-    self.reason = reason
-  }
-}
-
 /// A file of metadata and named arrays as llama.cpp keeps models (format: github.com/ggml-org/ggml, docs/gguf.md), read by
 /// memory map.
 ///
@@ -29,27 +17,29 @@ package final class GGUFFile: Sendable {
   package let path: String
   package let metadata: [String: GGUFValue]
   package let entries: [String: Entry]
-  private let file: any GGUFBytes
+  private let file: MappedFile
 
   /// Maps the file at `path`.
-  package convenience init(path: String) throws { try self.init(MappedFile(path), path: path) }
+  package convenience init(path: String) throws { try self.init(MappedFile(path)) }
 
   /// The file that `content` is; `path` names it in errors.
-  package convenience init(content: [UInt8], path: String) throws { try self.init(HeldBytes(content), path: path) }
+  package convenience init(content: [UInt8], path: String) throws {
+    try self.init(MappedFile(content: content, path: path))
+  }
 
-  private init(_ file: any GGUFBytes, path: String) throws {
-    self.path = path
+  private init(_ file: MappedFile) throws {
     self.file = file
+    path = file.path
     var reader = HeaderReader(file.bytes)
     do {
       (metadata, entries) = try reader.header()
     } catch {
-      throw GGUFError(path: path, reason: error.reason)
+      throw FileError(path, error.reason)
     }
   }
 
   private func entry(_ name: String) throws -> Entry {
-    guard let entry = entries[name] else { throw GGUFError(path: path, reason: "there is no array \(name)") }
+    guard let entry = entries[name] else { throw FileError(path, "there is no array \(name)") }
     return entry
   }
 
@@ -96,23 +86,4 @@ package enum GGUFValue: Sendable {
     default: nil
     }
   }
-}
-
-/// Bytes at an address that stays as long as their owner.
-private protocol GGUFBytes: AnyObject, Sendable {
-  var bytes: UnsafeRawBufferPointer { get }
-}
-
-extension MappedFile: GGUFBytes {}
-
-private final class HeldBytes: GGUFBytes, @unchecked Sendable {
-  let bytes: UnsafeRawBufferPointer
-
-  init(_ content: [UInt8]) {
-    let copy = UnsafeMutableRawBufferPointer.allocate(byteCount: content.count, alignment: 64)
-    copy.copyBytes(from: content)
-    bytes = UnsafeRawBufferPointer(copy)
-  }
-
-  deinit { bytes.deallocate() }
 }

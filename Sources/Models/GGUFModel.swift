@@ -53,6 +53,12 @@ struct GGUFModel {
     return whole
   }
 
+  private func above(_ least: Double, _ key: String, _ fallback: Double? = nil) throws -> Double {
+    let value = try number(key, fallback)
+    guard value > least, value <= 0x1p32 else { throw fail("\(prefix)\(key) must be above \(least), not \(value)") }
+    return value
+  }
+
   private func architecture() throws -> Architecture {
     let heads = try positive("attention.head_count")
     let hidden = try positive("embedding_length")
@@ -101,9 +107,27 @@ struct GGUFModel {
     }
     switch kind {
     case "none": return RotaryAngles(theta: theta)
-    case "linear": return RotaryAngles(theta: theta, scaling: .linear(factor: try number("rope.scaling.factor")))
-    default: throw fail("\(prefix)rope.scaling.type \(kind) is not supported (none and linear are)")
+    case "linear": return RotaryAngles(theta: theta, scaling: .linear(factor: try above(0, "rope.scaling.factor")))
+    case "yarn": return RotaryAngles(theta: theta, scaling: try yarn())
+    default: throw fail("\(prefix)rope.scaling.type \(kind) is not supported (none, linear and yarn are)")
     }
+  }
+
+  /// As llama.cpp reads it: queries and keys are multiplied by what the factor says, and by two factors of the file's own.
+  private func yarn() throws -> RotaryAngles.Scaling {
+    let factor = try above(0, "rope.scaling.factor")
+    for (key, usual) in [("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0)] {
+      let value = try number("rope.scaling." + key, usual)
+      guard value == usual else { throw fail("\(prefix)rope.scaling.\(key) \(value) is not supported") }
+    }
+    let own = try above(0, "rope.scaling.attn_factor", 1) * above(0, "rope.scaling.yarn_attn_factor", 1)
+    let magnitude = own * (factor <= 1 ? 1 : 0.1 * log(factor) + 1)
+    return .yarn(
+      factor: factor, fast: try above(0, "rope.scaling.yarn_beta_fast", 32),
+      slow: try above(0, "rope.scaling.yarn_beta_slow", 1),
+      originalContext: try above(
+        0, "rope.scaling.original_context_length", Double(positive("context_length"))), magnitude: magnitude,
+      truncates: true)
   }
 
   /// The angles that Llama 3 stretches by `divisors`: the file has the numbers, not the rule that made them, of which all

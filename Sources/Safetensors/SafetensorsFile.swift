@@ -1,17 +1,6 @@
 import Files
+import JSON
 import Tensors
-
-/// A safetensors file that cannot be used, and why.
-package struct SafetensorsError: Error, CustomStringConvertible {
-  package let path: String
-  package let reason: String
-  package var description: String { "\(path): \(reason)" }
-
-  package init(path: String, reason: String) {
-    self.path = path
-    self.reason = reason
-  }
-}
 
 /// Element types of the format that jettrain reads.
 package enum SafetensorsType: String, Sendable {
@@ -46,27 +35,22 @@ package final class SafetensorsFile {
   package let path: String
   package let entries: [String: Entry]
   package let metadata: [String: String]
-  private let bytes: UnsafeRawBufferPointer
-  /// Keeps `bytes` where they are.
-  private let owner: AnyObject
+  private let file: MappedFile
+  private var bytes: UnsafeRawBufferPointer { file.bytes }
 
   /// Maps the file at `path`.
-  package convenience init(path: String) throws {
-    let file = try MappedFile(path)
-    try self.init(bytes: file.bytes, owner: file, path: path)
-  }
+  package convenience init(path: String) throws { try self.init(MappedFile(path)) }
 
   /// The arrays in `content`; `path` names it in errors.
   package convenience init(content: [UInt8], path: String) throws {
-    let owner = HeapBytes(content)
-    try self.init(bytes: UnsafeRawBufferPointer(owner.bytes), owner: owner, path: path)
+    try self.init(MappedFile(content: content, path: path))
   }
 
-  private init(bytes: UnsafeRawBufferPointer, owner: AnyObject, path: String) throws {
-    self.path = path
-    self.bytes = bytes
-    self.owner = owner
-    func fail(_ reason: String) -> SafetensorsError { SafetensorsError(path: path, reason: reason) }
+  private init(_ file: MappedFile) throws {
+    self.file = file
+    path = file.path
+    let (path, bytes) = (file.path, file.bytes)
+    func fail(_ reason: String) -> FileError { FileError(path, reason) }
     guard bytes.count >= 8 else { throw fail("\(bytes.count) bytes are too few for a safetensors header") }
     let length = UInt64(littleEndian: bytes.loadUnaligned(as: UInt64.self))
     guard length <= UInt64(SafetensorsHeader.mostBytes), Int(length) <= bytes.count - 8 else {
@@ -84,27 +68,39 @@ package final class SafetensorsFile {
   package static func entries(
     header json: UnsafeRawBufferPointer, fileSize: Int, path: String
   ) throws -> (entries: [String: Entry], metadata: [String: String]) {
-    func fail(_ reason: String) -> SafetensorsError { SafetensorsError(path: path, reason: reason) }
+    func fail(_ reason: String) -> FileError { FileError(path, reason) }
     let body = 8 + json.count
-    var parser = HeaderParser(json)
-    let header: (fields: [String: HeaderParser.Field], metadata: [String: String])
-    do { header = try parser.parse() } catch let fault as HeaderParser.Fault { throw fail(fault.reason) }
     var entries: [String: Entry] = [:]
-    for (name, field) in header.fields {
-      guard let typeName = field.dtype, let shape = field.shape, let offsets = field.offsets, offsets.count == 2
+    var metadata: [String: String] = [:]
+    for (name, value) in try members(of: header(json, fail), "the header", fail) {
+      if name == "__metadata__" {
+        metadata = try members(of: value, name, fail).mapValues { value in
+          guard let text = value.text else { throw fail("__metadata__ holds something that is no string") }
+          return text
+        }
+        continue
+      }
+      let fields = try members(of: value, name, fail)
+      if let key = fields.keys.first(where: { !["dtype", "shape", "data_offsets"].contains($0) }) {
+        throw fail("\(name): \(key) is unknown")
+      }
+      guard let typeName = fields["dtype"]?.text, let shape = fields["shape"]?.list,
+        let places = fields["data_offsets"]?.list
       else { throw fail("\(name): dtype, shape or data_offsets are missing") }
       guard let type = SafetensorsType(rawValue: typeName) else {
         throw fail("\(name): element type \(typeName) is not supported (F32, F16, BF16, I32, I64 are)")
       }
+      let extents = try counts(shape, name, fail)
+      let offsets = try counts(places, name, fail)
       var size = type.size
-      for extent in shape {
+      for extent in extents {
         let (product, overflow) = size.multipliedReportingOverflow(by: extent)
-        guard !overflow else { throw fail("\(name): impossible shape \(shape)") }
+        guard !overflow else { throw fail("\(name): impossible shape \(extents)") }
         size = product
       }
-      guard offsets[0] <= offsets[1], offsets[1] <= fileSize - body, offsets[1] - offsets[0] == size
-      else { throw fail("\(name): offsets \(offsets) do not fit shape \(shape) of \(typeName) and the file") }
-      entries[name] = Entry(type: type, shape: shape, bytes: body + offsets[0]..<body + offsets[1])
+      guard offsets.count == 2, offsets[0] <= offsets[1], offsets[1] <= fileSize - body, offsets[1] - offsets[0] == size
+      else { throw fail("\(name): offsets \(offsets) do not fit shape \(extents) of \(typeName) and the file") }
+      entries[name] = Entry(type: type, shape: extents, bytes: body + offsets[0]..<body + offsets[1])
     }
     var end = body
     let inOrder = entries.sorted {
@@ -116,7 +112,34 @@ package final class SafetensorsFile {
       guard entry.bytes.lowerBound >= end else { throw fail("\(name) overlaps another array") }
       end = entry.bytes.upperBound
     }
-    return (entries, header.metadata)
+    return (entries, metadata)
+  }
+
+  private static func header(_ json: UnsafeRawBufferPointer, _ fail: (String) -> FileError) throws -> JSONValue {
+    do { return try JSONValue.parse(json) } catch { throw fail("the header " + error.reason) }
+  }
+
+  /// The members of an object, none of them twice.
+  private static func members(
+    of value: JSONValue, _ what: String, _ fail: (String) -> FileError
+  ) throws -> [String: JSONValue] {
+    guard let members = value.members else { throw fail("\(what) is no JSON object") }
+    var values: [String: JSONValue] = [:]
+    for (key, value) in members {
+      let key = String(decoding: key, as: UTF8.self)
+      guard values.updateValue(value, forKey: key) == nil else { throw fail("in \(what), \(key) occurs twice") }
+    }
+    return values
+  }
+
+  /// Numbers of things: whole ones, which a double holds exactly.
+  private static func counts(_ values: [JSONValue], _ name: String, _ fail: (String) -> FileError) throws -> [Int] {
+    try values.map { value in
+      guard let count = value.integer, (0...1 << 53).contains(count) else {
+        throw fail("\(name): shape or data_offsets hold what is not a whole number, or too large")
+      }
+      return count
+    }
   }
 
   /// The array as it lies in the file, borrowed by `backend`: for float32 and bfloat16 at a whole multiple of their
@@ -136,7 +159,7 @@ package final class SafetensorsFile {
 
   /// The array as float32 of its own, converted a few megabytes at a time.
   package func copy(_ name: String, on backend: any Backend) throws -> Tensor {
-    guard let entry = entries[name] else { throw SafetensorsError(path: path, reason: "there is no array \(name)") }
+    guard let entry = entries[name] else { throw FileError(path, "there is no array \(name)") }
     let tensor = backend.empty(entry.shape)
     let piece = 1 << 20
     for first in stride(from: 0, to: entry.count, by: piece) {
@@ -149,10 +172,10 @@ package final class SafetensorsFile {
   /// Converts elements `range` of `name` to float32 into `out`.
   package func read(_ name: String, _ range: Range<Int>? = nil, into out: UnsafeMutablePointer<Float>) throws {
     guard let entry = entries[name] else {
-      throw SafetensorsError(path: path, reason: "there is no array \(name)")
+      throw FileError(path, "there is no array \(name)")
     }
     guard [.float32, .float16, .bfloat16].contains(entry.type) else {
-      throw SafetensorsError(path: path, reason: "\(name) holds integers where floats are expected")
+      throw FileError(path, "\(name) holds integers where floats are expected")
     }
     let range = range ?? 0..<entry.count
     precondition(range.upperBound <= entry.count, "elements \(range) of \(name) \(entry.shape)")
@@ -180,7 +203,7 @@ package final class SafetensorsFile {
   /// The array, or elements `range` of it, as floats.
   package func floats(_ name: String, _ range: Range<Int>? = nil) throws -> [Float] {
     guard let entry = entries[name] else {
-      throw SafetensorsError(path: path, reason: "there is no array \(name)")
+      throw FileError(path, "there is no array \(name)")
     }
     var values = [Float](repeating: 0, count: range?.count ?? entry.count)
     try values.withUnsafeMutableBufferPointer { buffer in
@@ -192,14 +215,14 @@ package final class SafetensorsFile {
   /// The array as 32-bit integers.
   package func integers(_ name: String) throws -> [Int32] {
     guard let entry = entries[name], entry.type == .int32 || entry.type == .int64 else {
-      throw SafetensorsError(path: path, reason: "there is no integer array \(name)")
+      throw FileError(path, "there is no integer array \(name)")
     }
     return try (0..<entry.count).map { i in
       let offset = entry.bytes.lowerBound + i * entry.type.size
       if entry.type == .int32 { return bytes.loadUnaligned(fromByteOffset: offset, as: Int32.self) }
       let wide = bytes.loadUnaligned(fromByteOffset: offset, as: Int64.self)
       guard let value = Int32(exactly: wide) else {
-        throw SafetensorsError(path: path, reason: "\(name) holds \(wide), which is no token id")
+        throw FileError(path, "\(name) holds \(wide), which is no token id")
       }
       return value
     }
@@ -216,16 +239,4 @@ package final class SafetensorsFile {
     default: return Float(bitPattern: sign | (exponent + 112) << 23 | fraction << 13)
     }
   }
-}
-
-/// Bytes on the heap, at an address that stays.
-private final class HeapBytes {
-  let bytes: UnsafeMutableRawBufferPointer
-
-  init(_ content: [UInt8]) {
-    bytes = .allocate(byteCount: content.count, alignment: 64)
-    bytes.copyBytes(from: content)
-  }
-
-  deinit { bytes.deallocate() }
 }

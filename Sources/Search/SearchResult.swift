@@ -36,7 +36,7 @@ package struct SearchResult: Codable, Sendable {
     let path = folder + "/" + Self.fileName
     guard FileManager.default.fileExists(atPath: path) else { return }
     do { self = try JSONDecoder().decode(Self.self, from: readFile(path)) } catch {
-      throw FileError(path, "is not the result of a search; remove it, or choose another --output")
+      throw FileError(path, "is not the result of a search; remove it, or choose another --run-dir")
     }
   }
 

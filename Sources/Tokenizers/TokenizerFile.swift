@@ -1,4 +1,5 @@
 import Foundation
+import JSON
 
 /// Reads the files of a tokenizer, checked for being a kind that ``BPETokenizer`` computes exactly; another kind is refused
 /// by name, never approximated.
@@ -44,18 +45,18 @@ extension TokenizerDescription {
     try read(Self.parse(json, path: path))
   }
 
-  private static func content(_ value: JSONText?) -> [UInt8]? { value?.bytes ?? value?["content"]?.bytes }
+  private static func content(_ value: JSONValue?) -> [UInt8]? { value?.bytes ?? value?["content"]?.bytes }
 
-  private static func file(_ path: String) throws -> JSONText {
+  private static func file(_ path: String) throws -> JSONValue {
     guard let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
       throw TokenizerError(path: path, reason: "cannot be read; is it there, and readable?")
     }
     return try parse(data, path: path)
   }
 
-  private static func parse(_ data: Data, path: String) throws -> JSONText {
+  private static func parse(_ data: Data, path: String) throws -> JSONValue {
     let result = data.withUnsafeBytes { bytes in
-      Result { () throws(JSONText.Fault) in try JSONText.parse(bytes.bindMemory(to: UInt8.self)) }
+      Result { () throws(JSONValue.Fault) in try JSONValue.parse(bytes) }
     }
     switch result {
     case .success(let value) where value.members != nil: return value
@@ -64,7 +65,7 @@ extension TokenizerDescription {
     }
   }
 
-  private mutating func readVocabulary(_ object: JSONText?) throws {
+  private mutating func readVocabulary(_ object: JSONValue?) throws {
     guard let members = object?.members else { throw fail("is not a BPE tokenizer") }
     vocabulary.reserveCapacity(members.count)
     for (token, id) in members {
@@ -73,7 +74,7 @@ extension TokenizerDescription {
     }
   }
 
-  private mutating func read(_ object: JSONText) throws {
+  private mutating func read(_ object: JSONValue) throws {
     guard let model = object["model"], model["type"]?.text ?? "BPE" == "BPE" else {
       throw fail("is not a BPE tokenizer")
     }
@@ -119,7 +120,7 @@ extension TokenizerDescription {
   }
 
   /// What is put around a text: a token before it, and perhaps the one that ends it, which is written anyway.
-  private mutating func readTemplate(_ value: JSONText?) throws {
+  private mutating func readTemplate(_ value: JSONValue?) throws {
     for step in TokenizerSteps.sequence(value, "processors") {
       switch step["type"]?.text {
       case "ByteLevel": continue
@@ -127,7 +128,7 @@ extension TokenizerDescription {
         guard let single = step["single"]?.list,
           let text = single.firstIndex(where: { $0["Sequence"] != nil }), text <= 1, single.count <= text + 2
         else { throw fail("the post_processor's template is not one token at most before and behind the text") }
-        func token(_ piece: JSONText) throws -> Int {
+        func token(_ piece: JSONValue) throws -> Int {
           guard let name = piece["SpecialToken"]?["id"]?.text, let ids = step["special_tokens"]?[name]?["ids"]?.list,
             ids.count == 1, let id = ids[0].integer
           else { throw fail("the post_processor's template names a token that is not one id") }

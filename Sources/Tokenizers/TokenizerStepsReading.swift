@@ -1,6 +1,8 @@
+import JSON
+
 /// The steps of a `tokenizer.json`; what none of the known families does is refused by name.
 extension TokenizerSteps {
-  init(_ file: JSONText, path: String) throws {
+  init(_ file: JSONValue, path: String) throws {
     func fail(_ reason: String) -> TokenizerError { TokenizerError(path: path, reason: reason) }
     for step in Self.sequence(file["normalizer"], "normalizers") {
       switch step["type"]?.text {
@@ -18,7 +20,7 @@ extension TokenizerSteps {
   }
 
   /// The steps of a sequence, or the one that stands alone.
-  static func sequence(_ value: JSONText?, _ key: String) -> [JSONText] {
+  static func sequence(_ value: JSONValue?, _ key: String) -> [JSONValue] {
     guard let value, !value.isNull else { return [] }
     // A sequence may leave out its type.
     guard let steps = value[key]?.list else { return [value] }
@@ -26,7 +28,7 @@ extension TokenizerSteps {
   }
 
   private static func pieces(
-    _ steps: [JSONText], replaces: Bool, _ fail: (String) -> TokenizerError
+    _ steps: [JSONValue], replaces: Bool, _ fail: (String) -> TokenizerError
   ) throws -> Pieces {
     guard let last = steps.last else { return .whole }
     let rest = steps.dropLast()

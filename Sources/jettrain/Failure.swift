@@ -5,10 +5,8 @@ import Checkpointing
 import Fetching
 import Files
 import Foundation
-import GGUF
 import MPI
 import Models
-import Safetensors
 import Tokenizers
 import Training
 
@@ -31,9 +29,9 @@ enum ExitStatus {
       }
     case is Stopped: stoppedOnRequest
     case let error as FileError: error.kind == .system ? inputOutput : badData
-    case is CheckpointError, is ModelError, is SafetensorsError, is PeerError: badData
+    case is CheckpointError, is ModelError, is PeerError: badData
     case let error as FetchError: error.kind == .system ? inputOutput : badData
-    case is TokenizerError, is GGUFError, is TemplateError: badData
+    case is TokenizerError, is TemplateError: badData
     case let error as CUDAError: error.exitCode
     case is CocoaError: inputOutput
     default: internalFault

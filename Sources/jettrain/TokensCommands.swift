@@ -88,9 +88,10 @@ struct Tokens: ParsableCommand {
         progress.print(
           "\(output): \(manifest.tokens) tokens in \(manifest.documents) documents, "
             + "\(Format.counted(manifest.shards.count, "shard")), fingerprint \(manifest.fingerprint.prefix(16))")
+        let named = tokenizer.name == "bytes" ? "" : " --tokenizer \(self.tokenizer)"
         progress.print(
-          "next: jettrain tokens inspect \(output) --text 200; jettrain distill --data \(output), or data: {path: \(output)} in a job"
-            + (tokenizer.name == "bytes" ? "" : " (with data.tokenizer: \(self.tokenizer))"))
+          "next: jettrain tokens inspect \(output)\(named) --text 200; jettrain distill --data \(output), or data: {path: \(output)} in a job"
+            + (named.isEmpty ? "" : " (with data.tokenizer: \(self.tokenizer))"))
       }
     }
   }

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Evaluation
+import Files
 import Foundation
 import Models
 import Reporting
@@ -24,7 +25,7 @@ struct Verify: ParsableCommand {
       let comparison = try GoldenComparison(
         model: try loadModel(model, backend: backend), golden: golden, backend: backend)
       guard !comparison.entries.isEmpty else {
-        throw SafetensorsError(path: golden.path, reason: "holds nothing to compare")
+        throw FileError(golden.path, "holds nothing to compare")
       }
       let bad = comparison.entries.filter(isPast)
       print(

@@ -35,10 +35,26 @@ import Testing
     "{{ 'open", "{% for x in messages %}", "{{ messages[0].content.format(1) }}", "{% include 'x' %}", "{{ x.y }}",
     "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     "{% set n = namespace(s='aaaaaaaa') %}{% for a in range(64) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    "{{ 1 // 0 }}", "{{ messages[::0] }}", "{{ raise_exception('no') }}",
+    "{% set n = namespace(s=['a']) %}{% for a in range(64) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
+    "{% set n = namespace(s='aaaaaaaa') %}{% for a in range(20) %}{% set n.s = n.s + n.s %}{% endfor %}"
+      + "{{ [n.s, n.s, n.s, n.s] | join(n.s) }}",
+    "{{ range(-9223372036854775807, 9223372036854775807) }}", "{{ 1 // 0 }}", "{{ messages[::0] }}",
+    "{{ raise_exception('no') }}",
   ]) func othersAreRefused(source: String) {
     #expect(throws: TemplateError.self) {
       try ChatTemplate(source).text([ChatMessage(role: "user", content: "x")], asksForAnswer: true)
+    }
+  }
+
+  /// Quotients are rounded down and remainders have the divisor's sign, as Python's, of the largest numbers, too.
+  @Test func quotientsAreRoundedDown() throws {
+    for (source, expected) in [
+      ("{{ -7 // 2 }} {{ -7 % 2 }} {{ 7 // -2 }} {{ 7 % -2 }} {{ -8 // 2 }} {{ -8 % 2 }}", "-4 1 -4 -1 -4 0"),
+      ("{{ 9223372036854775807 % 9223372036854775806 }}", "1"), ("{{ 9223372036854775807 % -2 }}", "-1"),
+      ("{{ -9223372036854775807 // 2 }}", "-4611686018427387904"),
+      ("{{ -9223372036854775807 % 9223372036854775807 }}", "0"),
+    ] {
+      #expect(try ChatTemplate(source).text([], asksForAnswer: false) == expected, "\(source)")
     }
   }
 

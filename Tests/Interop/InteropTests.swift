@@ -38,6 +38,21 @@ import Testing
     try expectSuccess([Self.python, repository + "/Tests/Interop/parity.py", jettrainProgram, folder])
   }
 
+  /// Hybrids of small models of the families, in transformers with the modelling code that lies beside them.
+  @Test(
+    .enabled(if: pythonHas("torch, transformers, safetensors"), "needs python3 with torch and transformers"),
+    arguments: ["linear", "mistral", "yarn", "gemma-scale"])
+  func hybridsAgreeWithTransformers(family: String) throws {
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("jettrain-interop-\(UUID())").path
+    try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    try expectSuccess([
+      Self.python, repository + "/Tests/Interop/hybrid_parity.py", jettrainProgram,
+      goldenFolder + "/families/" + family, folder, "--layers", "1", "--mixers",
+      "jet,gdn,gla,retnet,mamba2,deltanet,rwkv7",
+    ])
+  }
+
   @Test(
     .enabled(
       if: sharedFolder != nil && pythonHas("tokenizers"), "needs ../shared and python3 with the tokenizers package"))

@@ -1,17 +1,20 @@
-"""A server that speaks as the Hugging Face Hub does of one model: for testing `jettrain models fetch hf:…` without a network.
+"""A server that speaks as the Hugging Face Hub does of one model, org/tiny: for testing `jettrain models fetch hf:…` without a
+network (HubTests.swift). It prints its port, then a line for each request: path, range, whether a token came.
 
-usage: hub_server.py FOLDER PORT [--token TOKEN] [--cut BYTES]
---cut ends every answer after so many bytes the first time, as a network that fails; --damage changes a byte of large files.
+usage: hub_server.py FOLDER [--token TOKEN] [--cut BYTES] [--damage]
+--cut ends the answer to a large file after so many bytes the first time, as a network that fails; --damage changes a byte of
+large files. It ends when its standard input does.
 """
 import argparse
 import hashlib
 import http.server
 import json
 import os
+import sys
+import threading
 
 parser = argparse.ArgumentParser()
 parser.add_argument("folder")
-parser.add_argument("port", type=int)
 parser.add_argument("--token")
 parser.add_argument("--cut", type=int)
 parser.add_argument("--damage", action="store_true")
@@ -37,7 +40,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def answer(self, status, content=b"", first=0):
-        cut = options.cut if options.cut and self.path not in was_cut and "/resolve/" in self.path else None
+        is_large = self.path.endswith(".safetensors")
+        cut = options.cut if options.cut and is_large and self.path not in was_cut else None
         self.send_response(status)
         if status == 206:
             self.send_header("Content-Range", f"bytes {first}-{first + len(content) - 1}/{first + len(content)}")
@@ -49,6 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self):
+        print(self.path, self.headers.get("Range", "whole"), "token" if "Authorization" in self.headers else "open", flush=True)
         if options.token and self.headers.get("Authorization") != f"Bearer {options.token}":
             return self.answer(401)
         path = self.path.split("?")[0]
@@ -73,4 +78,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.answer(200, bytes(content))
 
 
-http.server.ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_address[1], flush=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+sys.stdin.read()

@@ -58,11 +58,17 @@ def spaces(strips):
 
 
 def gemma(lines):
-    # Trained on whole lines, so that tokens reach over spaces: what must not be cut.
-    made = trained(characters(), None, normalizers.Replace(" ", "▁"), [line[:200] for line in lines], 700)
+    # Trained on words, as the family's own is, whose tokens begin with a space or have none.
+    words = pre_tokenizers.Metaspace("▁", "never", True)
+    made = trained(characters(), words, normalizers.Replace(" ", "▁"), [line[:200] for line in lines], 700)
     made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     made.decoder = spaces(False)
-    made = finish(made, ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
+    # And one that reaches over a space: a place that must not be cut.
+    content = json.loads(made.to_str())
+    content["model"]["vocab"]["▁of▁the"] = len(content["model"]["vocab"])
+    content["model"]["merges"].append(["▁of", "▁the"])
+    made = finish(Tokenizer.from_str(json.dumps(content)),
+                  ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
                   ["\n\n", "\n\n\n", "▁▁", "▁▁▁", "<table>", "</table>"])
     made.post_processor = template("<bos>", 2)
     return made

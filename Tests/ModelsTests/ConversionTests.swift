@@ -112,4 +112,50 @@ import Testing
       #expect(line.hasPrefix("transfer keeps \(heads) of the teacher's 4 heads in 2 of 2 layers"), "\(line)")
     }
   }
+
+  /// Norms of queries and keys (Qwen3's, and Gemma's of 1 + w): what the student's projections make of an input points where
+  /// the teacher's normed query does, and over many inputs of independent channels is as long.
+  @Test(arguments: ["yarn", "gemma-scale"], [LayerType.jet, .gatedLinearAttention])
+  func normsOfQueriesAndKeysAreTakenOver(family: String, mixer: LayerType) throws {
+    let backend = CPUBackend(threads: 1)
+    let teacher = try HybridLM.load(goldenFolder + "/families/" + family, backend: backend)
+    let (hidden, size) = (teacher.configuration.hiddenSize, teacher.configuration.headSize)
+    let configuration = try teacher.configuration.changing("student") { architecture in
+      architecture.layerTypes[0] = mixer
+      architecture.setState(
+        of: mixer, HeadShape(heads: architecture.attentionHeads, keySize: size, valueSize: size))
+    }
+    let student = try Student(configuration, of: teacher, initialization: .transfer, seed: 1, backend: backend)
+    let losses = student.complete()
+    #expect(losses.map(\.layer) == [0] && losses[0].scores < 1e-6 && losses[0].values < 1e-5)
+    func values(_ model: HybridLM, _ name: String) -> [Float] { model.store["model.layers.0." + name]!.value.toArray() }
+    func multipliers(_ name: String) -> [Float] {
+      values(teacher, name).map { teacher.configuration.normsAddOne ? $0 + 1 : $0 }
+    }
+    let (input, norm) = (multipliers("input_layernorm.weight"), multipliers("self_attn.q_norm.weight"))
+    let (w, made) = (values(teacher, "self_attn.q_proj.weight"), values(student.model, "self_attn.q_proj.weight"))
+    for head in 0..<teacher.configuration.attentionHeads {
+      func product(_ rows: [Float], _ x: [Float]) -> [Float] {
+        (head * size..<(head + 1) * size).map { row in
+          (0..<hidden).reduce(0) { $0 + rows[row * hidden + $1] * x[$1] }
+        }
+      }
+      var (teachers, students) = (0.0, 0.0)
+      for trial in 0..<400 {
+        // Of unit variance, as what the input's norm multiplies is.
+        let x = zip(randomFloats(hidden, seed: UInt64(trial)), input).map { $0 * Float(3).squareRoot() * $1 }
+        let raw = product(w, x)
+        let root = (raw.reduce(0) { $0 + $1 * $1 } / Float(size)).squareRoot()
+        let query = zip(raw, norm).map { $0 / root * $1 }
+        let found = product(made, x)
+        let (a, b, both) = (dot(query, query), dot(found, found), dot(query, found))
+        #expect(both / (a * b).squareRoot() > 1 - 1e-5)
+        teachers += a.squareRoot()
+        students += b.squareRoot()
+      }
+      #expect((0.8...1.25).contains(students / teachers), "head \(head): \(students / teachers)")
+    }
+  }
+
+  private func dot(_ x: [Float], _ y: [Float]) -> Double { zip(x, y).reduce(0) { $0 + Double($1.0) * Double($1.1) } }
 }

@@ -44,14 +44,16 @@ import Testing
       (#"{"a":\#(array("[2]", "[0,8]", "F8"))}"#, "F8 is not supported"),
       (#"{"a":{"dtype":"F32","shape":[2]}}"#, "missing"),
       (#"{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, "occurs twice"),
-      (#"{"a":1}"#, "no `{`"), (#"{"a"#, "without end"), ("{} x", "more behind"), ("", "no `{`"),
+      (#"{"a":1}"#, "a is no JSON object"), (#"{"a"#, "without end"), ("{} x", "behind its end"),
+      ("", "end too early"), ("[]", "the header is no JSON object"), (#"{"a":{"size":1}}"#, "size is unknown"),
+      (#"{"__metadata__":{"a":1}}"#, "no string"),
       (#"{"\ud800":1}"#, "surrogate"),
     ] {
       #expect(reason(header).contains(expected), "\(header): \(reason(header))")
     }
     #expect(reason("{}", length: .max).contains("claims"))
     #expect(reason("{}", length: 100).contains("claims"))
-    #expect(throws: SafetensorsError.self) { try SafetensorsFile(content: [1, 2, 3], path: "test") }
+    #expect(throws: FileError.self) { try SafetensorsFile(content: [1, 2, 3], path: "test") }
   }
 
   @Test func halfPrecisionIsExact() throws {

@@ -54,8 +54,14 @@ func linearModel(_ mixer: LayerType, heads: Int, keySize: Int, valueSize: Int) t
         } else {
           let kind = try #require(JobKind(rawValue: declared), "\(path): kind \(declared)")
           let job = try Job(kind, path: path, overrides: [], ranks: ranks)
-          _ = try Mix(job.mixName, folder: "Jobs/mixes")
+          if !job.readsOneDataset { _ = try Mix(job.mixName, folder: "Jobs/mixes") }
         }
+      case "txt":
+        // The layers of a model in the order in which they are replaced: each once.
+        let text = try String(contentsOfFile: path, encoding: .utf8)
+        let layers = text.split(separator: "\n").filter { !$0.hasPrefix("#") }.joined(separator: " ").split(
+          separator: " ")
+        #expect(layers.compactMap { Int($0) }.sorted() == Array(0..<layers.count) && layers.count > 1, "\(path)")
       case "": break  // A folder.
       case "sh": break  // Its commands run in `./bootstrap demo`.
       case let other: Issue.record("\(path): nothing reads files of kind .\(other)")

@@ -40,9 +40,6 @@ extension TrainingTests {
   private func shippedJobs() throws -> [String] {
     let jobs = repository + "/Jobs"
     let names = FileManager.default.enumerator(atPath: jobs)?.compactMap { $0 as? String } ?? []
-    // The shape of smollm2.yaml comes with the model that is fetched for it.
-    return names.filter { $0.hasSuffix(".yaml") && !$0.hasPrefix("mixes/") && $0 != "smollm2.yaml" }.sorted().map {
-      jobs + "/" + $0
-    }
+    return names.filter { $0.hasSuffix(".yaml") && !$0.hasPrefix("mixes/") }.sorted().map { jobs + "/" + $0 }
   }
 }

@@ -1,56 +1,21 @@
-/// A value of a JSON text whose strings are bytes. Tokens may differ only in how their characters are composed, which
-/// `String` takes for equal; a vocabulary read through it would lose some.
-enum JSONText {
-  case null
-  case boolean(Bool)
-  case number(Double)
-  case string([UInt8])
-  case list([JSONText])
-  case object([(key: [UInt8], value: JSONText)])
-
-  /// A text that is not JSON, and where.
-  struct Fault: Error {
-    let reason: String
-  }
-
-  /// Parses a whole text.
-  static func parse(_ bytes: UnsafeBufferPointer<UInt8>) throws(Fault) -> JSONText {
-    var parser = JSONTextParser(bytes)
-    return try parser.whole()
-  }
-
-  /// The member `key`; of a key that occurs twice the last, as other readers take it.
-  subscript(_ key: String) -> JSONText? {
-    guard case .object(let members) = self else { return nil }
-    return members.last { $0.key.elementsEqual(key.utf8) }?.value
-  }
-
-  var bytes: [UInt8]? { if case .string(let bytes) = self { bytes } else { nil } }
-  var text: String? { bytes.map { String(decoding: $0, as: UTF8.self) } }
-  var boolean: Bool? { if case .boolean(let value) = self { value } else { nil } }
-  var integer: Int? { if case .number(let value) = self { Int(exactly: value) } else { nil } }
-  var list: [JSONText]? { if case .list(let values) = self { values } else { nil } }
-  var members: [(key: [UInt8], value: JSONText)]? { if case .object(let members) = self { members } else { nil } }
-  var isNull: Bool { if case .null = self { true } else { false } }
-}
-
-private struct JSONTextParser {
-  private let bytes: UnsafeBufferPointer<UInt8>
+/// Reads the JSON of a whole text.
+struct JSONParser {
+  private let bytes: UnsafeRawBufferPointer
   private var position = 0
   private var depth = 0
-  /// Deeper than any tokenizer is, shallow enough for the stack.
+  /// Deeper than any file that is read is, shallow enough for the stack.
   private static let mostDepth = 64
 
-  init(_ bytes: UnsafeBufferPointer<UInt8>) { self.bytes = bytes }
+  init(_ bytes: UnsafeRawBufferPointer) { self.bytes = bytes }
 
-  mutating func whole() throws(JSONText.Fault) -> JSONText {
+  mutating func whole() throws(JSONValue.Fault) -> JSONValue {
     let value = try value()
     skipSpace()
     guard position == bytes.count else { throw fault("something behind its end") }
     return value
   }
 
-  private func fault(_ found: String) -> JSONText.Fault { JSONText.Fault(reason: "has \(found) at byte \(position)") }
+  private func fault(_ found: String) -> JSONValue.Fault { JSONValue.Fault(reason: "has \(found) at byte \(position)") }
 
   private mutating func skipSpace() {
     while position < bytes.count, [32, 9, 10, 13].contains(bytes[position]) { position += 1 }
@@ -63,18 +28,18 @@ private struct JSONTextParser {
     return true
   }
 
-  private mutating func expect(_ character: Unicode.Scalar) throws(JSONText.Fault) {
+  private mutating func expect(_ character: Unicode.Scalar) throws(JSONValue.Fault) {
     guard take(character) else { throw fault("no `\(character)`") }
   }
 
-  private mutating func word(_ word: StaticString, _ value: JSONText) throws(JSONText.Fault) -> JSONText {
+  private mutating func word(_ word: StaticString, _ value: JSONValue) throws(JSONValue.Fault) -> JSONValue {
     let letters = UnsafeBufferPointer(start: word.utf8Start, count: word.utf8CodeUnitCount)
     guard bytes[position...].starts(with: letters) else { throw fault("an unknown word") }
     position += letters.count
     return value
   }
 
-  private mutating func value() throws(JSONText.Fault) -> JSONText {
+  private mutating func value() throws(JSONValue.Fault) -> JSONValue {
     skipSpace()
     guard position < bytes.count else { throw fault("its end too early") }
     switch bytes[position] {
@@ -91,9 +56,9 @@ private struct JSONTextParser {
     }
   }
 
-  private mutating func object() throws(JSONText.Fault) -> JSONText {
+  private mutating func object() throws(JSONValue.Fault) -> JSONValue {
     try expect("{")
-    var members: [(key: [UInt8], value: JSONText)] = []
+    var members: [(key: [UInt8], value: JSONValue)] = []
     if take("}") { return .object(members) }
     repeat {
       skipSpace()
@@ -105,16 +70,16 @@ private struct JSONTextParser {
     return .object(members)
   }
 
-  private mutating func list() throws(JSONText.Fault) -> JSONText {
+  private mutating func list() throws(JSONValue.Fault) -> JSONValue {
     try expect("[")
-    var values: [JSONText] = []
+    var values: [JSONValue] = []
     if take("]") { return .list(values) }
     repeat { values.append(try value()) } while take(",")
     try expect("]")
     return .list(values)
   }
 
-  private mutating func number() throws(JSONText.Fault) -> Double {
+  private mutating func number() throws(JSONValue.Fault) -> Double {
     let start = position
     while position < bytes.count, case let byte = bytes[position],
       (48...57).contains(byte) || "+-.eE".utf8.contains(byte), position - start < 64
@@ -127,7 +92,7 @@ private struct JSONTextParser {
     return value
   }
 
-  private mutating func string() throws(JSONText.Fault) -> [UInt8] {
+  private mutating func string() throws(JSONValue.Fault) -> [UInt8] {
     try expect("\"")
     var text: [UInt8] = []
     while position < bytes.count {
@@ -151,7 +116,7 @@ private struct JSONTextParser {
     throw fault("a string without end")
   }
 
-  private mutating func escape() throws(JSONText.Fault) -> [UInt8] {
+  private mutating func escape() throws(JSONValue.Fault) -> [UInt8] {
     guard position < bytes.count else { throw fault("a string without end") }
     position += 1
     switch bytes[position - 1] {
@@ -175,7 +140,7 @@ private struct JSONTextParser {
     }
   }
 
-  private mutating func hexadecimal() throws(JSONText.Fault) -> UInt32 {
+  private mutating func hexadecimal() throws(JSONValue.Fault) -> UInt32 {
     guard position + 4 <= bytes.count,
       case let digits = bytes[position..<position + 4], digits.allSatisfy({ Character(Unicode.Scalar($0)).isHexDigit }),
       let value = UInt32(String(decoding: digits, as: UTF8.self), radix: 16)

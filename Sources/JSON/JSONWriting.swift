@@ -1,17 +1,19 @@
 /// Making JSON of values.
-extension JSONText: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, ExpressibleByIntegerLiteral,
+extension JSONValue: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, ExpressibleByIntegerLiteral,
   ExpressibleByArrayLiteral, ExpressibleByDictionaryLiteral
 {
-  init(stringLiteral text: String) { self = .string(Array(text.utf8)) }
-  init(booleanLiteral value: Bool) { self = .boolean(value) }
-  init(integerLiteral value: Int) { self = .number(Double(value)) }
-  init(arrayLiteral values: JSONText...) { self = .list(values) }
-  init(dictionaryLiteral members: (String, JSONText)...) { self = .object(members.map { (Array($0.utf8), $1) }) }
-  init(_ text: String) { self = .string(Array(text.utf8)) }
-  init(_ value: Int) { self = .number(Double(value)) }
+  package init(stringLiteral text: String) { self = .string(Array(text.utf8)) }
+  package init(booleanLiteral value: Bool) { self = .boolean(value) }
+  package init(integerLiteral value: Int) { self = .number(Double(value)) }
+  package init(arrayLiteral values: JSONValue...) { self = .list(values) }
+  package init(dictionaryLiteral members: (String, JSONValue)...) {
+    self = .object(members.map { (Array($0.utf8), $1) })
+  }
+  package init(_ text: String) { self = .string(Array(text.utf8)) }
+  package init(_ value: Int) { self = .number(Double(value)) }
 
   /// The value as JSON; strings that are not UTF-8 have U+FFFD where they are not.
-  func append(to out: inout [UInt8]) {
+  package func append(to out: inout [UInt8]) {
     switch self {
     case .null: out += "null".utf8
     case .boolean(let value): out += (value ? "true" : "false").utf8
