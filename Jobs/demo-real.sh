@@ -27,9 +27,10 @@ chosen=$(printf '%s\n' "${order[@]:0:$layers}" | sort -n | paste -sd,)
 # An estimate for two cores, not measured yet; a third of it aligns layer by layer.
 tokens=$(awk -v h="$hours" 'BEGIN { t = int(72000 * h / 0.25); print t < 8192 ? 8192 : t }')
 
-step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+if [ -t 1 ]; then bold=$'\033[1m' dim=$'\033[2m' plain=$'\033[0m'; else bold='' dim='' plain=''; fi
+step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 run() {
-  printf '\033[2m$ %s\033[0m\n' "$*"
+  printf '%s$ %s%s\n' "$dim" "$*" "$plain"
   "$@"
 }
 continue_texts() {

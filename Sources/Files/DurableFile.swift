@@ -159,6 +159,7 @@ package func readFile(_ path: String) throws -> Data {
     throw FileError(path, "cannot be read; is it there, and readable?", kind: .system)
   }
   FileOperations.read(data.count)
+  try refusePointer(data.prefix(1024), of: path)
   return data
 }
 

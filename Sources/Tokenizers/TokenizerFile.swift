@@ -1,3 +1,4 @@
+import Files
 import Foundation
 
 /// Reads the files of a tokenizer, checked for being a kind that ``BPETokenizer`` computes exactly; another kind is refused
@@ -47,10 +48,7 @@ extension TokenizerDescription {
   private static func content(_ value: JSONText?) -> [UInt8]? { value?.bytes ?? value?["content"]?.bytes }
 
   private static func file(_ path: String) throws -> JSONText {
-    guard let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
-      throw TokenizerError(path: path, reason: "cannot be read; is it there, and readable?")
-    }
-    return try parse(data, path: path)
+    try parse(readFile(path), path: path)
   }
 
   private static func parse(_ data: Data, path: String) throws -> JSONText {
@@ -145,10 +143,7 @@ extension TokenizerDescription {
   }
 
   private mutating func readMerges(_ path: String) throws {
-    guard let text = try? Data(contentsOf: URL(fileURLWithPath: path)) else {
-      throw TokenizerError(path: path, reason: "cannot be read")
-    }
-    for line in Array(text).split(separator: UInt8(ascii: "\n")) where !line.starts(with: "#version".utf8) {
+    for line in try Array(readFile(path)).split(separator: UInt8(ascii: "\n")) where !line.starts(with: "#version".utf8) {
       try merge(line: line)
     }
   }

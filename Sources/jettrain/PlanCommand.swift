@@ -48,7 +48,7 @@ struct PlanCommand: ParsableCommand {
       let (student, teacher) = try job.configurations()
       if let teacher { try Self.check(student, of: job.student, against: teacher, of: job.teacher ?? "") }
       print(
-        "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(Format.counted(ranks, "rank"))"
+        "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(Format.counted(job.totalSteps, "step")), \(Format.counted(ranks, "rank"))"
       )
       let local = min(ranks, ranksPerHost ?? ranks)
       let threads = max(1, Machine.cores / local)

@@ -32,7 +32,7 @@ extension PlanCommand {
         seconds += time
       }
     }
-    print("job \(search.name) (search): \(Format.count(Double(tokens))) tokens to train on, \(ranks) ranks")
+    print("job \(search.name) (search): \(Format.count(Double(tokens))) tokens to train on, \(Format.counted(ranks, "rank"))")
     print(Format.table(rows))
     print(
       "time \(Format.duration(seconds)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate"), "

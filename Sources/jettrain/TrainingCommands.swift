@@ -25,6 +25,8 @@ struct TrainingOptions: ParsableArguments {
   @Option(help: "Train on this dataset, whatever data and mix the job names.")
   var data: String?
 
+  @Option(help: "In place of the job's train.seed.", transform: Whole.from(0, to: .max)) var seed: Int?
+
   @Option(help: "Save after this step and exit with 75, as if asked to stop.", transform: Whole.from(1))
   var stopAtStep: Int?
 
@@ -35,7 +37,8 @@ struct TrainingOptions: ParsableArguments {
   func job(_ kind: JobKind, overrides extra: [String], ranks: Int) throws -> Job {
     var job = try Job(
       kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
-      overrides: overrides + extra + (data.map { ["data.root=null", "data.mix=null", "data.path=\($0)"] } ?? []),
+      overrides: overrides + extra + (data.map { ["data.root=null", "data.mix=null", "data.path=\($0)"] } ?? [])
+        + (seed.map { ["train.seed=\($0)"] } ?? []),
       ranks: ranks)
     if let runDir { job.runFolder = runDir }
     try refusePlace(job.runFolder, "--run-dir")

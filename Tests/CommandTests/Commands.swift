@@ -38,6 +38,7 @@ let calls: [String: [String]] = [
   "launch": ["--ranks", "1", "--max-restarts", "0", "--", "pretrain", "--job", "teacher.yaml", "--run-dir", "OUT"],
   "plan": ["--job", "distill.yaml", "--kind", "distill"],
   "tokens build": ["--template", "{question}{answer}", "--output", "OUT", "qa.jsonl"],
+  "tokens join": ["data/qa"],
   "tokens encode": ["qa.jsonl"],
   "tokens inspect": ["data/qa"],
   "tokens verify": ["data/qa"],
@@ -49,7 +50,7 @@ let calls: [String: [String]] = [
   "checkpoint diff": ["teacher", "teacher"],
   "checkpoint export": ["teacher", "--output", "OUT"],
   // No such name, so that nothing is fetched.
-  "models fetch": ["smollm", "--into", "OUT"],
+  "models fetch": ["smollm", "--output", "OUT"],
   "models list": ["teacher"],
   "convert": ["teacher/model", "--config", "hybrid.json", "--output", "OUT"],
   "search all": ["--job", "search.yaml", "--run-dir", "OUT"],
