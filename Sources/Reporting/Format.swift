@@ -39,7 +39,7 @@ package enum Format {
     let year = 365.25 * 86_400
     if seconds >= year {
       let years = seconds / year
-      return (years < 100 ? String(format: "%.1f", years) : count(years.rounded())) + " years"
+      return (years < 100 ? String(format: "%.1f", years) : years < 1e5 ? "\(Int(years))" : count(years)) + " years"
     }
     let s = Int(seconds)
     if s >= 86_400 { return String(format: "%dd%02dh", s / 86_400, s % 86_400 / 3_600) }

@@ -286,6 +286,7 @@ struct Tokens: ParsableCommand {
             lines += try jsonLine(["question": question, "answer": answer])
           }
         }
+        try createFolder(Files.folder(of: output))
         try writeDurably(lines, to: output)
       }
     }

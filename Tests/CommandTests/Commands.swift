@@ -55,13 +55,16 @@ let calls: [String: [String]] = [
   "convert": ["teacher/model", "--config", "hybrid.json", "--output", "OUT"],
   "search all": ["--job", "search.yaml", "--run-dir", "OUT"],
   "search placement": [
-    "supernet.json", "--full", "1", "--teacher", "teacher/model", "--data", "data/qa", "--run-dir", "OUT",
+    "supernet", "--full", "1", "--teacher", "teacher/model", "--data", "data/qa", "--context", "32", "--sequences", "2",
+    "--run-dir", "OUT",
   ],
   "search block": [
-    "--job", "distill.yaml", "--candidates", "gla", "--data", "data/qa", "--run-dir", "OUT",
+    "--job", "candidate.yaml", "--candidates", "gla", "--data", "data/qa", "--context", "32", "--sequences", "2",
+    "--decode-context", "32", "--run-dir", "OUT",
   ],
   "search dimensions": [
-    "--job", "distill.yaml", "--key-sizes", "8", "--heads", "2", "--data", "data/qa", "--run-dir", "OUT",
+    "--job", "candidate.yaml", "--key-sizes", "8", "--heads", "2", "--data", "data/qa", "--context", "32",
+    "--sequences", "2", "--decode-context", "32", "--run-dir", "OUT",
   ],
   "search show": ["search"],
   "verify": ["teacher/model", "golden.safetensors"],
@@ -89,7 +92,7 @@ let meant: [(command: String, option: String, values: [String])] = [
   ("*", "--run-dir", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("bench checkpoint", "--folder", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("bench step", "--trace", ["-1", "0", "1e30", "nan", "binary", "folder"]),
-  ("compare", "--report", ["-1", "0", "1e30", "nan", "binary"]),
+  ("compare", "--report", ["-1", "0", "1e30", "nan", "binary", "missing/path"]),
   // Seeds are any number that is not negative.
   ("*", "--seed", ["0"]),
   // Nothing of something: docs and help say what 0 is.

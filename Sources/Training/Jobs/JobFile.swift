@@ -73,7 +73,7 @@ extension Job {
     device = train.string("device")
     // What is no list of phases was reported, and says nothing of train.
     let sections = root.isGiven("phases") ? root.sections("phases", fallback: train) : [train]
-    let hasTeacher = teacher != nil
+    let hasTeacher = teacher != nil || model.isMisplaced
     phases = (sections ?? []).enumerated().map { index, section in
       Phase(section, kind: kind, index: index, hasTeacher: hasTeacher, ranks: ranks)
     }
@@ -128,6 +128,12 @@ extension Job {
       throw JobError(.usage, "\(path): is not a YAML mapping")
     }
     return object
+  }
+
+  /// An override that gives `key` this text, whatever else YAML would take it for.
+  package static func setting(_ key: String, to text: String) -> String {
+    let quoted = text.replacingOccurrences(of: "'", with: "''")
+    return "\(key)='\(quoted)'"
   }
 
   /// Sets `key.path=value`, the value taken as YAML.

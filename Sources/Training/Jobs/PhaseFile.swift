@@ -7,11 +7,11 @@ import Tensors
 extension Phase {
   private static func check(_ batch: Int, _ microBatch: Int, ranks: Int, _ reader: YAMLReader) {
     if batch % microBatch != 0 {
-      reader.fault("micro_batch", "\(microBatch) does not divide the global batch of \(batch)")
+      reader.fault("micro_batch", "\(microBatch) sequences do not divide the global batch of \(batch)")
     } else if batch / microBatch % ranks != 0 {
       reader.fault(
         "global_batch",
-        "\(batch) in micro-batches of \(microBatch) do not divide over \(Format.counted(ranks, "rank")): make it a "
+        "\(Format.counted(batch, "sequence")) in micro-batches of \(microBatch) do not divide over \(Format.counted(ranks, "rank")): make it a "
           + "multiple of \(microBatch * ranks), or the micro-batch smaller")
     }
   }
@@ -73,7 +73,7 @@ extension Phase {
       logits: lossSection.number("logits") ?? 0, crossEntropy: lossSection.number("cross_entropy") ?? 0)
     lossSection.rejectUnknownKeys()
     if losses == LossWeights() {
-      if reader.isGiven("losses") { reader.fault("losses", "all weights are 0: nothing would be learned") }
+      if reader.isGiven("losses"), !lossSection.isMisplaced { reader.fault("losses", "all weights are 0: nothing would be learned") }
       losses = kind == .distill ? LossWeights(hidden: 1) : LossWeights(crossEntropy: 1)
     }
     if losses.needsTeacher && !hasTeacher {

@@ -10,7 +10,7 @@ package final class YAMLReader {
   /// Where values are looked up that this mapping lacks: the job's `train` for a phase.
   private let fallback: YAMLReader?
   /// Whether the file has something else in the place of this mapping, which was reported: nothing is missing in it then.
-  private let isMisplaced: Bool
+  let isMisplaced: Bool
 
   /// The faults of one file.
   package final class Faults {
