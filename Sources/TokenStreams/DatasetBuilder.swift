@@ -122,7 +122,9 @@ package struct DatasetBuilder {
       record.manifest.tokenizerHash == tokenizer.hash
     else {
       throw FileError(
-        folder, "holds part \(part.number) of \(part.count) of other inputs or settings; remove it or build into another folder")
+        folder,
+        "holds part \(part.number) of \(part.count) of other inputs or settings; remove it or build into another folder"
+      )
     }
     return record.manifest
   }
@@ -228,7 +230,8 @@ package struct DatasetBuilder {
     if let other = counts.first(where: { $0 != part?.count }) {
       throw FileError(
         folder,
-        "holds parts of a build in \(other): go on with --part i/\(other), join them with `jettrain tokens join`, or remove them")
+        "holds parts of a build in \(other): go on with --part i/\(other), join them with `jettrain tokens join`, or remove them"
+      )
     }
     guard part == nil || !names.contains(BuildFile.progress(nil)) else {
       throw FileError(folder, "holds an unfinished build that is not in parts; finish it, or remove it")

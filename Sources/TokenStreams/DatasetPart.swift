@@ -31,7 +31,8 @@ package struct DatasetPart: Sendable, Equatable {
     for (index, size) in sizes.enumerated() {
       sum += Double(size)
       let rest = (inputs: sizes.count - index - 1, parts: count - bounds.count)
-      if rest.parts > 0, rest.inputs == rest.parts || (rest.inputs > rest.parts && sum >= share * Double(bounds.count)) {
+      if rest.parts > 0, rest.inputs == rest.parts || (rest.inputs > rest.parts && sum >= share * Double(bounds.count))
+      {
         bounds.append(index + 1)
       }
     }
@@ -106,7 +107,8 @@ package func joinParts(in folder: String, report: (FileError) -> Void) throws ->
     throw fail("holds no parts of a dataset: `jettrain tokens build --part 1/2` makes the first of two")
   }
   guard counts.count == 1 else {
-    throw fail("holds parts of \(counts.sorted().map { "\($0)" }.joined(separator: " and of ")): remove those of one kind")
+    throw fail(
+      "holds parts of \(counts.sorted().map { "\($0)" }.joined(separator: " and of ")): remove those of one kind")
   }
   let lock = try FolderLock(folder, remedy: "wait for it")
   let parts = (1...count).compactMap { DatasetPart("\($0)/\(count)") }
@@ -114,12 +116,14 @@ package func joinParts(in folder: String, report: (FileError) -> Void) throws ->
   guard missing.isEmpty else {
     let begun = missing.filter { names.contains(BuildFile.progress($0)) }
     throw fail(
-      "lacks \(listed(missing)) of \(count)" + (begun.isEmpty ? "" : ", of which \(listed(begun)) \(begun.count == 1 ? "has" : "have") begun")
+      "lacks \(listed(missing)) of \(count)"
+        + (begun.isEmpty ? "" : ", of which \(listed(begun)) \(begun.count == 1 ? "has" : "have") begun")
         + ": build them, or copy them here with their shards")
   }
   let records = try parts.map { try PartRecord($0, in: folder) }
   for record in records where record.identity != records[0].identity || !record.manifest.isAlike(records[0].manifest) {
-    throw fail("part \(record.number) was built with other settings, inputs or another tokenizer than part 1: build it anew")
+    throw fail(
+      "part \(record.number) was built with other settings, inputs or another tokenizer than part 1: build it anew")
   }
   for record in records where record.inputs != records[0].inputs {
     let changed = zip(record.inputs, records[0].inputs).first { $0 != $1 }
@@ -131,7 +135,8 @@ package func joinParts(in folder: String, report: (FileError) -> Void) throws ->
   guard !manifest.shards.isEmpty else { throw fail("the inputs hold no documents") }
   let faults = try Dataset(folder, manifest: manifest).verify(report)
   guard faults == 0 else {
-    throw fail("\(faults) of its shards \(faults == 1 ? "is" : "are") not as built: build the parts that hold them anew")
+    throw fail(
+      "\(faults) of its shards \(faults == 1 ? "is" : "are") not as built: build the parts that hold them anew")
   }
   try manifest.write(to: folder)
   // From here on it is a dataset; what follows is tidiness.

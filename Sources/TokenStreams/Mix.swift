@@ -65,7 +65,9 @@ package struct Mix: Codable, Sendable {
     try check(top, "")
     func value<Value>(_ key: String, _ what: String, _: Value.Type) throws -> Value? {
       guard let given = top[key], !(given is NSNull) else { return nil }
-      guard let value = given as? Value else { throw FileError(path, "\(key): \("\(given)".prefix(60)) is not \(what)") }
+      guard let value = given as? Value else {
+        throw FileError(path, "\(key): \("\(given)".prefix(60)) is not \(what)")
+      }
       return value
     }
     self.name =
@@ -81,7 +83,8 @@ package struct Mix: Codable, Sendable {
       top[Self.formerKey] == nil
       ? [] : ["\(path): \(Self.formerKey) is called validation_shards now; the old name goes with the next version"]
     validationShards =
-      try value("validation_shards", "a whole number", Int.self) ?? value(Self.formerKey, "a whole number", Int.self) ?? 1
+      try value("validation_shards", "a whole number", Int.self) ?? value(Self.formerKey, "a whole number", Int.self)
+      ?? 1
     guard let list = try value("sources", "a list of names and weights", [[String: Any]].self), !list.isEmpty else {
       throw FileError(path, "sources: a list of names and weights is missing")
     }

@@ -143,7 +143,8 @@ extension TokenizerDescription {
   }
 
   private mutating func readMerges(_ path: String) throws {
-    for line in try Array(readFile(path)).split(separator: UInt8(ascii: "\n")) where !line.starts(with: "#version".utf8) {
+    for line in try Array(readFile(path)).split(separator: UInt8(ascii: "\n")) where !line.starts(with: "#version".utf8)
+    {
       try merge(line: line)
     }
   }

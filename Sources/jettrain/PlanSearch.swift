@@ -32,7 +32,9 @@ extension PlanCommand {
         seconds += time
       }
     }
-    print("job \(search.name) (search): \(Format.count(Double(tokens))) tokens to train on, \(Format.counted(ranks, "rank"))")
+    print(
+      "job \(search.name) (search): \(Format.count(Double(tokens))) tokens to train on, \(Format.counted(ranks, "rank"))"
+    )
     print(Format.table(rows))
     print("time \(Format.duration(seconds)), of all candidates one by one; groups of ranks train them side by side")
     print(

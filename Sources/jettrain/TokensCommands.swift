@@ -72,7 +72,8 @@ struct Tokens: ParsableCommand {
         }
         if inputs.contains("-"), inputs.count > 1 || part != nil || tokens != nil {
           throw JobError(
-            .usage, "- is standard input: it goes with no other input, no --part, and no --tokens, whose files have indices")
+            .usage,
+            "- is standard input: it goes with no other input, no --part, and no --tokens, whose files have indices")
         }
         let format: DocumentFormat =
           if let tokens { .tokens(tokens) } else if let chat {
@@ -109,7 +110,8 @@ struct Tokens: ParsableCommand {
 
     private static func part(_ text: String) throws -> DatasetPart {
       guard let part = DatasetPart(text) else {
-        throw NumberError(description: "expected a part and how many there are, such as 3/8, at most \(DatasetPart.most)")
+        throw NumberError(
+          description: "expected a part and how many there are, such as 3/8, at most \(DatasetPart.most)")
       }
       return part
     }
@@ -125,7 +127,8 @@ struct Tokens: ParsableCommand {
 
   struct Join: ParsableCommand {
     static let configuration = CommandConfiguration(
-      abstract: "Make one dataset of the parts that `tokens build --part` built, once every shard was read and compared.")
+      abstract:
+        "Make one dataset of the parts that `tokens build --part` built, once every shard was read and compared.")
     @Argument(help: "Folder that holds all parts.") var folder: String
 
     func run() {

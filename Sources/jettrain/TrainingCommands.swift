@@ -37,7 +37,8 @@ struct TrainingOptions: ParsableArguments {
   func job(_ kind: JobKind, overrides extra: [String], ranks: Int) throws -> Job {
     var job = try Job(
       kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
-      overrides: overrides + extra + (data.map { ["data.root=null", "data.mix=null", Job.setting("data.path", to: $0)] } ?? [])
+      overrides: overrides + extra
+        + (data.map { ["data.root=null", "data.mix=null", Job.setting("data.path", to: $0)] } ?? [])
         + (seed.map { ["train.seed=\($0)"] } ?? []),
       ranks: ranks)
     if let runDir { job.runFolder = runDir }

@@ -41,7 +41,9 @@ struct Verify: ParsableCommand {
         ("gradient", comparison.entries.filter(\.isGradient)),
       ] where !entries.isEmpty {
         let worst = entries.max { $0.error < $1.error }!
-        print("\(Format.counted(entries.count, what)), the largest error \(String(format: "%.2e", worst.error)) in \(worst.name)")
+        print(
+          "\(Format.counted(entries.count, what)), the largest error \(String(format: "%.2e", worst.error)) in \(worst.name)"
+        )
       }
       if !bad.isEmpty { Foundation.exit(1) }
     }

@@ -9,7 +9,9 @@ import Testing
   init() throws {
     small = try SmallRun()
     for file in 0..<4 {
-      let lines = (0..<30_000).map { #"{"text": "file \#(file) line \#($0) \#(String(repeating: "abc ", count: $0 % 40))"}"# }
+      let lines = (0..<30_000).map {
+        #"{"text": "file \#(file) line \#($0) \#(String(repeating: "abc ", count: $0 % 40))"}"#
+      }
       try small.write("text-\(file).jsonl", lines.joined(separator: "\n") + "\n")
     }
   }
@@ -23,7 +25,9 @@ import Testing
 
   private func expect(_ arguments: [String], _ status: Int32 = 0, saying text: String = "") throws {
     let (ended, output) = try small.run(arguments)
-    #expect(ended == status && (text.isEmpty || output.contains(text)), "\(arguments.joined(separator: " "))\n\(ended): \(output)")
+    #expect(
+      ended == status && (text.isEmpty || output.contains(text)),
+      "\(arguments.joined(separator: " "))\n\(ended): \(output)")
   }
 
   private func fingerprint(_ folder: String) throws -> String {

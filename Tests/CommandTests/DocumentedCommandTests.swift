@@ -53,8 +53,11 @@ import Testing
   /// Whether a block is one of commands, by what it begins with.
   private static func isScript(_ block: [String]) -> Bool {
     guard let first = block.first?.trimmingCharacters(in: .whitespaces) else { return false }
-    let programs = ["jettrain ", "mpirun ", "python3 ", "sbatch ", "compute-sanitizer ", "cat ", "for ", "git ", "export "]
-    return programs.contains(where: first.hasPrefix) || first.contains(#/^(\./|\.build/|Cluster/testbed/testbed|JETTRAIN_)/#)
+    let programs = [
+      "jettrain ", "mpirun ", "python3 ", "sbatch ", "compute-sanitizer ", "cat ", "for ", "git ", "export ",
+    ]
+    return programs.contains(where: first.hasPrefix)
+      || first.contains(#/^(\./|\.build/|Cluster/testbed/testbed|JETTRAIN_)/#)
   }
 
   /// A block without what does not run here, and how many of its lines those are.
@@ -89,7 +92,8 @@ import Testing
         continue
       }
       if script.contains("pyarrow") {
-        let table = "import pyarrow as a, pyarrow.parquet as p; p.write_table(a.table({'text': ['A text.'] * 500}), 'x.parquet')"
+        let table =
+          "import pyarrow as a, pyarrow.parquet as p; p.write_table(a.table({'text': ['A text.'] * 500}), 'x.parquet')"
         #expect(try world.bash("mkdir -p raw; cd raw; python3 -c \"\(table)\"", in: place).status == 0)
       }
       // Each command is shown before it runs, so that a failure is the last one shown.
@@ -103,7 +107,9 @@ import Testing
   @Test func everyReasonIsNeeded() throws {
     let lines = try Self.documents.flatMap { Self.blocks(try Self.text($0)).joined() }
       .map { $0.trimmingCharacters(in: .whitespaces) }
-    for (begins, _) in Self.elsewhere { #expect(lines.contains { $0.hasPrefix(begins) }, "no command begins with \(begins)") }
+    for (begins, _) in Self.elsewhere {
+      #expect(lines.contains { $0.hasPrefix(begins) }, "no command begins with \(begins)")
+    }
   }
 
   @Test func readmeIsShort() throws {

@@ -14,7 +14,9 @@ import Testing
   @Test func pointersAreNamed() throws {
     let small = try SmallRun()
     let manager = FileManager.default
-    func replace(_ path: String) throws { try Data(Self.pointer.utf8).write(to: URL(fileURLWithPath: small.folder + "/" + path)) }
+    func replace(_ path: String) throws {
+      try Data(Self.pointer.utf8).write(to: URL(fileURLWithPath: small.folder + "/" + path))
+    }
     func copy(_ path: String, to new: String) throws {
       try manager.copyItem(atPath: small.folder + "/" + path, toPath: small.folder + "/" + new)
     }
@@ -25,11 +27,16 @@ import Testing
     try copy("teacher/model", to: "indexed")
     try manager.removeItem(atPath: small.folder + "/indexed/model.safetensors")
     try replace("indexed/model.safetensors.index.json")
-    for folder in ["tokenizer", "merges"] { try manager.createDirectory(atPath: small.folder + "/" + folder, withIntermediateDirectories: true) }
+    for folder in ["tokenizer", "merges"] {
+      try manager.createDirectory(atPath: small.folder + "/" + folder, withIntermediateDirectories: true)
+    }
     try replace("tokenizer/tokenizer.json")
     try small.write("merges/vocab.json", #"{"a": 0, "<|endoftext|>": 1}"#)
     try replace("merges/merges.txt")
-    for name in ["model.gguf", "text.txt", "lines.jsonl", "text.txt.zst", "text.txt.gz", "ids.bin", "golden.safetensors", "job.yaml"] { try replace(name) }
+    for name in [
+      "model.gguf", "text.txt", "lines.jsonl", "text.txt.zst", "text.txt.gz", "ids.bin", "golden.safetensors",
+      "job.yaml",
+    ] { try replace(name) }
     for name in ["shard", "codebook", "manifest"] { try copy("data/qa", to: "data/\(name)") }
     try replace("data/shard/qa-00000.jtk.zst")
     try replace("data/codebook/codebook.zst")
@@ -54,8 +61,13 @@ import Testing
       (["tokens", "inspect", "data/codebook"], "data/codebook/codebook.zst"),
       (["tokens", "inspect", "data/manifest"], "data/manifest/manifest.json"),
       (["eval", "teacher/model", "--data", "data/shard", "--context", "32"], "data/shard/qa-00000.jtk.zst"),
-      (["distill", "--job", "distill.yaml", "--data", "data/shard", "--run-dir", "OUT"], "data/shard/qa-00000.jtk.zst"),
-      (["distill", "--job", "distill.yaml", "--set", "model.teacher=weights", "--run-dir", "OUT"], "weights/model.safetensors"),
+      (
+        ["distill", "--job", "distill.yaml", "--data", "data/shard", "--run-dir", "OUT"], "data/shard/qa-00000.jtk.zst"
+      ),
+      (
+        ["distill", "--job", "distill.yaml", "--set", "model.teacher=weights", "--run-dir", "OUT"],
+        "weights/model.safetensors"
+      ),
       (["checkpoint", "verify", "run"], "run/step-00000005/shard-00000.safetensors.zst"),
       (["checkpoint", "export", "run", "--output", "OUT"], "run/step-00000005/shard-00000.safetensors.zst"),
       (["plan", "--job", "job.yaml"], "job.yaml"),

@@ -49,7 +49,8 @@ extension RankTests {
 
   /// A run of many steps, or of few long ones, to be interrupted.
   private func startLong(_ name: String, _ command: [String], longSteps: Bool = false) throws -> (Process, Pipe) {
-    let sizes = longSteps ? ["train.global_batch=512", "phases.1.tokens=\(64 * 512 * 50)"] : ["phases.1.tokens=3072000"]
+    let sizes =
+      longSteps ? ["train.global_batch=512", "phases.1.tokens=\(64 * 512 * 50)"] : ["phases.1.tokens=3072000"]
     let job = ["distill", "--job", "distill.yaml", "--run-dir", name]
     let sets = (sizes + ["phases.0.tokens=\(64 * 512)", "validation.every=0"]).flatMap { ["--set", $0] }
     let (process, errors) = try small.start(command + [jettrainProgram] + job + sets)
@@ -61,7 +62,9 @@ extension RankTests {
   private func end(of run: (process: Process, errors: Pipe)) -> (status: Int32, isSignal: Bool, output: String) {
     let output = String(decoding: run.errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     run.process.waitUntilExit()
-    return (run.process.terminationStatus, run.process.terminationReason == .uncaughtSignal, output)
+    return (
+      run.process.terminationStatus, run.process.terminationReason == .uncaughtSignal, String(output.suffix(1000))
+    )
   }
 
   private func children(of process: Process) throws -> [Int32] {
@@ -94,12 +97,14 @@ extension RankTests {
     #expect(try jettrain("checkpoint", "verify", "ranks").contains("all as written"))
 
     let launch = [
-      jettrainProgram, "launch", "--ranks", "2", "--max-restarts", "0", "--mpirun=--oversubscribe", "--mpirun=--bind-to",
+      jettrainProgram, "launch", "--ranks", "2", "--max-restarts", "0", "--mpirun=--oversubscribe",
+      "--mpirun=--bind-to",
       "--mpirun=none", "--",
     ]
     for (name, signals, code) in [("launched", 1, 75), ("launched-twice", 2, 130)] as [(String, Int, Int32)] {
       let sets = [
-        "phases.0.tokens=\(64 * 512)", "phases.1.tokens=\(64 * 512 * 50)", "train.global_batch=512", "validation.every=0",
+        "phases.0.tokens=\(64 * 512)", "phases.1.tokens=\(64 * 512 * 50)", "train.global_batch=512",
+        "validation.every=0",
       ].flatMap { ["--set", $0] }
       let (process, errors) = try small.start(launch + ["distill", "--job", "distill.yaml", "--run-dir", name] + sets)
       while small.loggedLines(name) < 2, process.isRunning { usleep(2000) }
@@ -146,7 +151,9 @@ extension RankTests {
       let command = ["finetune", "--job", "stage2.yaml", "--set", "model.student=\(student)", "--run-dir", name]
       try jettrain(ranks: 2, command + ["--stop-at-step", "3"], expecting: 75)
       try jettrain(ranks: 1, command)
-      if name != "folder" { #expect(try jettrain("checkpoint", "diff", "folder", name).contains("identical"), "\(name)") }
+      if name != "folder" {
+        #expect(try jettrain("checkpoint", "diff", "folder", name).contains("identical"), "\(name)")
+      }
       #expect(try jettrain("plan", "--job", "stage2.yaml", "--set", "model.student=\(student)").contains("student"))
       let score = try jettrain("eval", name, "--data", "data/qa", "--context", "64", "--sequences", "4")
       #expect(score.contains("\"loss\""), "\(score)")
@@ -156,6 +163,9 @@ extension RankTests {
     #expect(own.contains("lies in the run's own folder"), "\(own)")
     // A teacher, too, may be a run.
     try jettrain("distill", "--job", "distill.yaml", "--set", "model.teacher=teacher", "--run-dir", "of-a-run")
-    #expect(try jettrain("checkpoint", "diff", "stage1", "of-a-run").contains("identical"))
+    // Its matrices lie in memory of their own, where some are one product and not several: the same but for rounding.
+    let (_, difference) = try small.run(["checkpoint", "diff", "stage1", "of-a-run"])
+    let largest = difference.matches(of: /by (\S+) at most/).compactMap { Double($0.1) }
+    #expect(difference.contains("arrays") && largest.allSatisfy { $0 < 1e-6 }, "\(difference.suffix(1000))")
   }
 }

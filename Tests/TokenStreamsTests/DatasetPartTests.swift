@@ -73,7 +73,8 @@ import Tokenizers
     #expect(try Dataset(folder.path + "/set").verify { _ in } == 0)
     // Nothing of the builds is left, and nothing more is built or joined.
     let names = try FileManager.default.contentsOfDirectory(atPath: folder.path + "/set")
-    #expect(names.allSatisfy { $0.hasSuffix(".jtk.zst") || ["manifest.json", "codebook.zst"].contains($0) }, "\(names)")
+    #expect(
+      names.allSatisfy { $0.hasSuffix(".jtk.zst") || ["manifest.json", "codebook.zst"].contains($0) }, "\(names)")
     #expect(refusal { _ = try join() }.contains("is joined already"))
     #expect(refusal { try build("1/\(count)") }.contains("already holds a dataset"))
     // A run reads it as any other.

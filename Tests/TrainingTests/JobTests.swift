@@ -55,7 +55,8 @@ extension TrainingTests {
 
   /// What is given and of another type is said to be that, and nothing is said to be missing for it.
   @Test(arguments: [
-    ("model=5", "model: 5 is not a mapping"), ("data=[d]", "is not a mapping"), ("train=x", "train: x is not a mapping"),
+    ("model=5", "model: 5 is not a mapping"), ("data=[d]", "is not a mapping"),
+    ("train=x", "train: x is not a mapping"),
     ("phases=3", "phases: 3 is not a list of mappings"), ("phases=[1, 2]", "is not a list of mappings"),
     ("phases=[]", "phases: the list is empty"), ("model.student=[a]", "is not a text"),
     ("train.context=many", "train.context: many is not a whole number"),

@@ -73,7 +73,9 @@ extension Phase {
       logits: lossSection.number("logits") ?? 0, crossEntropy: lossSection.number("cross_entropy") ?? 0)
     lossSection.rejectUnknownKeys()
     if losses == LossWeights() {
-      if reader.isGiven("losses"), !lossSection.isMisplaced { reader.fault("losses", "all weights are 0: nothing would be learned") }
+      if reader.isGiven("losses"), !lossSection.isMisplaced {
+        reader.fault("losses", "all weights are 0: nothing would be learned")
+      }
       losses = kind == .distill ? LossWeights(hidden: 1) : LossWeights(crossEntropy: 1)
     }
     if losses.needsTeacher && !hasTeacher {

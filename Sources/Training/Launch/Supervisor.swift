@@ -142,9 +142,12 @@ package final class Supervisor {
       }
       let last = attempts.suffix(plan.crashesAtAStep)
       if last.count == plan.crashesAtAStep, Set(last.map(\.reached)).count == 1, Set(last.map(\.from)).count == 1 {
-        return report("given up: \(Format.counted(last.count, "crash", plural: "crashes")) in a row at step \(attempt.reached)")
+        return report(
+          "given up: \(Format.counted(last.count, "crash", plural: "crashes")) in a row at step \(attempt.reached)")
       }
-      if attempts.count > plan.maxRestarts { return report("given up after \(Format.counted(plan.maxRestarts, "restart"))") }
+      if attempts.count > plan.maxRestarts {
+        return report("given up after \(Format.counted(plan.maxRestarts, "restart"))")
+      }
       if let host = attempt.host, !hosts.isEmpty {
         // A card that failed, or is gone, fails again.
         let isCard = attempt.status == Self.cardFault
@@ -178,7 +181,9 @@ package final class Supervisor {
     }
   }
 
-  private static func goOn(_ ranks: Int) -> String { Format.counted(ranks, "rank") + (ranks == 1 ? " goes on" : " go on") }
+  private static func goOn(_ ranks: Int) -> String {
+    Format.counted(ranks, "rank") + (ranks == 1 ? " goes on" : " go on")
+  }
 
   /// Ranks to start: as many as asked for, or when hosts were left out as many as have room and the job accepts.
   private func ranks(on hosts: [(name: String, slots: Int)]) throws -> Int {

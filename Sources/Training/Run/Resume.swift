@@ -59,7 +59,9 @@ extension Trainer {
     else { return }
     let kept = run.path + "/metrics-without-checkpoint.jsonl"
     try renameFile(log, to: kept)
-    say("WARNING: \(run.path) has a log of \(Format.counted(last, "line")) and no checkpoint: it begins anew, the old log is \(kept)")
+    say(
+      "WARNING: \(run.path) has a log of \(Format.counted(last, "line")) and no checkpoint: it begins anew, the old log is \(kept)"
+    )
   }
 
   /// Goes to the newest checkpoint that can be read whole, of earlier steps than `before`.
@@ -128,7 +130,8 @@ extension Trainer {
     ] where then != now {
       throw CheckpointError(
         checkpoint.path,
-        "belongs to another run: its \(what) \(what.hasSuffix("s") ? "differ" : "differs"); choose another --run-dir, or restore what changed")
+        "belongs to another run: its \(what) \(what.hasSuffix("s") ? "differ" : "differs"); choose another --run-dir, or restore what changed"
+      )
     }
   }
 }
