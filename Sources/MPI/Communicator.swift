@@ -28,7 +28,7 @@ package final class Communicator {
   package let localSize: Int
 
   /// Open MPI's handle; of a world of one there is none.
-  private let handle: MPI_Comm?
+  let handle: MPI_Comm?
   /// The same ranks again, for a second thread, whose exchanges are not mistaken for those of the first.
   package let background: BackgroundCommunicator
   /// The same once more, for the thread that brings files to another host.
@@ -89,7 +89,7 @@ package final class Communicator {
   }
 
   /// One thread at a time is inside MPI.
-  private static let turn = Mutex(())
+  static let turn = Mutex(())
 
   fileprivate static func check(_ operation: String, _ call: @autoclosure () -> Int32) throws {
     let code = turn.withLock { _ in call() }
@@ -256,69 +256,13 @@ package final class Communicator {
     guard size > 1 else { return }
     try Self.complete("MPI_Ibarrier", bytes: 0) { MPI_Ibarrier(handle, &$0) }
   }
-
-  /// Waits a moment whether all ranks end with an error, as of a bad job: then MPI can be left in order, and the launcher has
-  /// nothing to add to what they say.
-  ///
-  /// - Parameters:
-  ///   - code: what this rank would exit with
-  ///   - speaks: whether it knows what went wrong itself
-  /// - Returns: of the first rank that does, its number and code; nil where some rank goes on, or waits elsewhere
-  package func whereAllFail(code: Int32, speaks: Bool, patience: Double = 2) -> (rank: Int, code: Int32)? {
-    guard size > 1 else { return (0, code) }
-    // By the communicator whose other users exchange messages from one to another, and no collective.
-    let own = [Int64(code), speaks ? 1 : 0]
-    // A rank that never comes may read and write these for as long as the process lives.
-    let (mine, all) = (
-      UnsafeMutablePointer<Int64>.allocate(capacity: 2), UnsafeMutablePointer<Int64>.allocate(capacity: 2 * size)
-    )
-    for (index, value) in own.enumerated() { mine[index] = value }
-    guard let exchange = try? files.gather(mine, count: 2, into: all) else { return nil }
-    let end = ContinuousClock.now + .seconds(patience)
-    while ContinuousClock.now < end {
-      guard let isDone = try? exchange.isDone() else { return nil }
-      if isDone {
-        let speaker = (0..<size).first { all[2 * $0 + 1] != 0 } ?? 0
-        return (speaker, Int32(all[2 * speaker]))
-      }
-      usleep(1000)
-    }
-    return nil
-  }
-
-  /// Ends this process with `code` and leaves MPI in order, as all ranks must: what ``whereAllFail(code:speaks:patience:)`` has
-  /// shown.
-  package func leave(code: Int32) -> Never {
-    fflush(nil)
-    guard handle != nil else { exit(code) }
-    // What other threads left under way must hold up no end.
-    Thread.detachNewThread {
-      sleep(10)
-      _exit(code)
-    }
-    // None of them enters MPI any more: the turn is never given back.
-    return Self.turn.withLock { _ -> Never in
-      MPI_Finalize()
-      exit(code)
-    }
-  }
-
-  /// Ends every process of the job at once, with `code`; what an error path calls, since a rank that merely
-  /// leaves would let the others wait for ever.
-  package func abort(code: Int32) -> Never {
-    if handle != nil {
-      fflush(nil)
-      MPI_Abort(jettrain_comm_world(), code)
-    }
-    exit(code)
-  }
 }
 
 /// Exchanges of large arrays by a thread that is not the main one. They only begin here; between looks at how far they are
 /// (``PendingExchange``) the thread may sleep, so that it takes no core from those that compute: Open MPI goes on only while
 /// some thread is inside it.
 package final class BackgroundCommunicator: @unchecked Sendable {
-  private let handle: MPI_Comm?
+  let handle: MPI_Comm?
 
   fileprivate init() { handle = nil }
 
@@ -353,15 +297,6 @@ package final class BackgroundCommunicator: @unchecked Sendable {
     Communicator.count(8)
     return try PendingExchange("MPI_Iallreduce", []) {
       MPI_Iallreduce(jettrain_in_place(), word, 1, jettrain_int64(), jettrain_max(), handle, &$1)
-    }
-  }
-
-  /// Begins to gather `count` words of every rank, in rank order. All addresses stay until it is done.
-  fileprivate func gather(_ words: UnsafePointer<Int64>, count: Int, into all: UnsafeMutablePointer<Int64>) throws
-    -> PendingExchange
-  {
-    try PendingExchange("MPI_Iallgather", []) {
-      MPI_Iallgather(words, Int32(count), jettrain_int64(), all, Int32(count), jettrain_int64(), handle, &$1)
     }
   }
 
@@ -404,7 +339,7 @@ package final class PendingExchange {
   private let counts: [UnsafeMutablePointer<Int32>]
   private var isOver = false
 
-  fileprivate init(
+  init(
     _ operation: String, _ counts: [[Int]], start: ([UnsafeMutablePointer<Int32>], inout MPI_Request?) -> Int32
   ) throws {
     self.operation = operation

@@ -236,7 +236,10 @@ package struct DatasetBuilder {
     guard part == nil || !names.contains(BuildFile.progress(nil)) else {
       throw FileError(folder, "holds an unfinished build that is not in parts; finish it, or remove it")
     }
-    guard !counts.isEmpty || names.contains(BuildFile.progress(nil)) || names.contains(Dataset.codebookName) else {
+    guard
+      !counts.isEmpty || names.contains(BuildFile.progress(nil))
+        || names.contains(where: { $0.hasPrefix(Dataset.codebookName) })
+    else {
       throw FileError(folder, "holds other files, \(names.min() ?? "") among them; a dataset has a folder of its own")
     }
   }
