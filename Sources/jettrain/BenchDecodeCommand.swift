@@ -78,7 +78,8 @@ extension Bench {
             backend.trim()
             bandwidth = max(
               bandwidth, try card.map { try DeviceRates.copyBandwidth($0.device) } ?? Self.readRate(backend))
-            let room = Room(model, context: context, stateType: plan.stateType, onCard: card != nil, threads: device.cores.count())
+            let room = Room(
+              model, context: context, stateType: plan.stateType, onCard: card != nil, threads: device.cores.count())
             let size = try limit.map { try room.largestBatch(within: $0, at: path, most: maxBatch) } ?? batch
             try refuse(
               "\(path), --batch \(size) at \(context) tokens", of: Double(room.bytes(batch: size)),
