@@ -66,7 +66,7 @@ let package = Package(
       resources: [.embedInCode("Modelling/modeling_jettrain_hybrid.py")]),
     .target(name: "Conversion", dependencies: ["COpenBLAS", "Models", "NN", "Tensors"]),
     .target(name: "Optimizers", dependencies: ["NN", "Tensors"]),
-    .target(name: "Tokenizers", dependencies: ["GGUF", "Hashing", "JSON"]),
+    .target(name: "Tokenizers", dependencies: ["Files", "GGUF", "Hashing", "JSON"]),
     .target(
       name: "TokenStreams", dependencies: ["Chat", "Files", "Hashing", "Parallel", "Tokenizers", yams],
       swiftSettings: kernelFlags),

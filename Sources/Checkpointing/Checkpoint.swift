@@ -203,7 +203,9 @@ package struct Checkpoint {
     }
     guard steps.isEmpty else {
       throw CheckpointError(
-        run.path, "has \(steps.count) checkpoints, none of them whole; restore one, or start anew in another --run-dir")
+        run.path,
+        "has \(steps.count == 1 ? "1 checkpoint, which is not whole" : "\(steps.count) checkpoints, none of them whole"); restore one, or start anew in another --run-dir"
+      )
     }
     return nil
   }

@@ -138,6 +138,7 @@ enum CheckpointShard {
         }
         let bytes = try bytes(frame.bytes, at: offset, of: descriptor, path)
         guard hash(of: bytes) == frame.hash else {
+          try refusePointer(at: path)
           throw CheckpointError(path, "a frame differs from the manifest: bytes were changed", isDamage: true)
         }
         try body(bytes)
@@ -192,7 +193,10 @@ enum CheckpointShard {
         let part = pread(descriptor, buffer.baseAddress! + filled, count - filled, off_t(offset + filled))
         if part < 0 && errno == EINTR { continue }
         guard part >= 0 else { throw FileError.system(path, "cannot be read") }
-        guard part > 0 else { throw CheckpointError(path, "is cut off", isDamage: true) }
+        guard part > 0 else {
+          try refusePointer(at: path)
+          throw CheckpointError(path, "is cut off", isDamage: true)
+        }
         filled += part
       }
     }
@@ -276,6 +280,7 @@ enum CheckpointShard {
       throw CheckpointError(path, "is missing", isDamage: true)
     }
     guard size == shard.bytes else {
+      try refusePointer(at: path)
       throw CheckpointError(path, "has \(size) bytes, the manifest says \(shard.bytes)", isDamage: true)
     }
     guard try sha256(file: path) == shard.sha256 else {

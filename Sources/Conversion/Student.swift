@@ -62,8 +62,32 @@ package struct Student {
       throw ModelError(
         path: "student", reason: "its \(name) is \(s), the teacher's \(t): they must be equal to inherit its MLPs")
     }
+    try Self.checkArithmetic(configuration, of: teacher.configuration)
     try model.inherit(from: teacher)
     if initialization == .transfer { try checkTransfer() }
+  }
+
+  /// Refuses a student that would compute something else with what it inherits: parameters fit, and the model is ruined.
+  private static func checkArithmetic(_ student: ModelConfiguration, of teacher: ModelConfiguration) throws {
+    let kept = student.layerTypes.filter(\.isAttention)
+    var pairs: [(name: String, student: String, teacher: String)] = [
+      ("rms_norm_eps", "\(student.normEpsilon)", "\(teacher.normEpsilon)"),
+      ("hidden_act", student.activation.rawValue, teacher.activation.rawValue),
+      ("tie_word_embeddings", "\(student.tiesEmbeddings)", "\(teacher.tiesEmbeddings)"),
+      ("scale of embeddings", "\(student.embeddingScale)", "\(teacher.embeddingScale)"),
+      ("norms' added one", "\(student.normsAddOne)", "\(teacher.normsAddOne)"),
+    ]
+    if !kept.isEmpty { pairs.append(("scale of scores", "\(student.queryScale)", "\(teacher.queryScale)")) }
+    for (type, other) in zip(student.layerTypes, teacher.layerTypes) where type.isAttention && other.isAttention {
+      let (own, others) = (student.architecture.rope(of: type), teacher.architecture.rope(of: other))
+      pairs.append(("rope_theta", "\(own.theta)", "\(others.theta)"))
+      pairs.append(("rope_scaling", "\(own)", "\(others)"))
+    }
+    for (name, own, others) in pairs where own != others {
+      throw ModelError(
+        path: "student",
+        reason: "its \(name) is \(own), the teacher's \(others): what it inherits would compute something else with it")
+    }
   }
 
   /// Gives every new parameter its initial value.

@@ -145,10 +145,15 @@ package func writeDurably(_ content: Data, to path: String) throws {
 
 /// Creates the folder and those above it.
 package func createFolder(_ path: String) throws {
-  do {
-    try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
-  } catch {
-    throw FileError(path, "cannot be created: \(error.localizedDescription)", kind: .system)
+  if mkdir(path, 0o777) == 0 { return }
+  if errno == ENOENT, case let above = folder(of: path), above != path, above != "." {
+    try createFolder(above)
+    if mkdir(path, 0o777) == 0 { return }
+  }
+  guard errno == EEXIST else { throw FileError.system(path, "cannot be created") }
+  var status = stat()
+  guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
+    throw FileError(path, "is a file where a folder is wanted", kind: .system)
   }
 }
 
@@ -159,6 +164,7 @@ package func readFile(_ path: String) throws -> Data {
     throw FileError(path, "cannot be read; is it there, and readable?", kind: .system)
   }
   FileOperations.read(data.count)
+  try refusePointer(data.prefix(1024), of: path)
   return data
 }
 

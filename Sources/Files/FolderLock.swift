@@ -35,11 +35,12 @@ package final class FolderLock {
   /// Takes the lock of `folder`, which must exist.
   ///
   /// - Parameters:
+  ///   - name: of the lock, where a folder has several
   ///   - signs: a file that changes every second while the holder lives, where there is one
   ///   - remedy: what to do instead, for the message
   /// - Throws: `FileError` of the holder when another program has it
-  package init(_ folder: String, signs: String = "", remedy: String) throws {
-    path = folder + "/" + Self.fileName
+  package init(_ folder: String, name: String = fileName, signs: String = "", remedy: String) throws {
+    path = folder + "/" + name
     descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0o666)
     guard descriptor >= 0 else { throw FileError.system(path, "cannot be opened") }
     do { try take(folder, signs: signs, remedy: remedy) } catch {

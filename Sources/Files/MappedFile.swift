@@ -27,6 +27,7 @@ package final class MappedFile: @unchecked Sendable {
       throw FileError.system(path, "cannot be mapped")
     }
     bytes = UnsafeRawBufferPointer(start: address, count: size)
+    if size < 1024 { try refusePointer(bytes, of: path) }
   }
 
   /// A file that is not on disk: a copy of `content`, at an address as even as a mapped file's; `path` names it in errors.

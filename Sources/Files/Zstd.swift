@@ -101,6 +101,7 @@ package final class ZstdReader {
         return status
       }
       guard ZSTD_isError(status) == 0 else {
+        try refusePointer(at: path)
         throw FileError(path, "damaged zstd data (\(String(cString: ZSTD_getErrorName(status))))")
       }
       expected = status

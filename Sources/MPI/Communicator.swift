@@ -28,7 +28,7 @@ package final class Communicator {
   package let localSize: Int
 
   /// Open MPI's handle; of a world of one there is none.
-  private let handle: MPI_Comm?
+  let handle: MPI_Comm?
   /// The same ranks again, for a second thread, whose exchanges are not mistaken for those of the first.
   package let background: BackgroundCommunicator
   /// The same once more, for the thread that brings files to another host.
@@ -89,7 +89,7 @@ package final class Communicator {
   }
 
   /// One thread at a time is inside MPI.
-  private static let turn = Mutex(())
+  static let turn = Mutex(())
 
   fileprivate static func check(_ operation: String, _ call: @autoclosure () -> Int32) throws {
     let code = turn.withLock { _ in call() }
@@ -256,23 +256,13 @@ package final class Communicator {
     guard size > 1 else { return }
     try Self.complete("MPI_Ibarrier", bytes: 0) { MPI_Ibarrier(handle, &$0) }
   }
-
-  /// Ends every process of the job at once, with `code`; what an error path calls, since a rank that merely
-  /// leaves would let the others wait for ever.
-  package func abort(code: Int32) -> Never {
-    if handle != nil {
-      fflush(nil)
-      MPI_Abort(jettrain_comm_world(), code)
-    }
-    exit(code)
-  }
 }
 
 /// Exchanges of large arrays by a thread that is not the main one. They only begin here; between looks at how far they are
 /// (``PendingExchange``) the thread may sleep, so that it takes no core from those that compute: Open MPI goes on only while
 /// some thread is inside it.
 package final class BackgroundCommunicator: @unchecked Sendable {
-  private let handle: MPI_Comm?
+  let handle: MPI_Comm?
 
   fileprivate init() { handle = nil }
 
@@ -349,7 +339,7 @@ package final class PendingExchange {
   private let counts: [UnsafeMutablePointer<Int32>]
   private var isOver = false
 
-  fileprivate init(
+  init(
     _ operation: String, _ counts: [[Int]], start: ([UnsafeMutablePointer<Int32>], inout MPI_Request?) -> Int32
   ) throws {
     self.operation = operation

@@ -1,3 +1,4 @@
+import Files
 import Foundation
 import GGUF
 
@@ -44,10 +45,10 @@ package struct ModelConfiguration: Sendable {
     var isFolder: ObjCBool = false
     let exists = FileManager.default.fileExists(atPath: path, isDirectory: &isFolder)
     let file = isFolder.boolValue ? path + "/config.json" : path
-    guard exists, let data = FileManager.default.contents(atPath: file) else {
+    guard exists, FileManager.default.fileExists(atPath: file) else {
       throw ModelError(path: file, reason: "there is no such configuration; give a config.json or its folder")
     }
-    try self.init(json: data, path: file)
+    try self.init(json: readFile(file), path: file)
   }
 
   /// Parses the JSON text `json`; `path` names it in errors.

@@ -87,7 +87,8 @@ extension HybridLM {
       let file = try SafetensorsFile(path: path + "/model.safetensors")
       return Dictionary(uniqueKeysWithValues: file.entries.keys.map { ($0, file) })
     }
-    guard let object = try? JSONSerialization.jsonObject(with: readFile(index)) as? [String: Any],
+    let content = try readFile(index)
+    guard let object = try? JSONSerialization.jsonObject(with: content) as? [String: Any],
       let map = object["weight_map"] as? [String: String]
     else { throw ModelError(path: index, reason: "has no weight_map") }
     var sources: [String: SafetensorsFile] = [:]

@@ -11,7 +11,18 @@ package enum Format {
   }
 
   /// A count with its noun: 1 shard, 2 shards.
-  package static func counted(_ count: Int, _ noun: String) -> String { "\(count) \(noun)\(count == 1 ? "" : "s")" }
+  ///
+  /// - Parameter plural: of nouns that take more than an s
+  package static func counted(_ count: Int, _ noun: String, plural: String? = nil) -> String {
+    "\(count) \(count == 1 ? noun : plural ?? noun + "s")"
+  }
+
+  /// A measured value in at most 8 characters: 1.7615, 0.01235, 3.21e-05.
+  package static func figure(_ value: Double) -> String {
+    let size = abs(value)
+    if size >= 1e5 || (size < 1e-3 && size > 0) { return String(format: "%.2e", value) }
+    return String(format: size < 1 ? "%.4g" : "%.5g", value)
+  }
 
   /// Bytes in powers of 1024.
   package static func bytes(_ value: Double) -> String {
@@ -22,9 +33,14 @@ package enum Format {
     return String(format: "%.0f B", value)
   }
 
-  /// Seconds as 1d02h, 3h07m, 4m05s or 6.5s.
+  /// Seconds as 12.3 years, 1d02h, 3h07m, 4m05s or 6.5s.
   package static func duration(_ seconds: Double) -> String {
-    guard seconds.isFinite, seconds < 1e12 else { return "?" }
+    guard seconds.isFinite, seconds < 1e18 else { return "?" }
+    let year = 365.25 * 86_400
+    if seconds >= year {
+      let years = seconds / year
+      return (years < 100 ? String(format: "%.1f", years) : years < 1e5 ? "\(Int(years))" : count(years)) + " years"
+    }
     let s = Int(seconds)
     if s >= 86_400 { return String(format: "%dd%02dh", s / 86_400, s % 86_400 / 3_600) }
     if s >= 3_600 { return String(format: "%dh%02dm", s / 3_600, s % 3_600 / 60) }
@@ -54,12 +70,14 @@ package final class ProgressLine {
 
   package init() {}
 
-  /// Shows `text` in place of the last such text. `isFinal` ends it, and is always shown.
-  package func update(_ text: String, isFinal: Bool = false) {
+  /// Shows `text` in place of the last such text. `isFinal` ends it.
+  ///
+  /// - Parameter isDue: to be shown elsewhere too, as one that ends it is: whoever asked for a line every so often gets it
+  package func update(_ text: String, isFinal: Bool = false, isDue: Bool = false) {
     if isTerminal {
       write("\r\u{1B}[K" + text + (isFinal ? "\n" : ""))
       isOpen = !isFinal
-    } else if isFinal || Date().timeIntervalSince(lastPrinted) > 5 {
+    } else if isFinal || isDue || Date().timeIntervalSince(lastPrinted) > 5 {
       write(text + "\n")
       lastPrinted = Date()
     }

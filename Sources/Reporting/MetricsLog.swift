@@ -80,7 +80,10 @@ package final class MetricsLog {
   package func finish() {
     flush()
     let lines = unwritten.count { $0 == UInt8(ascii: "\n") }
-    if lines > 0 { warn("WARNING: \(path): \(lines) lines could not be written and are lost") }
+    if lines > 0 {
+      warn(
+        "WARNING: \(path): \(Format.counted(lines, "line")) could not be written and \(lines == 1 ? "is" : "are") lost")
+    }
   }
 
   private func bringToDisk() {

@@ -124,9 +124,9 @@ package struct CandidateTrial {
     var hash = ""
     var teacherConfiguration: ModelConfiguration?
     try agree(world) {
-      teacherConfiguration = try job.teacher.map { try ModelConfiguration(path: $0) }
+      teacherConfiguration = try job.teacher.map { try modelConfiguration(of: $0) }
       guard world.isCoordinator, let path = job.teacher else { return }
-      hash = ModelSetup.hash(try HybridLM.load(path, backend: backend))
+      hash = ModelSetup.hash(try loadModel(path, backend: backend))
     }
     hash = String(decoding: try world.broadcast(Array(hash.utf8)), as: UTF8.self)
     let plans = try job.dataPlans(student: candidates[0].configuration, teacher: teacherConfiguration)

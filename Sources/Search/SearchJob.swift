@@ -45,7 +45,7 @@ package struct SearchJob: Sendable {
     var measures = Self.objectives(section, seed: seed)
 
     let placementSection = root.section("placement")
-    if !placementSection.has("full") { placementSection.fault("full", "is missing: layers of full attention to keep") }
+    placementSection.demand("full", "layers of full attention to keep")
     let standard = SearchSettings()
     placement = PlacementRequest(
       full: placementSection.integer("full") ?? 0, sliding: placementSection.integer("sliding") ?? 0,
@@ -198,8 +198,8 @@ package struct SearchJob: Sendable {
   private func checkInputs(teacher: ModelConfiguration?) throws {
     let steps = try steps()
     for step in steps {
-      try step.job.checkTeacher()
-      let teacher = try step.job.teacher.map { try ModelConfiguration(path: $0) }
+      try step.job.checkModels()
+      let teacher = try step.job.teacher.map { try modelConfiguration(of: $0) }
       _ = try step.job.dataPlans(student: step.candidates[0].configuration, teacher: teacher)
       guard let teacher else { throw JobError(.usage, "\(step.job.path): model.teacher is missing") }
       // A student that cannot be made of its teacher says so without weights too.

@@ -64,7 +64,7 @@ package final class DataPlan {
         guard count > mix.validationShards || !trains else {
           throw FileError(
             dataset.folder,
-            "has \(count) shards, of which mix \(mix.name) holds out \(mix.validationShards): "
+            "has \(count == 1 ? "1 shard" : "\(count) shards"), of which mix \(mix.name) holds out \(mix.validationShards): "
               + "build it with smaller --shard-tokens")
         }
         let stream = TokenStream(dataset, shards: 0..<max(0, count - mix.validationShards), context: context)

@@ -136,9 +136,12 @@ final class DocumentReader: DocumentSource {
   private var isAtEnd = false
   private(set) var bytesRead = 0
 
+  /// - Parameter path: `-` for standard input
   init(_ path: String, format: DocumentFormat) throws {
-    self.path = path
+    let isPiped = path == DatasetInputs.pipe
+    self.path = isPiped ? "standard input" : path
     self.format = format
+    if !isPiped { try refusePointer(at: path) }
     if path.hasSuffix(".zst") {
       let reader = try ZstdReader(path)
       read = { try reader.read(into: $0) }
@@ -157,7 +160,7 @@ final class DocumentReader: DocumentSource {
       handle = pipe.fileHandleForReading
       process = gzip
     } else {
-      guard let file = FileHandle(forReadingAtPath: path) else {
+      guard let file = isPiped ? .standardInput : FileHandle(forReadingAtPath: path) else {
         throw FileError(path, "cannot be opened; is it there, and readable?", kind: .system)
       }
       handle = file

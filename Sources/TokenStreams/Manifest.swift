@@ -9,10 +9,12 @@ package struct ShardRecord: Codable, Sendable, Equatable {
   package let tokens: Int
   package let documents: Int
   package let sha256: String
+  /// What its header says of its place, where the dataset was built in parts; elsewhere that is its place in the manifest.
+  package internal(set) var ordinal: Int?
 
-  package init(file: String, bytes: Int, tokens: Int, documents: Int, sha256: String) {
+  package init(file: String, bytes: Int, tokens: Int, documents: Int, sha256: String, ordinal: Int? = nil) {
     (self.file, self.bytes, self.tokens) = (file, bytes, tokens)
-    (self.documents, self.sha256) = (documents, sha256)
+    (self.documents, self.sha256, self.ordinal) = (documents, sha256, ordinal)
   }
 }
 
@@ -20,7 +22,8 @@ package struct ShardRecord: Codable, Sendable, Equatable {
 package struct Manifest: Codable, Sendable {
   package static let fileName = "manifest.json"
 
-  package var version = 1
+  /// 2 where shards name their ordinals.
+  package private(set) var version = 1
   package let name: String
   /// The dataset that this small one stands in for, where it does.
   package let standsInFor: String?
@@ -54,6 +57,7 @@ package struct Manifest: Codable, Sendable {
     self.codec = codec
     self.codebookHash = codebookHash
     self.shards = shards
+    version = shards.contains { $0.ordinal != nil } ? 2 : 1
     fingerprint = ""
     fingerprint = Self.fingerprint(self)
   }
@@ -84,20 +88,38 @@ package struct Manifest: Codable, Sendable {
     guard let manifest = try? JSONDecoder().decode(Manifest.self, from: data) else {
       throw FileError(path, "is not a manifest of this program")
     }
-    guard manifest.fingerprint == Self.fingerprint(manifest) else {
+    try manifest.check(path)
+    self = manifest
+  }
+
+  /// Refuses what no build writes; `path` names it.
+  func check(_ path: String) throws {
+    guard (1...2).contains(version) else {
+      throw FileError(path, "is of version \(version), this program reads 1 and 2")
+    }
+    guard fingerprint == Self.fingerprint(self) else {
       throw FileError(path, "does not match its fingerprint: it was edited or damaged")
     }
     // What is computed with these numbers must not overflow: no dataset comes near the bounds.
-    let isSound = manifest.shards.allSatisfy { shard in
-      [shard.bytes, shard.tokens, shard.documents].allSatisfy { (0..<1 << 40).contains($0) }
+    let isSound = shards.allSatisfy { shard in
+      [shard.bytes, shard.tokens, shard.documents, shard.ordinal ?? 0].allSatisfy { (0..<1 << 40).contains($0) }
     }
-    guard isSound, (1...1 << 24).contains(manifest.vocabulary), Int(manifest.endOfText) < manifest.vocabulary else {
+    guard isSound, (1...1 << 24).contains(vocabulary), Int(endOfText) < vocabulary else {
       throw FileError(path, "holds sizes that no dataset has, or an end of text outside its vocabulary")
     }
-    for shard in manifest.shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
+    for shard in shards where shard.file.contains("/") || shard.file.hasPrefix(".") {
       throw FileError(path, "names a shard outside its folder: \(shard.file)")
     }
-    self = manifest
+  }
+
+  /// Whether all but the shards is the same.
+  func isAlike(_ other: Manifest) -> Bool { having([]).fingerprint == other.having([]).fingerprint }
+
+  /// The same dataset of these shards.
+  func having(_ shards: [ShardRecord]) -> Manifest {
+    Manifest(
+      name: name, standsInFor: standsInFor, tokenizer: tokenizer, tokenizerHash: tokenizerHash, vocabulary: vocabulary,
+      endOfText: endOfText, beginOfText: beginOfText, codec: codec, codebookHash: codebookHash, shards: shards)
   }
 
   package func write(to folder: String) throws { try writeDurably(encoded(), to: folder + "/" + Self.fileName) }
@@ -115,10 +137,15 @@ package final class Dataset {
   /// Reads manifest and codebook of the dataset in `folder` and checks them; shards are opened when they are read.
   ///
   /// - Parameter cache: holds the open shards, of all datasets of a run together
-  package init(_ folder: String, cache: ShardCache = ShardCache()) throws {
+  package convenience init(_ folder: String, cache: ShardCache = ShardCache()) throws {
+    try self.init(folder, manifest: Manifest(folder: folder), cache: cache)
+  }
+
+  /// The same of a manifest that is not written yet.
+  init(_ folder: String, manifest: Manifest, cache: ShardCache = ShardCache()) throws {
     self.folder = folder
     self.cache = cache
-    manifest = try Manifest(folder: folder)
+    self.manifest = manifest
     let path = folder + "/" + Self.codebookName
     let data = try readFile(path)
     guard sha256(data) == manifest.codebookHash else {
@@ -140,7 +167,7 @@ package final class Dataset {
       let record = manifest.shards[ordinal]
       let path = folder + "/" + record.file
       let reader = try readingAgain(path) { _ in try ShardReader(path, codebook: codebook, record: record) }
-      guard reader.header.tokenizer == manifest.tokenizerHash, reader.header.ordinal == ordinal,
+      guard reader.header.tokenizer == manifest.tokenizerHash, reader.header.ordinal == record.ordinal ?? ordinal,
         reader.header.dataset == manifest.name
       else { throw FileError(reader.path, "belongs to another dataset or place than the manifest says") }
       return reader
@@ -157,6 +184,7 @@ package final class Dataset {
         throw FileError(path, "shard is missing; restore it or build the dataset anew")
       }
       guard Int(status.st_size) == record.bytes else {
+        try refusePointer(at: path)
         throw FileError(
           path, "has \(status.st_size) bytes, the manifest says \(record.bytes): truncated, or another file")
       }

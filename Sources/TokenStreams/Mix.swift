@@ -63,18 +63,29 @@ package struct Mix: Codable, Sendable {
       }
     }
     try check(top, "")
-    self.name = top["name"] as? String ?? ((path as NSString).lastPathComponent as NSString).deletingPathExtension
-    let exhaustionName = top["exhaustion"] as? String ?? "repeat"
+    func value<Value>(_ key: String, _ what: String, _: Value.Type) throws -> Value? {
+      guard let given = top[key], !(given is NSNull) else { return nil }
+      guard let value = given as? Value else {
+        throw FileError(path, "\(key): \("\(given)".prefix(60)) is not \(what)")
+      }
+      return value
+    }
+    self.name =
+      try value("name", "a text", String.self)
+      ?? ((path as NSString).lastPathComponent as NSString).deletingPathExtension
+    let exhaustionName = try value("exhaustion", "stop or repeat", String.self) ?? "repeat"
     guard let exhaustion = Exhaustion(rawValue: exhaustionName) else {
       throw FileError(path, "exhaustion: \(exhaustionName) is neither stop nor repeat")
     }
     self.exhaustion = exhaustion
-    maxEpochs = top["max_epochs"] as? Int
+    maxEpochs = try value("max_epochs", "a whole number", Int.self)
     warnings =
       top[Self.formerKey] == nil
       ? [] : ["\(path): \(Self.formerKey) is called validation_shards now; the old name goes with the next version"]
-    validationShards = (top["validation_shards"] ?? top[Self.formerKey]) as? Int ?? 1
-    guard let list = top["sources"] as? [[String: Any]], !list.isEmpty else {
+    validationShards =
+      try value("validation_shards", "a whole number", Int.self) ?? value(Self.formerKey, "a whole number", Int.self)
+      ?? 1
+    guard let list = try value("sources", "a list of names and weights", [[String: Any]].self), !list.isEmpty else {
       throw FileError(path, "sources: a list of names and weights is missing")
     }
     sources = try list.map { object in

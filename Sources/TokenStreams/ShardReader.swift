@@ -28,6 +28,7 @@ package final class ShardReader {
     defer { close(descriptor) }
     let size = Int(lseek(descriptor, 0, SEEK_END))
     if let record, record.bytes != size {
+      try refusePointer(at: path)
       throw FileError(
         path,
         "has \(size) bytes, the manifest says \(record.bytes): \(size < record.bytes ? "truncated" : "not the file it was")"

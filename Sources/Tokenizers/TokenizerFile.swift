@@ -1,3 +1,4 @@
+import Files
 import Foundation
 import JSON
 
@@ -48,10 +49,7 @@ extension TokenizerDescription {
   private static func content(_ value: JSONValue?) -> [UInt8]? { value?.bytes ?? value?["content"]?.bytes }
 
   private static func file(_ path: String) throws -> JSONValue {
-    guard let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
-      throw TokenizerError(path: path, reason: "cannot be read; is it there, and readable?")
-    }
-    return try parse(data, path: path)
+    try parse(readFile(path), path: path)
   }
 
   private static func parse(_ data: Data, path: String) throws -> JSONValue {
@@ -146,10 +144,8 @@ extension TokenizerDescription {
   }
 
   private mutating func readMerges(_ path: String) throws {
-    guard let text = try? Data(contentsOf: URL(fileURLWithPath: path)) else {
-      throw TokenizerError(path: path, reason: "cannot be read")
-    }
-    for line in Array(text).split(separator: UInt8(ascii: "\n")) where !line.starts(with: "#version".utf8) {
+    for line in try Array(readFile(path)).split(separator: UInt8(ascii: "\n")) where !line.starts(with: "#version".utf8)
+    {
       try merge(line: line)
     }
   }

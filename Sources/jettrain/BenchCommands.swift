@@ -95,7 +95,7 @@ struct Bench: ParsableCommand {
             "mfu": operations / seconds / rate, "peak_memory": Machine.peakMemory,
             "peak_tensor_bytes": backend.peakBytes,
             "planned_memory": estimate.tensorBytes
-              + (backend is CUDABackend ? 0 : Machine.baseMemory(threads: Machine.threads(world))),
+              + (backend is CUDABackend ? 0 : Machine.baseMemory(threads: device.cores.count(world))),
           ]
           if let blocking {
             fields["step_s"] = seconds

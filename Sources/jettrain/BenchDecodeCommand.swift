@@ -78,7 +78,8 @@ extension Bench {
             backend.trim()
             bandwidth = max(
               bandwidth, try card.map { try DeviceRates.copyBandwidth($0.device) } ?? Self.readRate(backend))
-            let room = Room(model, context: context, stateType: plan.stateType, onCard: card != nil)
+            let room = Room(
+              model, context: context, stateType: plan.stateType, onCard: card != nil, threads: device.cores.count())
             let size = try limit.map { try room.largestBatch(within: $0, at: path, most: maxBatch) } ?? batch
             try refuse(
               "\(path), --batch \(size) at \(context) tokens", of: Double(room.bytes(batch: size)),
@@ -159,7 +160,7 @@ extension Bench {
       let perSequence: Int
       let mostByDefault: Int
 
-      init(_ model: HybridLM, context: Int, stateType: DType, onCard: Bool) {
+      init(_ model: HybridLM, context: Int, stateType: DType, onCard: Bool, threads: Int) {
         let c = model.configuration
         let isNarrow = onCard && model.head.dtype == .bfloat16
         let weights = model.store.parameters.reduce(0) { $0 + $1.count * $1.value.dtype.size }
@@ -172,7 +173,7 @@ extension Bench {
           onCard
           ? CUDABackend.cachePartBytes(
             heads: c.architecture.attentionHeads, size: c.architecture.headSize, room: context) : 0
-        held = weights + (onCard ? 1 << 30 : Machine.baseMemory(threads: Machine.cores))
+        held = weights + (onCard ? 1 << 30 : Machine.baseMemory(threads: threads))
         perSequence = caches + rows + parts
         mostByDefault = onCard ? 65_535 : 256
       }

@@ -44,14 +44,14 @@ struct CheckpointCommand: ParsableCommand {
         let checkpoint = try Checkpoint(RunFolder.resolve(path))
         let m = checkpoint.manifest
         print(
-          "\(checkpoint.path): step \(m.step), \(m.tokens) tokens, phase \(m.phase) step \(m.phaseStep), \(Format.counted(m.worldSize, "rank"))"
+          "\(checkpoint.path): step \(m.step), \(Format.counted(m.tokens, "token")), phase \(m.phase) step \(m.phaseStep), \(Format.counted(m.worldSize, "rank"))"
         )
         print(
           "kind \(m.identity.kind)  model \(m.identity.model.prefix(16))  plan \(m.identity.plans.map { $0.prefix(16) }.joined(separator: " "))"
         )
         for shard in m.shards { print("  \(shard.file)  \(shard.bytes) bytes  \(shard.sha256.prefix(16))") }
         for (key, count) in try checkpoint.keys() {
-          print("  \(key.role) \(key.name)  \(count) elements from \(key.range?.lowerBound ?? 0)")
+          print("  \(key.role) \(key.name)  \(Format.counted(count, "element")) from \(key.range?.lowerBound ?? 0)")
         }
       }
     }
@@ -83,7 +83,8 @@ struct CheckpointCommand: ParsableCommand {
           Checkpoint(RunFolder.resolve(first)), Checkpoint(RunFolder.resolve(second)))
         for line in difference.lines { print(line) }
         let (count, arrays) = (difference.lines.count, difference.arrays)
-        print(count == 0 ? "identical: \(arrays) arrays" : "different: \(count) of \(arrays) arrays")
+        let all = Format.counted(arrays, "array")
+        print(count == 0 ? "identical: \(all)" : "different: \(count) of \(all)")
         if count > 0 { Foundation.exit(1) }
       }
     }

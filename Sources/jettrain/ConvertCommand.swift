@@ -34,11 +34,12 @@ struct Convert: ParsableCommand {
   var initialization: StudentInitialization?
   @Option(help: "The same seed gives the same weights.") var seed: UInt64 = 1
   @Option(help: "bfloat16 or float32; default: as the teacher has them, or as config.json says.") var dtype: WeightType?
+  @OptionGroup var cores: ThreadsOption
 
   func run() {
     withoutWorld {
       try refuseExisting(output)
-      let backend = makeBackend()
+      let backend = makeBackend(threads: cores.count())
       guard config == nil || (mixer == nil && layers == nil), (mixer == nil) == (layers == nil) else {
         throw JobError(.usage, "give --config, or --mixer with --layers, or neither to write the teacher itself")
       }

@@ -33,6 +33,7 @@ struct DeviceOption: ParsableArguments {
       "What to compute on: auto, cpu, cuda, or cuda:I for card I; default: the job's train.device, else auto.",
       valueName: "auto|cpu|cuda[:i]"))
   var device: DeviceChoice?
+  @OptionGroup var cores: ThreadsOption
 
   /// The option, what the job says, or auto.
   func choice(job: String? = nil) throws -> DeviceChoice {
@@ -48,23 +49,29 @@ struct DeviceOption: ParsableArguments {
   ///
   /// - Parameter usual: where the option is not given
   func backend(_ usual: DeviceChoice = .automatic) throws -> any Backend {
-    try makeBackend(device ?? usual, threads: Machine.cores, place: (0, 1))
+    try makeBackend(device ?? usual, threads: cores.count(), place: (0, 1))
   }
 
   /// The backend of one of `world`'s ranks.
   func backend(_ world: Communicator, job: String? = nil) throws -> any Backend {
-    try makeBackend(world, choice(job: job))
+    // Ranks share the cores and the cards of their host.
+    let local = ProcessInfo.processInfo.environment["OMPI_COMM_WORLD_LOCAL_RANK"].flatMap { Int($0) }
+    return try makeBackend(choice(job: job), threads: cores.count(world), place: (local ?? 0, world.localSize))
   }
 }
 
-/// The backend of commands that compute on the CPU whatever there is.
-func makeBackend(threads: Int = Machine.cores) -> any Backend { CPUBackend(threads: threads) }
+struct ThreadsOption: ParsableArguments {
+  @Option(
+    help: "Threads of a rank; default: JETTRAIN_THREADS, else the cores of its host over the ranks there.",
+    transform: Whole.from(1, to: Most.threads))
+  var threads: Int?
 
-/// The backend of one of `world`'s ranks, which share the cores and the cards of their host.
-func makeBackend(_ world: Communicator, _ choice: DeviceChoice = .automatic) throws -> any Backend {
-  let local = ProcessInfo.processInfo.environment["OMPI_COMM_WORLD_LOCAL_RANK"].flatMap { Int($0) }
-  return try makeBackend(choice, threads: Machine.threads(world), place: (local ?? 0, world.localSize))
+  /// The option, or what the machine has for one of `world`'s ranks.
+  func count(_ world: Communicator = .alone) -> Int { threads ?? Machine.threads(world) }
 }
+
+/// The backend of commands that compute on the CPU whatever there is.
+func makeBackend(threads: Int = Machine.threads(.alone)) -> any Backend { CPUBackend(threads: threads) }
 
 /// The one place where a backend is chosen.
 ///

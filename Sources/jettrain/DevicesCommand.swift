@@ -103,7 +103,7 @@ struct Devices: ParsableCommand {
         BackendCheck(backend, against: CPUBackend(threads: Machine.cores)).run(small: small, only: only, report: report)
         if only == nil { try DeviceCheck(card).run(small: small, report: report) }
         print(Format.table(rows))
-        print("\(rows.count - 1) checks on \(card.name), \(misses) misses")
+        print("\(rows.count - 1) checks on \(card.name), \(Format.counted(misses, "miss", plural: "misses"))")
         guard misses == 0 else {
           throw CUDAError(
             .fault, "\(misses) of \(rows.count - 1) kernels do not compute what they should on \(card.name)")

@@ -78,22 +78,29 @@ func endOfArguments(_ error: any Error) -> Never {
 
 /// Runs `body` on every rank; an error ends the whole job with its exit code and is printed once.
 ///
-/// A fault that all ranks meet is printed by the coordinator alone: the others wait a moment, in which it ends the
-/// job. A fault of one rank is printed by that rank.
+/// A fault that all ranks meet is printed by the first that knows it, the coordinator as a rule, and they leave together. A
+/// fault of one rank is printed by that rank, which then ends the others.
 func withWorld(_ body: (Communicator) throws -> Void) {
   do {
     try withMPI { world in
       do {
         try body(world)
       } catch {
-        if error is PeerError {
-          sleep(10)
-        } else {
-          if !world.isCoordinator { usleep(1_500_000) }
-          let place = world.size > 1 && !world.isCoordinator ? "rank \(world.rank): " : ""
+        // Whoever fails because another rank did has nothing of its own to say.
+        let isOwn = !(error is PeerError)
+        func say() {
+          let place = world.isCoordinator ? "" : "rank \(world.rank): "
           FileHandle.standardError.write(Data("jettrain: \(place)\(said(error))\n".utf8))
         }
-        world.abort(code: ExitStatus.of(error))
+        let speaksFirst = world.isCoordinator && isOwn
+        if speaksFirst { say() }
+        let code = ExitStatus.of(error)
+        if let first = world.whereAllFail(code: code, speaks: isOwn) {
+          if first.rank == world.rank, !speaksFirst { say() }
+          world.leave(code: first.code)
+        }
+        if !isOwn { sleep(10) } else if !speaksFirst { say() }
+        world.abort(code: code)
       }
     }
   } catch { fail(error) }

@@ -77,7 +77,7 @@ struct Generate: ParsableCommand {
       }
       FileHandle.standardError.write(
         Data(
-          ("loaded in \(String(format: "%.2f", clock.seconds["load"] ?? 0)) s; read \(read) tokens at "
+          ("loaded in \(String(format: "%.2f", clock.seconds["load"] ?? 0)) s; read \(Format.counted(read, "token")) at "
             + "\(rate(read, "prefill"))/s, made \(made) at \(rate(made, "decode"))/s; caches "
             + "\(Format.bytes(Double(generator.cacheBytes))), peak memory \(Format.bytes(Double(Machine.peakMemory)))\n")
             .utf8))

@@ -101,6 +101,7 @@ struct Compare: ParsableCommand {
       guard let comparison else { return }
       print(comparison.text)
       if let report {
+        try createFolder(Files.folder(of: report))
         try writeDurably(Data(comparison.page(title: title, notes: note).utf8), to: report)
         print("\n\(report) shows it all")
       }

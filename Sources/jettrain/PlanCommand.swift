@@ -6,6 +6,7 @@ import Models
 import Reporting
 import Tensors
 import TokenStreams
+import Tokenizers
 import Training
 
 struct PlanCommand: ParsableCommand {
@@ -48,7 +49,7 @@ struct PlanCommand: ParsableCommand {
       let (student, teacher) = try job.configurations()
       if let teacher { try Self.check(student, of: job.student, against: teacher, of: job.teacher ?? "") }
       print(
-        "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(job.totalSteps) steps, \(Format.counted(ranks, "rank"))"
+        "job \(job.name) (\(kind.rawValue)): \(Format.count(Double(job.totalTokens))) tokens, \(Format.counted(job.totalSteps, "step")), \(Format.counted(ranks, "rank"))"
       )
       let local = min(ranks, ranksPerHost ?? ranks)
       let threads = max(1, Machine.cores / local)
@@ -110,28 +111,54 @@ struct PlanCommand: ParsableCommand {
           job, student, teacher, bytes: bytes, counted,
           held: Double(isCard ? CUDABackend.baseBytes : held(openShards, threads)))
       }
-      let assumed =
-        rate == nil
-        ? "assuming that every rank has a machine such as this one (\(Int(matrixRate / Double(ranks) / 1e9)) GF/s measured) and "
-          + "makes half of that; --rate gives measured tokens a second of all ranks"
-        : "at the given rate"
-      print("time \(Format.duration(total)), \(assumed)")
-      if let mix = try? job.mix(job.mixName) {
-        for source in mix.sources {
-          if let manifest = try? Manifest(folder: job.dataRoot + "/" + source.name) {
-            print(
-              "source \(source.name): weight \(source.weight), \(Format.counted(manifest.shards.count, "shard")), "
-                + "\(Format.count(Double(manifest.tokens))) tokens"
-                + (manifest.standsInFor.map { ", a stand-in for \($0)" } ?? ""))
-          } else {
-            print("source \(source.name): weight \(source.weight), not in \(job.dataRoot)")
-          }
-        }
-        // What a run would refuse of the data, where they are all here.
-        if mix.sources.allSatisfy({ FileManager.default.fileExists(atPath: job.dataRoot + "/" + $0.name) }) {
-          _ = try job.dataPlans(student: student, teacher: teacher)
-        }
+      print("time \(Format.duration(total))")
+      printAssumptions(job, rate: matrixRate / Double(ranks))
+      try printData(of: job, student, teacher)
+    }
+  }
+
+  /// What the figures rest on.
+  ///
+  /// - Parameter measured: operations a second of one rank's products here
+  private func printAssumptions(_ job: Job, rate measured: Double) {
+    print(
+      rate == nil
+        ? "assumed: every rank has a machine such as this one (\(Int(measured / 1e9)) GF/s measured) and makes half of that; --rate "
+          + "gives measured tokens a second of all ranks"
+        : "assumed: the given rate, at every phase alike")
+    for (path, planned) in [(job.teacher, job.plannedTeacher), (job.student, job.plannedStudent)] {
+      guard let path, let planned, !FileManager.default.fileExists(atPath: path) else { continue }
+      print("assumed: \(path), which is not there yet, is as \(planned) says")
+    }
+  }
+
+  /// The job's data, and what a run would refuse of them as far as they are here.
+  ///
+  /// - Throws: as a run would: data that would run out, ids without rows, another tokenizer
+  private func printData(of job: Job, _ student: ModelConfiguration, _ teacher: ModelConfiguration?) throws {
+    if job.tokenizer == "bytes" || FileManager.default.fileExists(atPath: job.tokenizer) {
+      try Vocabulary(of: makeTokenizer(job.tokenizer)).check(fits: student, teacher: teacher)
+    }
+    let mix = try job.mix(job.mixName)
+    var isComplete = true
+    for source in mix.sources {
+      let folder = job.dataRoot + "/" + source.name
+      guard FileManager.default.fileExists(atPath: folder) else {
+        isComplete = false
+        print("source \(source.name): weight \(source.weight), not in \(job.dataRoot)")
+        continue
       }
+      let manifest = try Manifest(folder: folder)
+      print(
+        "source \(source.name): weight \(source.weight), \(Format.counted(manifest.shards.count, "shard")), "
+          + "\(Format.count(Double(manifest.tokens))) tokens"
+          + (manifest.standsInFor.map { ", a stand-in for \($0)" } ?? ""))
+      try Vocabulary(of: manifest).check(fits: student, teacher: teacher)
+    }
+    if isComplete {
+      _ = try job.dataPlans(student: student, teacher: teacher)
+    } else {
+      print("assumed: the sources that are not there hold enough")
     }
   }
 

@@ -32,11 +32,16 @@ extension PlanCommand {
         seconds += time
       }
     }
-    print("job \(search.name) (search): \(Format.count(Double(tokens))) tokens to train on, \(ranks) ranks")
-    print(Format.table(rows))
     print(
-      "time \(Format.duration(seconds)), \(rate == nil ? "at half of this machine's SGEMM rate a rank" : "at the given rate"), "
-        + "without the evaluations of placements; groups of ranks train candidates side by side; which shapes are tried "
-        + "depends on the block that wins")
+      "job \(search.name) (search): \(Format.count(Double(tokens))) tokens to train on, \(Format.counted(ranks, "rank"))"
+    )
+    print(Format.table(rows))
+    print("time \(Format.duration(seconds)), of all candidates one by one; groups of ranks train them side by side")
+    print(
+      "assumed: "
+        + (rate == nil
+          ? "every rank has a machine such as this one (\(Int(matrixRate / Double(ranks) / 1e9)) GF/s measured) and makes half of that"
+          : "the given rate")
+        + "; placements are evaluated in no time; which shapes are tried depends on the block that wins")
   }
 }

@@ -10,8 +10,12 @@ final class RunLock {
   init(_ folder: String, _ world: Communicator) throws {
     try agree(world) {
       guard world.isCoordinator else { return }
-      try createFolder(folder)
-      lock = try FolderLock(folder, remedy: "wait for it, stop it, or choose another --run-dir")
+      do {
+        try createFolder(folder)
+        lock = try FolderLock(folder, remedy: "wait for it, stop it, or choose another --run-dir")
+      } catch let error as FileError where error.kind == .system {
+        throw FileError(error.path, error.reason + "; choose another --run-dir", kind: .system)
+      }
     }
   }
 

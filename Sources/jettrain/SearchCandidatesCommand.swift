@@ -17,6 +17,7 @@ struct CandidateOptions: ParsableArguments {
   @Option(help: "Tokens in front when decoding is timed.", transform: Whole.from(1, to: Most.context))
   var decodeContext = 1024
   @Option(help: "Folder to write.") var runDir = Search.standardFolder
+  @OptionGroup var device: DeviceOption
   @OptionGroup var stopping: StopOptions
 
   /// Runs a step on every rank, with the pieces that it needs.
@@ -32,7 +33,7 @@ struct CandidateOptions: ParsableArguments {
       try stopping.search(in: runDir, world) { stop in
         let run = try SearchRun(
           folder: runDir, teacher: objectives.teacher ?? job.teacher, stop: stop, world: world,
-          backend: try makeBackend(world))
+          backend: device.backend(world, job: job.device))
         try step(run, base, job, settings)
       }
     }

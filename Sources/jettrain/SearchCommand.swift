@@ -24,11 +24,13 @@ struct Search: ParsableCommand {
       name: .customLong("set"),
       help: ArgumentHelp("Override a key of the job, such as placement.full=2.", valueName: "key=value"))
     var overrides: [String] = []
+    @Option(help: "In place of the job's seed.", transform: Whole.from(0, to: .max)) var seed: Int?
+    @OptionGroup var device: DeviceOption
     @OptionGroup var stopping: StopOptions
 
     /// The job as the options say.
     func job(ranks: Int) throws -> SearchJob {
-      var job = try SearchJob(path: job, overrides: overrides, ranks: ranks)
+      var job = try SearchJob(path: job, overrides: overrides + (seed.map { ["seed=\($0)"] } ?? []), ranks: ranks)
       if let runDir { job.runFolder = runDir }
       return job
     }
@@ -38,7 +40,7 @@ struct Search: ParsableCommand {
         let job = try job(ranks: world.size)
         let progress = ProgressLine()
         try stopping.search(in: job.runFolder, world) { stop in
-          try job.run(stop: stop, world: world, backend: try makeBackend(world)) { text in
+          try job.run(stop: stop, world: world, backend: device.backend(world)) { text in
             if world.isCoordinator { progress.print("\n== \(text)") }
           }
         }
@@ -69,6 +71,7 @@ struct Search: ParsableCommand {
     @Option(help: "Steps in which differentiable learns its gates.", transform: Whole.from(1, to: 1_000_000))
     var gateSteps = 60
     @Option(help: "Folder to write.") var runDir = Search.standardFolder
+    @OptionGroup var device: DeviceOption
     @OptionGroup var stopping: StopOptions
 
     func run() {
@@ -79,7 +82,7 @@ struct Search: ParsableCommand {
         try stopping.search(in: runDir, world) { stop in
           let run = try SearchRun(
             folder: runDir, teacher: objectives.teacher, stop: stop, world: world,
-            backend: try makeBackend(world))
+            backend: device.backend(world))
           _ = try run.placement(supernet: supernet, request, objectives: objectives.settings())
         }
       }

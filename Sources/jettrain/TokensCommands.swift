@@ -17,16 +17,24 @@ extension QuestionMaker.Split: ExpressibleByArgument {}
 struct Tokens: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Token streams: build, inspect and verify them, and see which sequences a step reads.",
-    subcommands: [Build.self, Encode.self, Inspect.self, Verify.self, MakeQuestions.self, Plan.self])
+    subcommands: [
+      Build.self, Join.self, Encode.self, Inspect.self, Verify.self, MakeQuestions.self, Plan.self,
+    ])
 
   struct Build: ParsableCommand {
     static let configuration = CommandConfiguration(
       abstract: "Turn text into a dataset of zstd-compressed token shards.",
       discussion:
         "Inputs are files or folders of text or JSON Lines, also .gz and .zst, or ids (--tokens), which are proven to be "
-        + "of the tokenizer. An interrupted build goes on.")
+        + "of the tokenizer; - is what another program pipes in. An interrupted build goes on. Several hosts share one "
+        + "with --part 1/8 to 8/8, whose parts `jettrain tokens join` makes one dataset.")
 
-    @Argument(help: "Files or folders.") var inputs: [String]
+    @Argument(help: "Files or folders; or - for standard input.") var inputs: [String]
+    @Option(
+      help: ArgumentHelp(
+        "Build part i of n, of whole inputs, and leave the others to other hosts: the same command but for i.",
+        valueName: "i/n"), transform: Self.part)
+    var part: DatasetPart?
     @Option(help: "Folder of the new dataset; its last part is the dataset's name.") var output: String
     @Option(help: "The tokenizer: bytes, or a folder or tokenizer.json.") var tokenizer = "bytes"
     @Option(help: "Inputs are ids that another program made: megatron, llmc, nanogpt or datatrove.")
@@ -51,7 +59,7 @@ struct Tokens: ParsableCommand {
     @Option(help: "rank (small) or u32 (what zstd -dc shows is the ids).") var codec = TokenCodec.rank
     @Option(help: "Compression level of zstd, 1 to 19.", transform: Whole.from(1, to: 19)) var level = 3
     @Option(help: "The dataset that this small one stands in for.") var standsInFor: String?
-    @Option(help: "Threads; default all cores.", transform: Whole.from(1, to: Most.threads)) var threads: Int?
+    @OptionGroup var cores: ThreadsOption
 
     func run() {
       withoutWorld {
@@ -61,6 +69,11 @@ struct Tokens: ParsableCommand {
         guard [field != nil, pieces != nil, template != nil, tokens != nil, chat != nil].count(where: { $0 }) <= 1
         else {
           throw JobError(.usage, "--field, --pieces, --template, --chat and --tokens exclude each other")
+        }
+        if inputs.contains("-"), inputs.count > 1 || part != nil || tokens != nil {
+          throw JobError(
+            .usage,
+            "- is standard input: it goes with no other input, no --part, and no --tokens, whose files have indices")
         }
         let format: DocumentFormat =
           if let tokens { .tokens(tokens) } else if let chat {
@@ -76,24 +89,70 @@ struct Tokens: ParsableCommand {
         let progress = ProgressLine()
         var clock = PhaseClock()
         let builder = DatasetBuilder(
-          recipe, tokenizer: tokenizer, folder: output, pool: ThreadPool(threads: threads ?? Machine.cores))
+          recipe, tokenizer: tokenizer, folder: output, part: part,
+          pool: ThreadPool(threads: cores.count()))
         let manifest = try builder.run { tokens, share in
           clock.mark("build")
-          let done = Int(share * 20)
-          let bar = String(repeating: "█", count: done) + String(repeating: "░", count: 20 - done) + " "
           progress.update(
-            "\(isatty(2) == 1 ? bar : "\(output): ")\(Int(share * 100))%  \(Format.count(Double(tokens))) tokens  "
+            Self.progress(of: output, share) + "\(Format.count(Double(tokens))) tokens  "
               + "\(Format.count(Double(tokens) / clock.total)) tok/s")
         }
+        guard let part else {
+          progress.print("\(output): \(Tokens.describe(manifest))")
+          return progress.print("next: \(Tokens.whatToDo(with: output, tokenizer: path))")
+        }
         progress.print(
-          "\(output): \(manifest.tokens) tokens in \(manifest.documents) documents, "
-            + "\(Format.counted(manifest.shards.count, "shard")), fingerprint \(manifest.fingerprint.prefix(16))")
-        let named = tokenizer.name == "bytes" ? "" : " --tokenizer \(self.tokenizer)"
-        progress.print(
-          "next: jettrain tokens inspect \(output)\(named) --text 200; jettrain distill --data \(output), or data: {path: \(output)} in a job"
-            + (named.isEmpty ? "" : " (with data.tokenizer: \(self.tokenizer))"))
+          "\(output): part \(part.number) of \(part.count), \(Format.counted(manifest.tokens, "token")) in "
+            + "\(Format.counted(manifest.documents, "document")), \(Format.counted(manifest.shards.count, "shard"))")
+        progress.print("next: when all \(part.count) parts are there, jettrain tokens join \(output)")
       }
     }
+
+    private static func part(_ text: String) throws -> DatasetPart {
+      guard let part = DatasetPart(text) else {
+        throw NumberError(
+          description: "expected a part and how many there are, such as 3/8, at most \(DatasetPart.most)")
+      }
+      return part
+    }
+
+    /// What stands before the counts: a bar on a terminal, in a file whose line it is; what is piped in has no share.
+    private static func progress(of output: String, _ share: Double?) -> String {
+      guard let share else { return "\(output): " }
+      let done = Int(share * 20)
+      let bar = String(repeating: "█", count: done) + String(repeating: "░", count: 20 - done) + " "
+      return "\(isatty(2) == 1 ? bar : "\(output): ")\(Int(share * 100))%  "
+    }
+  }
+
+  struct Join: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract:
+        "Make one dataset of the parts that `tokens build --part` built, once every shard was read and compared.")
+    @Argument(help: "Folder that holds all parts.") var folder: String
+
+    func run() {
+      withoutWorld {
+        let manifest = try joinParts(in: folder) { fault in
+          FileHandle.standardError.write(Data("jettrain: \(fault)\n".utf8))
+        }
+        print("\(folder): \(Tokens.describe(manifest))")
+        print("next: \(Tokens.whatToDo(with: folder, tokenizer: manifest.tokenizer))")
+      }
+    }
+  }
+
+  fileprivate static func describe(_ manifest: Manifest) -> String {
+    "\(Format.counted(manifest.tokens, "token")) in \(Format.counted(manifest.documents, "document")), "
+      + "\(Format.counted(manifest.shards.count, "shard")), fingerprint \(manifest.fingerprint.prefix(16))"
+  }
+
+  fileprivate static func whatToDo(with dataset: String, tokenizer: String) -> String {
+    let isNamed = tokenizer != "bytes"
+    return
+      "jettrain tokens inspect \(dataset)\(isNamed ? " --tokenizer \(tokenizer)" : "") --text 200; "
+      + "jettrain distill --data \(dataset), or data: {path: \(dataset)} in a job"
+      + (isNamed ? " (with data.tokenizer: \(tokenizer))" : "")
   }
 
   struct Encode: ParsableCommand {
@@ -146,7 +205,7 @@ struct Tokens: ParsableCommand {
         print("codec        \(m.codec.rawValue)")
         let bytes = m.shards.reduce(0) { $0 + $1.bytes }
         print(
-          "tokens       \(m.tokens) in \(m.documents) documents, "
+          "tokens       \(m.tokens) in \(Format.counted(m.documents, "document")), "
             + String(format: "%.2f bits per token", Double(bytes) * 8 / Double(max(1, m.tokens))))
         print("fingerprint  \(m.fingerprint)")
         let rows = m.shards.map { [$0.file, "\($0.tokens)", "\($0.documents)", Format.bytes(Double($0.bytes))] }
@@ -233,6 +292,7 @@ struct Tokens: ParsableCommand {
             lines += try jsonLine(["question": question, "answer": answer])
           }
         }
+        try createFolder(Files.folder(of: output))
         try writeDurably(lines, to: output)
       }
     }

@@ -25,6 +25,8 @@ struct TrainingOptions: ParsableArguments {
   @Option(help: "Train on this dataset, whatever data and mix the job names.")
   var data: String?
 
+  @Option(help: "In place of the job's train.seed.", transform: Whole.from(0, to: .max)) var seed: Int?
+
   @Option(help: "Save after this step and exit with 75, as if asked to stop.", transform: Whole.from(1))
   var stopAtStep: Int?
 
@@ -35,7 +37,9 @@ struct TrainingOptions: ParsableArguments {
   func job(_ kind: JobKind, overrides extra: [String], ranks: Int) throws -> Job {
     var job = try Job(
       kind, path: job ?? "Jobs/\(kind == .pretrain ? "teacher" : kind.rawValue).yaml",
-      overrides: overrides + extra + (data.map { ["data.root=null", "data.mix=null", "data.path=\($0)"] } ?? []),
+      overrides: overrides + extra
+        + (data.map { ["data.root=null", "data.mix=null", Job.setting("data.path", to: $0)] } ?? [])
+        + (seed.map { ["train.seed=\($0)"] } ?? []),
       ranks: ranks)
     if let runDir { job.runFolder = runDir }
     try refusePlace(job.runFolder, "--run-dir")
@@ -85,7 +89,7 @@ struct Finetune: ParsableCommand {
   @Option(help: "A mix: a name from Jobs/mixes, or a path.")
   var mix: String?
 
-  var mixOverride: [String] { mix.map { ["data.mix=\($0)"] } ?? [] }
+  var mixOverride: [String] { mix.map { [Job.setting("data.mix", to: $0)] } ?? [] }
 
   func run() { options.run(.finetune, overrides: mixOverride) }
 }

@@ -38,11 +38,13 @@ struct Verify: ParsableCommand {
               ]
             }))
       for (what, entries) in [
-        ("outputs", comparison.entries.filter { !$0.isGradient }),
-        ("gradients", comparison.entries.filter(\.isGradient)),
+        ("output", comparison.entries.filter { !$0.isGradient }),
+        ("gradient", comparison.entries.filter(\.isGradient)),
       ] where !entries.isEmpty {
         let worst = entries.max { $0.error < $1.error }!
-        print("\(entries.count) \(what), the largest error \(String(format: "%.2e", worst.error)) in \(worst.name)")
+        print(
+          "\(Format.counted(entries.count, what)), the largest error \(String(format: "%.2e", worst.error)) in \(worst.name)"
+        )
       }
       if !bad.isEmpty { Foundation.exit(1) }
     }

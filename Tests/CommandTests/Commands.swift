@@ -38,6 +38,7 @@ let calls: [String: [String]] = [
   "launch": ["--ranks", "1", "--max-restarts", "0", "--", "pretrain", "--job", "teacher.yaml", "--run-dir", "OUT"],
   "plan": ["--job", "distill.yaml", "--kind", "distill"],
   "tokens build": ["--template", "{question}{answer}", "--output", "OUT", "qa.jsonl"],
+  "tokens join": ["data/qa"],
   "tokens encode": ["qa.jsonl"],
   "tokens inspect": ["data/qa"],
   "tokens verify": ["data/qa"],
@@ -49,18 +50,21 @@ let calls: [String: [String]] = [
   "checkpoint diff": ["teacher", "teacher"],
   "checkpoint export": ["teacher", "--output", "OUT"],
   // No such name, so that nothing is fetched.
-  "models fetch": ["smollm", "--into", "OUT"],
+  "models fetch": ["smollm", "--output", "OUT"],
   "models list": ["teacher"],
   "convert": ["teacher/model", "--config", "hybrid.json", "--output", "OUT"],
   "search all": ["--job", "search.yaml", "--run-dir", "OUT"],
   "search placement": [
-    "supernet.json", "--full", "1", "--teacher", "teacher/model", "--data", "data/qa", "--run-dir", "OUT",
+    "supernet", "--full", "1", "--teacher", "teacher/model", "--data", "data/qa", "--context", "32", "--sequences", "2",
+    "--run-dir", "OUT",
   ],
   "search block": [
-    "--job", "distill.yaml", "--candidates", "gla", "--data", "data/qa", "--run-dir", "OUT",
+    "--job", "candidate.yaml", "--candidates", "gla", "--data", "data/qa", "--context", "32", "--sequences", "2",
+    "--decode-context", "32", "--run-dir", "OUT",
   ],
   "search dimensions": [
-    "--job", "distill.yaml", "--key-sizes", "8", "--heads", "2", "--data", "data/qa", "--run-dir", "OUT",
+    "--job", "candidate.yaml", "--key-sizes", "8", "--heads", "2", "--data", "data/qa", "--context", "32",
+    "--sequences", "2", "--decode-context", "32", "--run-dir", "OUT",
   ],
   "search show": ["search"],
   "verify": ["teacher/model", "golden.safetensors"],
@@ -88,7 +92,7 @@ let meant: [(command: String, option: String, values: [String])] = [
   ("*", "--run-dir", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("bench checkpoint", "--folder", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("bench step", "--trace", ["-1", "0", "1e30", "nan", "binary", "folder"]),
-  ("compare", "--report", ["-1", "0", "1e30", "nan", "binary"]),
+  ("compare", "--report", ["-1", "0", "1e30", "nan", "binary", "missing/path"]),
   // Seeds are any number that is not negative.
   ("*", "--seed", ["0"]),
   // Nothing of something: docs and help say what 0 is.

@@ -54,6 +54,30 @@ import Testing
       data: {root: data, mix: ./mix.yaml}
       train: {context: 64, global_batch: 8, micro_batch: 2, tokens: 512}
       """)
+    // A supernet of two steps, and a search of one candidate.
+    let text = try String(contentsOfFile: small.folder + "/hybrid.json", encoding: .utf8)
+    try small.write(
+      "supernet.json",
+      text.replacingOccurrences(of: "\"jet\", \"attn\", \"jet\"", with: "\"attn\", \"attn\", \"attn\"")
+        .replacingOccurrences(of: "\"layer_types\"", with: "\"supernet_mixer\": \"jet\", \"layer_types\""))
+    let rest = """
+      data: {root: data, mix: ./mix.yaml}
+      train: {context: 64, global_batch: 8, micro_batch: 2, tokens: 1024, losses: {hidden: 1}}
+      """
+    try small.write(
+      "supernet.yaml", "model: {teacher: teacher/model, student: supernet.json, full_layers: 1}\n" + rest)
+    try small.write("candidate.yaml", "model: {teacher: teacher/model, student: hybrid.json}\n" + rest)
+    try small.write(
+      "search.yaml",
+      """
+      teacher: teacher/model
+      decode_context: 32
+      objectives: {scores: [kl], data: data/qa, context: 64, sequences: 2}
+      placement: {job: supernet.yaml, full: 1, strategies: [uniform]}
+      block: {job: candidate.yaml, candidates: [gla]}
+      """)
+    let (status, output) = try small.run(["distill", "--job", "supernet.yaml", "--run-dir", "supernet"])
+    guard status == 0 else { throw SmallRun.Failure(description: output) }
     return small
   }
 
@@ -129,6 +153,11 @@ import Testing
     }
     guard said.count == 1, said[0].utf8.count < 600, !answer.errors.contains("Fatal error") else {
       return "\(call): \(lines.count) lines with \(answer.status): \(answer.errors.prefix(600))"
+    }
+    // Whoever gave several wants to know which one is wrong.
+    let isElsewhere = answer.status == 69 || one.command == "models fetch"
+    guard isElsewhere || one.option.hasPrefix("<") || said[0].contains(one.option) || said[0].contains(one.value) else {
+      return "\(call): names neither \(one.option) nor its value: \(said[0])"
     }
     return nil
   }

@@ -93,6 +93,24 @@ extension RankTests {
     }
   }
 
+  /// A student whose settings would make something else of what it inherits is refused, by `convert` and by a run.
+  @Test func studentsOfAnotherArithmeticAreRefused() throws {
+    let text = try String(contentsOfFile: folder + "/hybrid.json", encoding: .utf8)
+    for (old, new, reason) in [
+      ("10000.0", "20000.0", "its rope_theta is 20000.0, the teacher's 10000.0"),
+      ("1e-6", "1e-5", "its rms_norm_eps is 1e-05, the teacher's 1e-06"),
+      ("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false", "its tie_word_embeddings is false"),
+    ] {
+      try write("other.json", text.replacingOccurrences(of: old, with: new))
+      let converted = try jettrain(
+        "convert", "teacher/model", "--config", "other.json", "--output", "other", expecting: 65)
+      let trained = try jettrain(
+        ranks: 2, "distill", "--job", "distill.yaml", "--set", "model.student=other.json", "--run-dir", "other",
+        expecting: 65)
+      #expect(converted.contains(reason) && trained.contains(reason), "\(converted)\n\(trained)")
+    }
+  }
+
   /// What a search lacks is said before its supernet trains.
   @Test func inputsOfASearchAreCheckedFirst() throws {
     try writeSupernet()

@@ -53,6 +53,23 @@ extension TrainingTests {
     }
   }
 
+  /// What is given and of another type is said to be that, and nothing is said to be missing for it.
+  @Test(arguments: [
+    ("model=5", "model: 5 is not a mapping"), ("data=[d]", "is not a mapping"),
+    ("train=x", "train: x is not a mapping"),
+    ("phases=3", "phases: 3 is not a list of mappings"), ("phases=[1, 2]", "is not a list of mappings"),
+    ("phases=[]", "phases: the list is empty"), ("model.student=[a]", "is not a text"),
+    ("train.context=many", "train.context: many is not a whole number"),
+    ("train.tokens=[1]", "is not a count of tokens"), ("train.losses=7", "train.losses: 7 is not a mapping"),
+    ("data.mix={a: 1}", "data.mix: "), ("train.changes=[{from_step: x}]", "from_step: x is not a whole number"),
+  ])
+  func wrongTypesAreNotMissing(set: String, says: String) throws {
+    let error = #expect(throws: JobError.self) { try job(Self.good, set: [set]) }
+    let text = error?.description ?? ""
+    #expect(text.contains(says) && !text.contains("is missing"), "\(text)")
+    #expect(error?.reasons.count == 1, "\(text)")
+  }
+
   @Test func batchesMustDivide() throws {
     #expect(throws: JobError.self) { try job(Self.good, ranks: 3) }
     #expect(throws: JobError.self) { try job(Self.good, set: ["train.tokens=1000"]) }

@@ -35,11 +35,9 @@ extension Job {
     let slidingBudget = model.integer("sliding_layers", from: 0)
     let share = model.number("budget_share") ?? 0.75
     if share < 0 || share > 1 { model.fault("budget_share", "\(share) is not between 0 and 1") }
-    if let configuration = try? ModelConfiguration(path: student) {
+    if let configuration = try? modelConfiguration(of: student) {
       let isSupernet = configuration.supernetMixer != nil
-      if isSupernet && budget == nil {
-        model.fault("full_layers", "is missing: layers of full attention in the paths of this supernet")
-      }
+      if isSupernet { model.demand("full_layers", "layers of full attention in the paths of this supernet") }
       if !isSupernet && budget != nil {
         model.fault("full_layers", "\(student) is not a supernet: its config.json has no supernet_mixer")
       }
@@ -73,15 +71,18 @@ extension Job {
     let train = root.section("train")
     seed = UInt64(train.integer("seed", to: .max) ?? 1)
     device = train.string("device")
-    let sections = root.sections("phases", fallback: train) ?? [train]
-    let hasTeacher = teacher != nil
-    phases = sections.enumerated().map { index, section in
+    // What is no list of phases was reported, and says nothing of train.
+    let sections = root.isGiven("phases") ? root.sections("phases", fallback: train) : [train]
+    let hasTeacher = teacher != nil || model.isMisplaced
+    phases = (sections ?? []).enumerated().map { index, section in
       Phase(section, kind: kind, index: index, hasTeacher: hasTeacher, ranks: ranks)
     }
-    if phases.isEmpty { root.fault("phases", "the list is empty") }
-    let phaseKeys = sections.reduce(into: Set<String>()) { $0.formUnion($1.keysAsked) }
-    for section in sections where section !== train { section.rejectUnknownKeys() }
-    train.rejectUnknownKeys(known: phaseKeys)
+    if let sections {
+      if sections.isEmpty { root.fault("phases", "the list is empty") }
+      let phaseKeys = sections.reduce(into: Set<String>()) { $0.formUnion($1.keysAsked) }
+      for section in sections where section !== train { section.rejectUnknownKeys() }
+      if !sections.isEmpty { train.rejectUnknownKeys(known: phaseKeys) }
+    }
 
     let validation = root.section("validation")
     validationEvery = validation.integer("every") ?? 0
@@ -129,6 +130,12 @@ extension Job {
     return object
   }
 
+  /// An override that gives `key` this text, whatever else YAML would take it for.
+  package static func setting(_ key: String, to text: String) -> String {
+    let quoted = text.replacingOccurrences(of: "'", with: "''")
+    return "\(key)='\(quoted)'"
+  }
+
   /// Sets `key.path=value`, the value taken as YAML.
   package static func apply(_ override: String, to object: inout [String: Any]) throws {
     let parts = override.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
@@ -160,10 +167,11 @@ extension Job {
 extension Job {
   /// The `kind` that a job file declares.
   package static func declaredKind(of path: String) throws -> String {
-    guard let kind = try mapping(path)["kind"] as? String else {
-      throw JobError(.usage, "\(path): kind: is missing: pretrain, distill, finetune or search")
-    }
-    return kind
+    let known = "pretrain, distill, finetune or search"
+    let kind = try mapping(path)["kind"]
+    guard let kind, !(kind is NSNull) else { throw JobError(.usage, "\(path): kind: is missing: \(known)") }
+    guard let name = kind as? String else { throw JobError(.usage, "\(path): kind: \(kind) is not one of \(known)") }
+    return name
   }
 
   /// The shapes of student and teacher, from their folders or, where those do not exist yet, from the configurations
@@ -179,6 +187,6 @@ extension Job {
 
   private static func configuration(_ path: String, _ planned: String?) throws -> ModelConfiguration {
     let exists = FileManager.default.fileExists(atPath: path)
-    return try ModelConfiguration(path: exists ? path : planned ?? path)
+    return try modelConfiguration(of: exists ? path : planned ?? path)
   }
 }

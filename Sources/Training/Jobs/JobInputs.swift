@@ -32,12 +32,20 @@ extension Job {
     }
   }
 
-  /// Refuses a teacher that is not there.
-  package func checkTeacher() throws {
-    guard let teacher, !holdsModel(teacher) else { return }
+  /// Refuses a teacher that is not there, and models that the run itself would change.
+  package func checkModels() throws {
+    let run = URL(fileURLWithPath: runFolder).standardizedFileURL.path
+    for (key, path) in [("model.teacher", teacher), ("model.student", student)] {
+      guard let path, case let place = URL(fileURLWithPath: path).standardizedFileURL.path else { continue }
+      if place == run || place.hasPrefix(run + "/") {
+        throw JobError(
+          .usage, "\(key) \(path): lies in the run's own folder \(runFolder): choose another --run-dir")
+      }
+    }
+    guard let teacher, !namesModel(teacher) else { return }
     throw JobError(
       .data,
-      "model.teacher \(teacher): there is no model folder; train one with `jettrain pretrain`, or give the folder of "
+      "model.teacher \(teacher): there is no model folder, run folder or checkpoint; train one with `jettrain pretrain`, or give the folder of "
         + "a downloaded model")
   }
 

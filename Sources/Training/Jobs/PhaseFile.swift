@@ -1,6 +1,7 @@
 import Models
 import NN
 import Optimizers
+import Reporting
 import Tensors
 
 extension Phase {
@@ -10,7 +11,7 @@ extension Phase {
     } else if batch / microBatch % ranks != 0 {
       reader.fault(
         "global_batch",
-        "\(batch) sequences in micro-batches of \(microBatch) do not divide over \(ranks) ranks: make it a "
+        "\(Format.counted(batch, "sequence")) in micro-batches of \(microBatch) do not divide over \(Format.counted(ranks, "rank")): make it a "
           + "multiple of \(microBatch * ranks), or the micro-batch smaller")
     }
   }
@@ -20,8 +21,7 @@ extension Phase {
     let total = sequences(before: steps)
     for section in reader.sections("changes") ?? [] {
       guard let step = section.integer("from_step", from: 1) else {
-        guard !section.isGiven("from_step") else { continue }
-        section.fault("from_step", "is missing: the step of the phase, counted from 0, from which on it holds")
+        section.demand("from_step", "the step of the phase, counted from 0, from which on it holds")
         continue
       }
       let batch = section.integer("global_batch", from: 1, to: 1 << 24)
@@ -34,7 +34,7 @@ extension Phase {
         continue
       }
       guard step < steps else {
-        section.fault("from_step", "\(step) is behind the end of the phase, which has \(steps) steps")
+        section.fault("from_step", "\(step) is behind the end of the phase, which has \(Format.counted(steps, "step"))")
         continue
       }
       changes.append(PhaseChange(step: step, globalBatch: batch, mixName: mix))
@@ -49,7 +49,7 @@ extension Phase {
     // Smaller still, since steps are multiplied by both.
     let most = 1 << 24
     context = reader.integer("context", from: 1, to: most) ?? 0
-    if !reader.isGiven("context") { reader.fault("context", "is missing: tokens of a sequence") }
+    reader.demand("context", "tokens of a sequence")
     globalBatch = reader.integer("global_batch", from: 1, to: most) ?? 1
     microBatch = reader.integer("micro_batch", from: 1, to: most) ?? 1
     steps = 0
@@ -63,8 +63,8 @@ extension Phase {
           "\(budget.count) is not a whole number of steps of \(globalBatch) × \(context) = \(perStep) tokens; "
             + "\(steps * perStep) is")
       }
-    } else if !reader.isGiven("tokens") {
-      reader.fault("tokens", "is missing: the budget, such as 20M or 50B")
+    } else {
+      reader.demand("tokens", "the budget, such as 20M or 50B")
     }
 
     let lossSection = reader.section("losses")
@@ -73,7 +73,9 @@ extension Phase {
       logits: lossSection.number("logits") ?? 0, crossEntropy: lossSection.number("cross_entropy") ?? 0)
     lossSection.rejectUnknownKeys()
     if losses == LossWeights() {
-      if reader.isGiven("losses") { reader.fault("losses", "all weights are 0: nothing would be learned") }
+      if reader.isGiven("losses"), !lossSection.isMisplaced {
+        reader.fault("losses", "all weights are 0: nothing would be learned")
+      }
       losses = kind == .distill ? LossWeights(hidden: 1) : LossWeights(crossEntropy: 1)
     }
     if losses.needsTeacher && !hasTeacher {
@@ -91,7 +93,7 @@ extension Phase {
       shape: reader.choice("schedule", Schedule.Shape.self) ?? .cosine, peak: peak,
       floor: floor, warmupSteps: reader.integer("warmup_steps") ?? 0)
     if schedule.warmupSteps > max(1, steps) {
-      reader.fault("warmup_steps", "\(schedule.warmupSteps) steps are more than the phase has, \(steps)")
+      reader.fault("warmup_steps", "\(schedule.warmupSteps) are more steps than the phase has, \(steps)")
     }
     // Of 1 and more, averages would never forget, and moments grow without bound.
     let most1 = 1.0.nextDown

@@ -9,6 +9,8 @@ package final class YAMLReader {
   private var used: Set<String> = []
   /// Where values are looked up that this mapping lacks: the job's `train` for a phase.
   private let fallback: YAMLReader?
+  /// Whether the file has something else in the place of this mapping, which was reported: nothing is missing in it then.
+  let isMisplaced: Bool
 
   /// The faults of one file.
   package final class Faults {
@@ -17,7 +19,14 @@ package final class YAMLReader {
   }
 
   /// - Parameter path: of keys above, for what faults say
-  package init(_ object: [String: Any], path: String, faults: Faults, fallback: YAMLReader? = nil) {
+  package convenience init(_ object: [String: Any], path: String, faults: Faults, fallback: YAMLReader? = nil) {
+    self.init(object, path: path, faults: faults, fallback: fallback, isMisplaced: false)
+  }
+
+  private init(
+    _ object: [String: Any], path: String, faults: Faults, fallback: YAMLReader?, isMisplaced: Bool
+  ) {
+    self.isMisplaced = isMisplaced
     self.object = object
     self.path = path
     self.faults = faults
@@ -49,8 +58,13 @@ package final class YAMLReader {
 
   package func required(_ key: String, _ what: String) -> String {
     if let value = string(key) { return value }
-    if !has(key) { fault(key, "is missing: \(what)") }
+    demand(key, what)
     return ""
+  }
+
+  /// Reports a key that is not given and must be; one of a wrong type is reported by whoever reads it.
+  package func demand(_ key: String, _ what: String) {
+    if !isGiven(key), !isMisplaced { fault(key, "is missing: \(what)") }
   }
 
   package func boolean(_ key: String) -> Bool? { typed(key, "true or false") { $0 as? Bool } }
@@ -137,8 +151,10 @@ package final class YAMLReader {
 
   /// The mapping at `key`; an empty one where there is none.
   package func section(_ key: String) -> YAMLReader {
-    let child = typed(key, "a mapping") { $0 as? [String: Any] } ?? [:]
-    return YAMLReader(child, path: path.isEmpty ? key : path + "." + key, faults: faults)
+    let child = typed(key, "a mapping") { $0 as? [String: Any] }
+    return YAMLReader(
+      child ?? [:], path: path.isEmpty ? key : path + "." + key, faults: faults, fallback: nil,
+      isMisplaced: child == nil && isGiven(key))
   }
 
   /// The mappings in the list at `key`, each falling back on `fallback`.
@@ -158,7 +174,7 @@ package final class YAMLReader {
         continue
       }
       let nearest = known.min { Self.distance(key, $0) < Self.distance(key, $1) }
-      let hint = nearest.map { Self.distance(key, $0) <= 3 ? "; did you mean \($0)?" : "" } ?? ""
+      let hint = nearest.map { Self.distance(key, $0) < min(4, key.count) ? "; did you mean \($0)?" : "" } ?? ""
       fault(key, "is not a key of this file\(hint)")
     }
   }

@@ -1,6 +1,7 @@
 import Checkpointing
 import Files
 import Foundation
+import Reporting
 
 /// What is launched and how often.
 package struct LaunchPlan {
@@ -141,9 +142,12 @@ package final class Supervisor {
       }
       let last = attempts.suffix(plan.crashesAtAStep)
       if last.count == plan.crashesAtAStep, Set(last.map(\.reached)).count == 1, Set(last.map(\.from)).count == 1 {
-        return report("given up: \(last.count) crashes in a row at step \(attempt.reached)")
+        return report(
+          "given up: \(Format.counted(last.count, "crash", plural: "crashes")) in a row at step \(attempt.reached)")
       }
-      if attempts.count > plan.maxRestarts { return report("given up after \(plan.maxRestarts) restarts") }
+      if attempts.count > plan.maxRestarts {
+        return report("given up after \(Format.counted(plan.maxRestarts, "restart"))")
+      }
       if let host = attempt.host, !hosts.isEmpty {
         // A card that failed, or is gone, fails again.
         let isCard = attempt.status == Self.cardFault
@@ -152,7 +156,7 @@ package final class Supervisor {
           hosts.removeAll { $0.name == host }
           say(
             "host \(host) \(isCard ? "has a card that failed" : "failed \(Self.faultsOfAHost) times") and is left out; "
-              + "\(try ranks(on: hosts)) ranks go on")
+              + "\(try Self.goOn(ranks(on: hosts)))")
         }
       }
       pause = attempt.reached > attempt.from ? plan.backoff : min(60, pause * 2)
@@ -175,6 +179,10 @@ package final class Supervisor {
       return Self.stoppedOnRequest
     default: return nil
     }
+  }
+
+  private static func goOn(_ ranks: Int) -> String {
+    Format.counted(ranks, "rank") + (ranks == 1 ? " goes on" : " go on")
   }
 
   /// Ranks to start: as many as asked for, or when hosts were left out as many as have room and the job accepts.
@@ -217,7 +225,7 @@ package final class Supervisor {
       }
     }
     guard !present.isEmpty, !absent.isEmpty else { return hosts }
-    say("\(absent.joined(separator: ", ")): no answer; \(try ranks(on: present)) ranks go on without")
+    say("\(absent.joined(separator: ", ")): no answer; \(try Self.goOn(ranks(on: present))) without")
     return present
   }
 
@@ -330,7 +338,7 @@ package final class Supervisor {
   /// One page of what happened, to standard error and into the run folder.
   private func report(_ end: String) -> Int32 {
     let last = attempts[attempts.count - 1]
-    var page = "\(plan.runFolder): \(end); \(attempts.count) attempts, step \(last.reached)\n"
+    var page = "\(plan.runFolder): \(end); \(Format.counted(attempts.count, "attempt")), step \(last.reached)\n"
     page += "attempt  began                ranks  seconds  from step  to step  ended by\n"
     let format = DateFormatter()
     format.dateFormat = "yyyy-MM-dd HH:mm:ss"
@@ -362,6 +370,10 @@ package struct ChildProcess: Sendable {
       signal(number) {
         // The first Ctrl-C asks the run to stop at a checkpoint; mpirun itself would end it without.
         let isGentle = $0 == SIGINT && receivedSignal == 0 && childIdentifier > 0
+        if isGentle {
+          let text: StaticString = "\njettrain launch: stopping at a checkpoint; Ctrl-C again ends at once, without\n"
+          _ = write(2, text.utf8Start, text.utf8CodeUnitCount)
+        }
         receivedSignal = isGentle ? SIGUSR1 : $0
         if childIdentifier > 0 { kill(childIdentifier, receivedSignal) }
       }

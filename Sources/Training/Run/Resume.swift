@@ -1,6 +1,7 @@
 import Checkpointing
 import Files
 import Foundation
+import Reporting
 import TokenStreams
 
 /// What to do about checkpoints that a run folder holds.
@@ -35,7 +36,7 @@ extension Trainer {
       return enterPhase()
     }
     say(
-      "resuming \(run.path) from step \(position.step), saved by \(checkpoint.manifest.worldSize) ranks, on \(world.size)"
+      "resuming \(run.path) from step \(position.step), saved by \(Format.counted(checkpoint.manifest.worldSize, "rank")), on \(world.size)"
     )
     if let kernels = checkpoint.manifest.job["matrix_kernels"], kernels != backend.kernelIdentity {
       say(
@@ -58,7 +59,9 @@ extension Trainer {
     else { return }
     let kept = run.path + "/metrics-without-checkpoint.jsonl"
     try renameFile(log, to: kept)
-    say("WARNING: \(run.path) has a log of \(last) lines and no checkpoint: it begins anew, the old log is \(kept)")
+    say(
+      "WARNING: \(run.path) has a log of \(Format.counted(last, "line")) and no checkpoint: it begins anew, the old log is \(kept)"
+    )
   }
 
   /// Goes to the newest checkpoint that can be read whole, of earlier steps than `before`.
@@ -127,7 +130,8 @@ extension Trainer {
     ] where then != now {
       throw CheckpointError(
         checkpoint.path,
-        "belongs to another run: its \(what) differs; choose another --run-dir, or restore what changed")
+        "belongs to another run: its \(what) \(what.hasSuffix("s") ? "differ" : "differs"); choose another --run-dir, or restore what changed"
+      )
     }
   }
 }

@@ -33,10 +33,14 @@ struct RunInputs {
     var lock: FolderLock?
     try agree(world) {
       guard world.isCoordinator else { return }
-      try createFolder(run.path)
-      lock = try FolderLock(
-        run.path, signs: Watchdog.signs(ofRun: run.path, session: run.session),
-        remedy: "wait for it, stop it, or choose another --run-dir")
+      do {
+        try createFolder(run.path)
+        lock = try FolderLock(
+          run.path, signs: Watchdog.signs(ofRun: run.path, session: run.session),
+          remedy: "wait for it, stop it, or choose another --run-dir")
+      } catch let error as FileError where error.kind == .system {
+        throw FileError(error.path, error.reason + "; choose another --run-dir", kind: .system)
+      }
       Watchdog.removeOld(in: run.path, but: run.session)
     }
     return lock

@@ -30,12 +30,17 @@ struct RunMetrics {
     ]
   }
 
-  /// The progress line; `data` is the share of the step that was spent waiting for it.
+  /// The progress line, which fits 80 columns: where figures are long, without the share of the products' rate, which
+  /// `metrics.jsonl` has, as it has the learning rate and the tokens so far. `data` is the share of the step that was spent
+  /// waiting for it, where that is worth a look.
   var line: String {
     let left = Double(totalSteps - position.step) * total
-    return
-      "step \(position.step)/\(totalSteps)  tokens \(Format.count(Double(position.tokens)))  loss \(String(format: "%.5g", result.loss))  "
-      + "lr \(String(format: "%.2e", learningRate))  grad \(String(format: "%.3f", result.gradientNorm))  "
-      + "\(Format.count(tokensPerSecond)) tok/s  data \(Int((100 * (seconds["data"] ?? 0) / total).rounded()))%  MFU \(Int(utilization * 100))%  ETA \(Format.duration(left))"
+    let waited = Int((100 * (seconds["data"] ?? 0) / total).rounded())
+    let figures =
+      "step \(position.step)/\(totalSteps)  loss \(Format.figure(result.loss))  grad \(Format.figure(result.gradientNorm))"
+      + "  \(Format.count(tokensPerSecond)) tok/s" + (waited < 5 ? "" : "  data \(waited)%")
+    let (share, end) = ("  MFU \(Int(utilization * 100))%", "  ETA \(Format.duration(left))")
+    let line = figures + share + end
+    return line.count <= 80 ? line : figures + end
   }
 }

@@ -31,6 +31,7 @@ package final class StopRequest {
       let text: StaticString = "\njettrain: stopping at a checkpoint; Ctrl-C again ends at once, without\n"
       _ = write(2, text.utf8Start, text.utf8CodeUnitCount)
     }
+    unblockSignals([SIGINT])
   }
 
   /// Says that a step was done since the start.

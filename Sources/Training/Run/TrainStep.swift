@@ -151,6 +151,6 @@ extension Trainer {
         / (matrixRate * Double(world.size)))
     try metrics.write(report.fields)
     let isLast = position.step == job.totalSteps
-    if !isQuiet && (isDue(job.logEvery) || isLast) { progress.update(report.line, isFinal: isLast) }
+    if !isQuiet && (isDue(job.logEvery) || isLast) { progress.update(report.line, isFinal: isLast, isDue: true) }
   }
 }

@@ -104,7 +104,7 @@ package final class Trainer {
     var metrics = openMetrics()
     matrixRate = Machine.matrixRate(backend)
     say(
-      "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(job.totalSteps) steps, "
+      "\(job.kind.rawValue) \(job.path): \(Format.count(Double(job.totalTokens))) tokens in \(Format.counted(job.totalSteps, "step")), "
         + "\(Format.counted(world.size, "rank")) × \(backend.deviceDescription)\(world.hasOthers ? " by \(fabric.description)" : ""), \(Int(matrixRate / 1e9)) GF/s a rank, run folder "
         + inputs.run.path)
     if position.step == 0, let dropped = models.transferLosses.droppedHeads { say(dropped) }

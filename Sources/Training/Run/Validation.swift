@@ -89,7 +89,7 @@ extension Trainer {
       "labels": validation.labels,
     ])
     let kl = models.teacher == nil ? "" : String(format: "  KL %.4f", losses.logits)
-    say("validation at step \(position.step): loss \(String(format: "%.4f", losses.crossEntropy))\(kl)")
+    say("validation at step \(position.step): cross-entropy \(String(format: "%.4f", losses.crossEntropy))\(kl)")
     return true
   }
 }

@@ -16,15 +16,16 @@ package struct ModelSetup {
   /// Loads and initialises what `job` names.
   package init(_ job: Job, backend: any Backend) throws {
     var losses: [TransferLoss] = []
-    try job.checkTeacher()
-    teacher = try job.teacher.map { try HybridLM.load($0, backend: backend) }
+    try job.checkModels()
+    teacher = try job.teacher.map { try loadModel($0, backend: backend) }
     if job.kind == .finetune {
-      guard FileManager.default.fileExists(atPath: job.student + "/config.json") else {
+      guard namesModel(job.student) else {
         throw JobError(
           .data,
-          "model.student \(job.student): there is no model folder; run `jettrain distill` first, or set model.student")
+          "model.student \(job.student): there is no model folder, run folder or checkpoint; run `jettrain distill` first, or "
+            + "set model.student")
       }
-      student = try HybridLM.load(job.student, backend: backend)
+      student = try loadModel(job.student, backend: backend)
     } else {
       guard job.kind != .distill || teacher != nil else {
         throw JobError(.usage, "\(job.path): model.teacher is missing")

@@ -1,4 +1,5 @@
 import Checkpointing
+import Reporting
 
 /// Where a run stands between two steps.
 package struct Position: Sendable, Equatable {
@@ -44,18 +45,19 @@ package struct Position: Sendable, Equatable {
     let now = phases[phase]
     guard phaseStep <= now.steps else {
       return
-        "has done \(phaseStep) steps of phase \(now.name), to which the job now gives \(now.steps): put its tokens back"
+        "has done \(Format.counted(phaseStep, "step")) of phase \(now.name), to which the job now gives \(now.steps): put its tokens back"
     }
     let earlier = phases[..<phase].reduce((steps: 0, tokens: 0)) { ($0.steps + $1.steps, $0.tokens + $1.tokens) }
     guard step == earlier.steps + phaseStep else {
       return
-        "had done \(step - phaseStep) steps before phase \(now.name), the job now gives \(earlier.steps): put the tokens "
+        "had done \(Format.counted(step - phaseStep, "step")) before phase \(now.name), the job now gives \(earlier.steps): put the tokens "
         + "of the phases before it back"
     }
     let expected = spikes.cursor(after: phaseStep, of: now)
     guard sequences == expected, tokens == earlier.tokens + now.sequences(before: phaseStep) * now.context else {
       return
-        "had read \(sequences) sequences in \(phaseStep) steps of phase \(now.name), and \(tokens) tokens in all; the job as "
+        "had read \(Format.counted(sequences, "sequence")) in \(Format.counted(phaseStep, "step")) of phase \(now.name), and "
+        + "\(tokens) tokens in all; the job as "
         + "it is now would have read \(expected) and \(earlier.tokens + now.sequences(before: phaseStep) * now.context): put the "
         + "old global_batch back, and append what is to change to the phase's changes: [{from_step: \(phaseStep), "
         + "global_batch: …}]"

@@ -18,20 +18,34 @@ package func loadModel(_ path: String, backend: any Backend) throws -> HybridLM 
   return try loadModel(Checkpoint(RunFolder.resolve(path)), backend: backend)
 }
 
+/// Whether ``loadModel(_:backend:)`` finds a model at `path`.
+package func namesModel(_ path: String) -> Bool { holdsModel(path) || (try? RunFolder.resolve(path)) != nil }
+
+/// The shapes of the model at any path that names one, or of a `config.json`.
+package func modelConfiguration(of path: String) throws -> ModelConfiguration {
+  guard !holdsModel(path), let folder = try? RunFolder.resolve(path) else { return try ModelConfiguration(path: path) }
+  return try configuration(of: Checkpoint(folder))
+}
+
+private func configuration(of checkpoint: Checkpoint) throws -> ModelConfiguration {
+  try ModelConfiguration(
+    json: Data((checkpoint.manifest.job["config"] ?? "").utf8), path: checkpoint.path + "/manifest.json")
+}
+
 /// The model of a checkpoint: what never trained comes from where the job took it, the rest from the shards.
 package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws -> HybridLM {
   let manifest = checkpoint.manifest
   let job = manifest.job
   let model: HybridLM
   if manifest.identity.kind == JobKind.finetune.rawValue {
-    model = try HybridLM.load(job["student"] ?? "", backend: backend)
+    model = try loadModel(job["student"] ?? "", backend: backend)
   } else {
     let teacher = job["teacher"].flatMap { $0.isEmpty ? nil : $0 }
     model = try ModelSetup.begin(
-      ModelConfiguration(json: Data((job["config"] ?? "").utf8), path: checkpoint.path + "/manifest.json"),
+      configuration(of: checkpoint),
       weights: job["student"] ?? "",
       teacher: manifest.identity.kind == JobKind.distill.rawValue
-        ? teacher.map { try HybridLM.load($0, backend: backend) } : nil,
+        ? teacher.map { try loadModel($0, backend: backend) } : nil,
       initialization: StudentInitialization(rawValue: job["init"] ?? "") ?? .random,
       seed: UInt64(job["seed"] ?? "") ?? 0, backend: backend)
   }
@@ -57,9 +71,8 @@ package func loadModel(_ checkpoint: Checkpoint, backend: any Backend) throws ->
 package func companionFolder(of path: String) -> String? {
   if holdsModel(path) { return path }
   guard let job = try? Checkpoint(RunFolder.resolve(path)).manifest.job else { return nil }
-  return [job["student"], job["teacher"]].compactMap { $0 }.first {
-    !$0.isEmpty && holdsModel($0)
-  }
+  return [job["student"], job["teacher"]].compactMap { $0 }.filter { !$0.isEmpty && namesModel($0) }
+    .compactMap(companionFolder(of:)).first
 }
 
 /// Writes the tokenizer of a GGUF file as Hugging Face's files into `folder`, which is made; where `source` is a folder,
