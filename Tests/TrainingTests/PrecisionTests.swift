@@ -39,6 +39,30 @@ extension TrainingTests {
     }
   }
 
+  /// On a card activations are bfloat16 where matrices train in it, on CPUs never; the state is the same on both.
+  @Test func planCountsTheDevice() throws {
+    let configuration = try ModelConfiguration(path: "\(repository)/Jobs/models/jet-mini.json")
+    func read(_ compute: String) throws -> [Phase] {
+      try job(
+        Self.good, kind: .pretrain,
+        set: ["model.teacher=", "train.losses.cross_entropy=1", "train.compute=\(compute)", "train.context=512"]
+      ).phases
+    }
+    for compute in ["float32", "bfloat16"] {
+      let phases = try read(compute)
+      let kept = [ShapeBackend.Counted.cpu, .card].map {
+        KeptBytes(phases[0], student: configuration, on: $0).total
+      }
+      let states = [ShapeBackend.Counted.cpu, .card].map {
+        StepEstimate.phases(phases, student: configuration, teacher: nil, ranks: 1, on: $0)[0].stateBytes
+      }
+      print("\(compute): \(kept[0]) bytes a token on CPUs, \(kept[1]) on a card")
+      #expect(states[0] == states[1])
+      // What kernels of a card keep besides is theirs; half is what is left of activations.
+      #expect(compute == "float32" ? kept[1] >= kept[0] : kept[1] < 0.75 * kept[0])
+    }
+  }
+
   /// In bfloat16 buckets are of one type, and the masters of all ranks make up float32 values again.
   @Test func raisedValuesAreTheMasters() throws {
     let backend = CPUBackend(threads: 1)
