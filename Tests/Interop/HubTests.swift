@@ -55,7 +55,7 @@ import Testing
     ) throws -> (status: Int32, errors: String) {
       let process = Process()
       process.executableURL = URL(fileURLWithPath: jettrainProgram)
-      process.arguments = ["models", "fetch", name, "--into", path, "--accept-licence", "--quiet"]
+      process.arguments = ["models", "fetch", name, "--output", path, "--accept-licence", "--quiet"]
       var environment = ProcessInfo.processInfo.environment
       environment["HF_ENDPOINT"] = "http://127.0.0.1:" + server.port
       environment["HF_TOKEN"] = token
