@@ -77,6 +77,7 @@ struct Bench: ParsableCommand {
             let path = self.phase != nil || names.count == 1 ? trace : Self.name(trace, phase.name)
             let file = try Trace.file(
               log.spans + spans, process: "jettrain, \(job.name), \(phase.name), \(backend.deviceDescription)")
+            try createFolder(Files.folder(of: path))
             try writeDurably(file, to: path)
           }
           rate = max(rate, Machine.matrixRate(backend)) * Double(world.size)
