@@ -103,7 +103,7 @@ continue_texts "$run_folder/model"
 step "7. Loss and KL on held-out text; caches, and decoding behind 4K and 32K tokens"
 run "$jettrain" compare --data "$data" --context 512 --sequences 16 teacher="$teacher" before="$student" \
   after="$run_folder/model"
-run "$jettrain" bench decode --model "$run_folder/model" --teacher "$teacher" --contexts 4096,32768 | sed "/^{/d"
+run "$jettrain" bench decode --model "$run_folder/model" --teacher "$teacher" --contexts 4096,32768 | sed -u "/^{/d"
 
 step "8. What 24 of the 30 layers would take"
 run "$jettrain" convert "$teacher" --mixer jet --layers "$(layers_of 24)" --dtype float32 --output "$scratch/most" >/dev/null

@@ -435,7 +435,8 @@ DEVICE void siluNormalizeRowBackward(
 DEVICE void siluNormalizeRowsBackward(
   const ELEMENT *dy, const ELEMENT *x, Heads view, int row, int rows, int columns, float epsilon, ELEMENT *dx,
   Heads dView) {
-  constexpr int PAIR = 2;
+  // Earlier cards have too few registers for two.
+  constexpr int PAIR = __CUDA_ARCH__ >= 900 ? 2 : 1;
   const int c = threadIdx.x % 16 * 8, end = row + HALVES;
 #pragma unroll 1
   for (; row < end; row += PAIR) {
