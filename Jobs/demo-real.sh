@@ -87,7 +87,7 @@ measure "$student" | tee "$scratch/here.jsonl"
 # A third of the time aligns layer by layer; a tenth of it is for what is not training: reading, looking, saving.
 tokens_of() { # phase, share of the time
   awk -v rate="$(figure "$scratch/here.jsonl" "$1" tokens_per_s)" -v hours="$hours" -v share="$2" \
-    'BEGIN { steps = int(rate * hours * 3600 * 0.9 * share / 1024); print (steps < 4 ? 4 : steps) * 1024 }'
+    'BEGIN { steps = int(rate * hours * 3600 * 0.9 * share / 1024); print (steps < 12 ? 12 : steps) * 1024 }'
 }
 align=$(tokens_of align 0.33)
 distill=$(tokens_of distill 0.67)
