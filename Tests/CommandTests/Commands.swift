@@ -91,7 +91,7 @@ let meant: [(command: String, option: String, values: [String])] = [
   ("*", "--output", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("*", "--run-dir", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
   ("bench checkpoint", "--folder", ["-1", "0", "1e30", "nan", "missing/path", "folder"]),
-  ("bench step", "--trace", ["-1", "0", "1e30", "nan", "binary", "folder"]),
+  ("bench step", "--trace", ["-1", "0", "1e30", "nan", "binary", "missing/path", "folder"]),
   ("compare", "--report", ["-1", "0", "1e30", "nan", "binary", "missing/path"]),
   // Seeds are any number that is not negative.
   ("*", "--seed", ["0"]),
