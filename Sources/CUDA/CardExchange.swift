@@ -63,10 +63,12 @@ package final class CardExchange: @unchecked Sendable {
   ///
   /// - Throws: `CUDAError.missing` where it is not there
   private static func functions() throws -> Functions { try loaded.get() }
-  private nonisolated(unsafe) static let loaded = Result { try Functions() }
+  private static let loaded = Result { try Functions() }
 
-  /// Whether NCCL is there.
-  package static var isAvailable: Bool { (try? functions()) != nil }
+  /// Looks for NCCL.
+  ///
+  /// - Throws: `CUDAError.missing` where it is not there
+  package static func find() throws { _ = try functions() }
 
   /// A new exchange's identity.
   package static func makeIdentity() throws -> Identity {
