@@ -54,6 +54,15 @@ extension RankTests {
     #expect(missing.contains("shard is missing"))
   }
 
+  /// Exchanges between cards that cannot be had are refused, and not taken over by others in silence.
+  @Test func fabricsThatCannotServeAreRefused() throws {
+    let job = ["distill", "--job", "distill.yaml", "--device", "cpu", "--run-dir", "fabric"]
+    let cards = try small.run(ranks: 2, job, environment: ["JETTRAIN_FABRIC": "nccl"])
+    #expect(cards.status == 69 && cards.output.contains("JETTRAIN_FABRIC is nccl, and rank 0 "), "\(cards.output)")
+    let unknown = try small.run(ranks: 2, job, environment: ["JETTRAIN_FABRIC": "rdma"])
+    #expect(unknown.status == 69 && unknown.output.contains("it can be mpi or nccl"), "\(unknown.output)")
+  }
+
   /// Data and tokenizers with ids that a model has no rows for are refused by every command, in one line.
   @Test func vocabulariesAreCompared() throws {
     try writeSupernet()
